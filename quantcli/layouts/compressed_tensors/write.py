@@ -145,8 +145,9 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
         )
     packed = {scheme.bits for scheme in own if format_of(scheme) == PACKED}
     if odd := sorted(packed & set(runtimes.HUMMING)):
-        older = "compressed-tensors 0.18 or newer, and " if set(odd) - {2} else ""
-        notes.append(f"{', '.join(map(str, odd))} bits need {older}for vLLM 0.32 the package Humming on CUDA")
+        older = "; transformers needs compressed-tensors 0.18 or newer" if set(odd) - {2} else ""
+        bits = ", ".join(map(str, odd))
+        notes.append(f"{bits} bits: vLLM 0.32 loads them with the package Humming alone, on CUDA{older}")
     notes += [*runtimes.unloaded(own), *runtimes.unjoined(tensors)]
     return [*notes, *(runtimes.mixed(own) if several else [])]
 
