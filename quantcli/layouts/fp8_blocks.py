@@ -28,6 +28,7 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import small, whole_bytes
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import CONFIG_HINT, architecture, model_dtype, section, text
+from quantcli.layouts.joined import unjoined
 from quantcli.layouts.loaders import (
     ignored,
     loads_experts,
@@ -273,7 +274,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     return Conversion(
         jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
         config={"quantization_config": settings},
-        notes=[*unknown(model), *loads_experts(tensors, model), *_renamed(model)],
+        notes=[*unknown(model), *loads_experts(tensors, model), *_renamed(model), *unjoined(tensors)],
     )
 
 

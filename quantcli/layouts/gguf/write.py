@@ -219,7 +219,10 @@ def _model(
         hint = "move tokenizer.json away for a model that llama.cpp runs on token ids only"
         raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
-        notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
+        notes.append(
+            f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}; for a model that "
+            "reads text, put that of the original beside config.json"
+        )
         notes += text_encoders.without_vocabulary(config)
     if rounded:
         notes.append(f"llama.cpp cannot run F64: {_some(rounded, 'F64')} rounded to F32")
