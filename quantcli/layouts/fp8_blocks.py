@@ -313,8 +313,7 @@ WRITES = Writer(
         Runtime(
             name="transformers, vLLM, SGLang",
             command="quantize MODEL --to fp8-blocks",
-            limits="as DeepSeek publishes its models. transformers ran it, the loaders of vLLM and SGLang were read; "
-            "SGLang does not load those of Llama and Mistral",
+            limits="transformers ran it, the other loaders were read; SGLang takes no Llama, no Mistral",
         ),
     ),
     menu=({"format": "fp8-e4m3", "granularity": "block", "activations": "fp8-group"},),
