@@ -155,7 +155,8 @@ def _codes(asked: Asked) -> _Codes:
     _whole("bits", bits, 1, MAX_BITS)
     if not low <= bits <= high:
         span = f"{low} to {high}" if low < high else str(low)
-        raise UsageError(f"{name} has {span} bits, not {bits}", place=["bits"])
+        hint = "leave it out" if low == high else f"use {min(max(bits, low), high)}"
+        raise UsageError(f"{name} has {span} bits, not {bits}", place=["bits"], hint=hint)
     if needed is not None and needed > bits:
         raise UsageError(f"{count} levels do not fit {bits} bits", place=["bits"], hint=f"use {needed} bits")
     return _Codes(name, form, family, bits, asked.symmetric)

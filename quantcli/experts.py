@@ -190,7 +190,9 @@ def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
         if name not in used:
             left.append(name)
         elif tensors:
-            same = len(tensors) == 1 and not tensors[0].own and _is_whole(tensors[0].matrices)
+            same = (
+                len(tensors) == 1 and not tensors[0].own and _is_whole(tensors[0].matrices) and name != tensors[0].name
+            )
             becomes = " and ".join(t.name if same else f"{t.name} {list(t.shape)}" for t in tensors)
             (renamed if same else order).append(f"{name} -> {becomes}")
     said = [

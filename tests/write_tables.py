@@ -109,14 +109,13 @@ def runtimes() -> str:
     names = registry.names("layouts", "WRITES")
     rows = []
     for name in sorted(names, key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n)):
-        schemes = coded(listed(stored_by(name)))
-        for place, runtime in enumerate(named(name).runtimes):
+        for runtime in named(name).runtimes:
             others = f", or {coded(runtime.others)}" if runtime.others else ""
             command = f"`quantcli {runtime.command}`{others}"
-            rows.append([runtime.name, command, "the same" if place else schemes, runtime.limits])
+            rows.append([runtime.name, command, runtime.limits])
     own = "every scheme there is; [python](quantcli/docs/python.md), [the file format](quantcli/docs/file-format.md)"
-    rows.append(["your own code", "`quantcli quantize MODEL --to native`", "all but those of GGUF", own])
-    return table(["runtime", "command", "schemes by name", "limits"], rows)
+    rows.append(["your own code", "`quantcli quantize MODEL --to native`", own])
+    return table(["runtime", "command", "limits"], rows)
 
 
 def comfyui() -> str:

@@ -329,8 +329,7 @@ WRITES = Writer(
         Runtime(
             name="vLLM, GPTQModel",
             command="quantize MODEL --bits 4 --to awq",
-            limits="the layout alone: the algorithm AWQ, which needs data, is not in quantcli. 4 bits, q, k and v "
-            "alike, gate and up too",
+            limits="the layout, not the algorithm",
         ),
     ),
     scale_dtype="float16",

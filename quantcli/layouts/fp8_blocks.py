@@ -28,6 +28,7 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import small, whole_bytes
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import CONFIG_HINT, architecture, model_dtype, section, text
+from quantcli.layouts.joined import unjoined
 from quantcli.layouts.loaders import (
     ignored,
     loads_experts,
@@ -273,7 +274,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     return Conversion(
         jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
         config={"quantization_config": settings},
-        notes=[*unknown(model), *loads_experts(tensors, model), *_renamed(model)],
+        notes=[*unknown(model), *loads_experts(tensors, model), *_renamed(model), *unjoined(tensors)],
     )
 
 
@@ -312,8 +313,7 @@ WRITES = Writer(
         Runtime(
             name="transformers, vLLM, SGLang",
             command="quantize MODEL --to fp8-blocks",
-            limits="as DeepSeek publishes its models. transformers ran it, the loaders of vLLM and SGLang were read; "
-            "SGLang does not load those of Llama and Mistral",
+            limits="transformers ran it, the other loaders were read; SGLang takes no Llama, no Mistral",
         ),
     ),
     menu=({"format": "fp8-e4m3", "granularity": "block", "activations": "fp8-group"},),

@@ -334,8 +334,7 @@ WRITES = Writer(
         Runtime(
             name="GPTQModel, vLLM",
             command="quantize MODEL --bits 4 --to gptq",
-            limits="the layout alone: the algorithm GPTQ, which needs data, is not in quantcli. One width for a "
-            "model; vLLM loads 4 and 8 bits",
+            limits="the layout; one width for a model, vLLM loads 4 and 8 bits",
         ),
     ),
     scale_dtype="float16",

@@ -1,7 +1,8 @@
-"""Weights that runtimes join into one matrix: what is refused, because no runtime could join them."""
+"""Weights that runtimes join into one matrix: what is refused or noted, because no runtime could join them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from quantcli.errors import UsageError, printable
@@ -41,3 +42,23 @@ def _scheme(tensor: Weight) -> str:
         return "kept"
     inputs = tensor.scheme.activations
     return tensor.scheme.name + (f" with inputs in {inputs}" if inputs != "none" else "")
+
+
+JOINED = re.compile(r".*\b(?:q_proj|k_proj|gate_proj|w1)\.weight")
+"""Weights below whose rows runtimes put those of another one."""
+
+
+def unjoined(tensors: Sequence[Weight]) -> list[str]:
+    """The note on weights in blocks that runtimes cannot join with others, as those end within a block."""
+    found = [
+        tensor.info
+        for tensor in tensors
+        if tensor.scheme is not None
+        and tensor.scheme.granularity == "block"
+        and tensor.info.shape[0] % tensor.scheme.group_size
+        and JOINED.fullmatch(tensor.info.name)
+    ]
+    if not found:
+        return []
+    why = f"{printable(found[0].name, 120)} has {found[0].shape[0]} rows, not whole blocks"
+    return [f"vLLM and SGLang do not load this model: they join q, k and v, and gate and up, and {why}"]

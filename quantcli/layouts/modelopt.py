@@ -218,9 +218,8 @@ WRITES = Writer(
         Runtime(
             name="TensorRT-LLM, vLLM, SGLang",
             command="quantize MODEL --to modelopt",
-            others=("--scheme FP8_DYNAMIC", "--scheme MXFP8"),
-            limits="NVFP4 of weights. ModelOpt decoded it, the loaders were read but not run. `FP8` and `NVFP4` take "
-            "measured scales of inputs with `--activation-scales`; experts stay",
+            others=("--scheme FP8_DYNAMIC", "MXFP8"),
+            limits="NVFP4 of weights; its loaders were read, not run. Experts stay",
         ),
     ),
     joins=True,

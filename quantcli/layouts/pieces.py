@@ -228,7 +228,8 @@ def one_group(weights: Sequence[Weight], sizes: Sequence[int]) -> int:
     found = finer(size, sizes)
     if found is None:
         groups = " and ".join(f"{g} ({printable(name, 80)})" for g, name in list(own.items())[:3])
-        raise UsageError(f"groups of {groups} have no common size that it supports")
+        hint = "give all weights groups of one size, or --to compressed-tensors, which has several"
+        raise UsageError(f"groups of {groups} have no common size that it supports", hint=hint)
     return found
 
 
@@ -237,7 +238,8 @@ def same_bits(weights: Sequence[Weight]) -> int:
     found = {facts(w)[0].bits: w.info.name for w in weights}
     if len(found) > 1:
         shown = " and ".join(f"{b} bits ({printable(name, 80)})" for b, name in list(found.items())[:3])
-        raise UsageError(f"{shown} in one model, but its configuration allows one bit width")
+        hint = "give all weights the same bits, or --to compressed-tensors, which has several"
+        raise UsageError(f"{shown} in one model, but its configuration allows one bit width", hint=hint)
     return next(iter(found))
 
 

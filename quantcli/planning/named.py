@@ -123,12 +123,21 @@ def instead(scheme: Scheme, accepts: Accepts) -> str:
     '--scheme W4A16'
     >>> instead(asking.Scheme(bits=8), writer("modelopt").accepts)
     '--scheme MXFP8A16'
+    >>> instead(_scheme("MXFP4"), writer("fp8-blocks").accepts)
+    '--scheme FP8_BLOCK'
     """
     nearest = accepts.nearest(scheme)
     for like in (scheme, nearest):
         for name in sorted(usual_names(), key=lambda name: (name in _types(), -_alike(like, name))):
             if _alike(like, name) and accepts.obstacle(_scheme(name)) is None:
                 return f"--scheme {name}"
+    for name in usual_names():
+        if (
+            accepts.obstacle(own := _scheme(name)) is None
+            and own.name == nearest.name
+            and own.activations not in STATIC
+        ):
+            return f"--scheme {name}"
     return spelled(nearest) if accepts.obstacle(nearest) is None else ""
 
 

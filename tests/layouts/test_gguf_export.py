@@ -311,7 +311,8 @@ def test_keys_words_and_frequencies(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     ran = run("quantize", TINY, "--bits", 8, "--to", "gguf", "-o", out, "--json")
     why = "the file has no vocabulary, so llama.cpp runs it on token ids only: there is no tokenizer.json"
-    assert ran.err == f"quantcli: {why}\n" and why in ran.json["warnings"]
+    way = "for a model that reads text, put that of the original beside config.json"
+    assert ran.err == f"quantcli: {why}; {way}\n" and f"{why}; {way}" in ran.json["warnings"]
     keys = Gguf(out).keys
     assert list(keys)[:3] == ["general.architecture", "general.file_type", "general.quantization_version"]
     assert (keys["general.architecture"], keys["general.file_type"], keys["general.quantization_version"]) == (

@@ -401,3 +401,24 @@ def test_how_sentence_transformers_pools_goes_into_the_file() -> None:
     assert pooling(made("nomic"), beside) == {}
     files.clear()
     assert pooling(made("nomic"), beside) == {}
+
+
+def test_experts_and_convolutions_of_lfm2(tmp_path: Path) -> None:
+    """A convolution becomes a matrix, which is said with its shape; experts are stacked, their bias is F32."""
+    found = CASES["lfm2moe"]
+    folder, out = tmp_path / "m", tmp_path / "out.gguf"
+    folder.mkdir()
+    tensors = {name: gaussian(*shape, seed=i) for i, (name, shape) in enumerate(found["shapes"].items())}
+    save(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps(found["config"]))
+    ran = run("quantize", folder, "--bits", "8", "--to", "gguf", "-o", out)
+    assert ran.code == 0 and "conv.conv.weight -> model.layers.1.conv.conv.weight [256, 3]" in ran.out
+    np.testing.assert_array_equal(read(out, "blk.1.shortconv.conv.weight")[:, None], tensors[CONVOLUTION])
+    bias = read(out, "blk.1.exp_probs_b.bias")
+    np.testing.assert_array_equal(bias, tensors["model.layers.1.feed_forward.expert_bias"])
+    gates = read(out, "blk.2.ffn_gate_exps.weight")
+    last = tensors["model.layers.2.feed_forward.experts.3.w1.weight"]
+    assert gates.shape == (4, 96, 256) and np.abs(gates[3] - last).max() < 0.03
+
+
+CONVOLUTION = "model.layers.1.conv.conv.weight"

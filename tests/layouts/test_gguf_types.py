@@ -231,3 +231,22 @@ def test_float16_that_does_not_hold_the_scales() -> None:
     save(Path("in.safetensors"), {"w": gaussian(8, 512, seed=3).astype(np.float32) * 1e9})
     ran = run("quantize", "in.safetensors", "--scheme", "Q4_K", "--to", "gguf", "--container", "-o", "out.gguf", "-q")
     assert "float16 does not hold the scale of a super-block" in one_line(ran, 1)
+
+
+def test_one_bit_is_refused(tmp_path: Path) -> None:
+    """with the type that is nearest, embedding and head too"""
+    model = ROOT / "sample_models" / "tiny-llama"
+    line = one_line(run("quantize", model, "--bits", 1, "--to", "gguf", "-o", tmp_path / "x.gguf"), 2)
+    assert "gguf cannot store it: 1 bit" in line and "use --scheme Q2_K" in line
+    typed = ["quantize", model, "--bits", 4, "--override", "*.0.*:bits=8", "--to", "gptq", "--group-size", 64]
+    assert "give all weights the same bits" in one_line(run(*typed, "-o", tmp_path / "x"), 2)
+
+
+def test_notes_of_a_mix(tmp_path: Path) -> None:
+    """of one type for all weights a line tells that file types mix; of several none does"""
+    path = tmp_path / "x.gguf"
+    model = ROOT / "sample_models" / "tiny-llama"
+    words = "has the types that llama-quantize gives each tensor"
+    for more, said in ((), True), (("--override", "*.0.*:Q8_0"), False):
+        ran = run("quantize", model, "--to", "gguf", "--bits", 4, *more, "-o", path, "--force")
+        assert ran.code == 0 and (words in ran.err) == said

@@ -83,6 +83,14 @@ def test_a_weight_beside_one_that_is_kept_is_kept(tmp_path: Path) -> None:
     assert schemes(path, "--to", "mlx")["l.0.q_proj.weight"] == "w4g64"
 
 
+def test_blocks_that_cannot_be_joined_are_said(tmp_path: Path) -> None:
+    """of fewer rows than a block, which are stored"""
+    shapes = {"q_proj": (256, 256), "k_proj": (64, 256), "v_proj": (64, 256)}
+    save(tmp_path / "m.safetensors", {f"l.0.{name}.weight": gaussian(*shape, seed=1) for name, shape in shapes.items()})
+    ran = run("quantize", tmp_path / "m.safetensors", "--to", "fp8-blocks", "--dry-run")
+    assert "they join q, k and v, and gate and up, and l.0.k_proj.weight has 64 rows" in ran.err
+
+
 def test_a_size_never_leads_to_a_mix(tmp_path: Path) -> None:
     """Of none of the groups that runtimes join: those of DeepSeek and Qwen3-Next too."""
     groups = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"),

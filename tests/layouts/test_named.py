@@ -199,8 +199,8 @@ def test_inputs_in_groups_need_rows_of_whole_groups(tmp_path: Path) -> None:
     (["FP8_DYNAMIC"], []),
     (["MXFP4A16"], ["mxfp4: SGLang 0.5.23 does not load such weights"]),
     (["W8A8", "--group-size", "64"], ["w8g64 with inputs in int8: neither vLLM 0.32 nor SGLang 0.5.23 loads"]),
-    (["W3A16"], ["3 bits need", "w3g128: SGLang"]),
-    (["W4A16", "--override", "*.down_proj:W4AFP8"], ["inputs in fp8: SGLang", "loads them as they are;"]),
+    (["W3A16"], ["3 bits: vLLM 0.32 loads", "w3g128: SGLang"]),
+    (["W4A16", "--override", "*.down_proj:W4AFP8"], ["fp8: SGLang", "several schemes: transformers 5.23 loads"]),
     (["W4A16", "--override", "*.down_proj:W8A16"], ["loads them as they are, but not with dequantize=True"]),
     (["W4A16_ASYM", "--override", "*.down_proj:W8A8"], ["some with zero points: transformers 5.23 does not load"]),
 ])  # fmt: skip

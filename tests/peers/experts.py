@@ -74,7 +74,8 @@ def put_back(found: Weights, name: str, shape: tuple[int, ...], kind: str) -> np
 
 
 def restored(path: Path, original: Path, into: Path) -> Path:
-    """A float32 folder of what quantcli decodes, arranged as the original."""
+    """A float32 folder of what quantcli decodes, arranged as the original. What its config.json says beside the
+    quantization is what the client reads of the quantized folder, such as keys for mlx-lm."""
     kind = json.loads((original / "config.json").read_text())["model_type"]
     with open_model(str(path)) as model:
         views = of_checkpoint(model)
@@ -83,6 +84,10 @@ def restored(path: Path, original: Path, into: Path) -> Path:
     weights = {name: np.ascontiguousarray(put_back(found, name, values.shape, kind)) for name, values in wanted.items()}
     shutil.copytree(original, into, ignore=shutil.ignore_patterns("*.safetensors"))
     save_file(weights, into / "model.safetensors", {"format": "pt"})
+    if (path / "config.json").exists():
+        said = json.loads((path / "config.json").read_text())
+        plain = {key: value for key, value in said.items() if not key.startswith("quantization")}
+        (into / "config.json").write_text(json.dumps(plain))
     return into
 
 

@@ -54,8 +54,7 @@ WRITES = Writer(
         Runtime(
             name="diffusers",
             command="quantize PIPELINE --to bnb-nf4",
-            limits="whole pipelines, in every command; its loader wants a GPU, and was read but not run. Other "
-            "schemes are written in quantcli's own layout, which diffusers refuses",
+            limits="whole pipelines; its loader wants a GPU, and was read, not run. It takes no other scheme",
         ),
     ),
 )

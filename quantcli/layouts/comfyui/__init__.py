@@ -100,9 +100,9 @@ WRITES = Writer(
         Runtime(
             name="ComfyUI",
             command="quantize MODEL --to comfyui:int8_convrot",
-            others=("comfyui:float8_tensorwise", "comfyui:nvfp4", "comfyui:mxfp8"),
+            others=("float8_tensorwise", "nvfp4", "mxfp8"),
             limits="[others](quantcli/docs/targets.md#comfyui) too; matrices alone, no convolutions. Its loader was "
-            "run on a processor, its fast kernels not",
+            "run, its fast kernels not",
         ),
     ),
 )

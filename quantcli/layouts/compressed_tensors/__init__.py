@@ -56,19 +56,13 @@ WRITES = Writer(
             command="quantize MODEL --scheme FP8_DYNAMIC",
             others=("NVFP4A16", "W8A8", "MXFP4"),
             limits="their loaders were read, [which take what](quantcli/docs/targets.md#transformers-and-vllm); on a "
-            "processor vLLM ran `W8A8`, `W4A8`, `W4A16` and `FP8_DYNAMIC`, no GPU was at hand. `FP8` and `NVFP4` take "
-            "measured scales of inputs with `--activation-scales`",
+            "processor vLLM ran `W8A8`, `W4A8`, `W4A16` and `FP8_DYNAMIC`, no GPU was at hand",
         ),
         Runtime(
-            name="vLLM",
+            name="vLLM, transformers",
             command="quantize MODEL --bits 4",
-            limits="embedding and head stay. 4 bits are tested. q, k and v must have one scheme, gate and up too. "
-            "Groups of 8 bits do not load on processors; 2, 3, 5, 6 and 7 need the package Humming on CUDA",
-        ),
-        Runtime(
-            name="transformers",
-            command="quantize MODEL --bits 4",
-            limits="needs the package compressed-tensors. With `--asymmetric` only with `dequantize=True`",
+            limits="embedding and head stay. vLLM loads no groups of 8 bits on processors, other bits than 4 and 8 "
+            "with the package Humming on CUDA. transformers needs the package compressed-tensors",
         ),
     ),
 )

@@ -6,12 +6,9 @@ of several schemes was tried.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from quantcli.errors import printable
 from quantcli.layouts.compressed_tensors.formats import format_of
-from quantcli.layouts.writer import Weight
 from quantcli.scheme import Scheme
 
 HUMMING = (2, 3, 5, 6, 7)
@@ -70,23 +67,3 @@ def mixed(schemes: Sequence[Scheme]) -> list[str]:
     alike = len({(format_of(s), s.bits, s.granularity, s.group_size) for s in schemes}) == 1
     said = "" if alike else ", but not with dequantize=True, where it takes the first for all"
     return [f"several schemes: transformers 5.23 loads them as they are{said}"]
-
-
-JOINED = re.compile(r".*\b(?:q_proj|k_proj|gate_proj|w1)\.weight")
-"""Weights below whose rows runtimes put those of another one."""
-
-
-def unjoined(tensors: Sequence[Weight]) -> list[str]:
-    """The note on weights in blocks that runtimes cannot join with others, as those end within a block."""
-    found = [
-        tensor.info
-        for tensor in tensors
-        if tensor.scheme is not None
-        and tensor.scheme.granularity == "block"
-        and tensor.info.shape[0] % tensor.scheme.group_size
-        and JOINED.fullmatch(tensor.info.name)
-    ]
-    if not found:
-        return []
-    why = f"{printable(found[0].name, 120)} has {found[0].shape[0]} rows, not whole blocks"
-    return [f"vLLM and SGLang do not load this model: they join q, k and v, and gate and up, and {why}"]

@@ -17,6 +17,7 @@ from quantcli.layouts.compressed_tensors import runtimes
 from quantcli.layouts.compressed_tensors.formats import BYTES, FLOATS, PACKED, format_of, inputs, job, weights
 from quantcli.layouts.compressed_tensors.read import BITS
 from quantcli.layouts.config import architecture
+from quantcli.layouts.joined import unjoined
 from quantcli.layouts.loaders import ignored, inputs_in_groups, loads_experts, modules, not_linear, unknown
 from quantcli.layouts.pieces import facts, not_a_matrix, quantized
 from quantcli.layouts.writer import Beside, Conversion, Weight
@@ -145,9 +146,10 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
         )
     packed = {scheme.bits for scheme in own if format_of(scheme) == PACKED}
     if odd := sorted(packed & set(runtimes.HUMMING)):
-        older = "compressed-tensors 0.18 or newer, and " if set(odd) - {2} else ""
-        notes.append(f"{', '.join(map(str, odd))} bits need {older}for vLLM 0.32 the package Humming on CUDA")
-    notes += [*runtimes.unloaded(own), *runtimes.unjoined(tensors)]
+        older = "; transformers needs compressed-tensors 0.18 or newer" if set(odd) - {2} else ""
+        bits = ", ".join(map(str, odd))
+        notes.append(f"{bits} bits: vLLM 0.32 loads them with the package Humming alone, on CUDA{older}")
+    notes += [*runtimes.unloaded(own), *unjoined(tensors)]
     return [*notes, *(runtimes.mixed(own) if several else [])]
 
 

@@ -146,7 +146,7 @@ WRITES = Writer(
             name="ComfyUI-GGUF",
             command="quantize MODEL.safetensors --to gguf:Q4_K_M",
             limits="Flux, Stable Diffusion, Wan and [others](quantcli/docs/targets.md#comfyuis-ggufs), from ComfyUI's "
-            "own files; of diffusers Flux, Wan, Qwen-Image and U-Nets; the text encoders T5 and UMT5",
+            "own files; of diffusers Flux, Wan, Qwen-Image and U-Nets; text encoders T5 and UMT5",
         ),
     ),
     menu=tuple(FIELDS[name] for name in ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")),

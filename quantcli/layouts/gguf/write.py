@@ -84,7 +84,7 @@ def tables(info: TensorInfo, kind: str, scheme: Scheme, model: Architecture) -> 
         return None
     if kind == "embedding" or scheme.bits == HEAD_BITS:
         return scheme
-    if scheme.storage != "plain" or scheme.format != "int":
+    if scheme.storage != "plain" or scheme.format != "int" or scheme.binary:
         return like("Q6_K", scheme)
     return changed(
         scheme, bits=HEAD_BITS, granularity="group", group_size=WEIGHTS, symmetric=True, zero_point="int", grid=None
@@ -179,7 +179,7 @@ def of_types(tensors: Sequence[Weight], file_type: int | None) -> list[str]:
     weights = [(t, block_type(t.scheme)) for t in tensors if t.scheme is not None]
     others = Counter(part for t, _ in weights for part in t.note.split("; ") if " instead of " in part)
     notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in others.items()]
-    kinds = Counter(kind for t, kind in weights if t.reason == "default")
+    kinds = Counter(kind for t, kind in weights if t.reason in ("default", "rule"))
     if file_type == NUMBERS["MXFP4"] and "MXFP4" not in (kind for _, kind in weights):
         notes.append("no tensor is MXFP4: only experts become that, and this model has none")
     if file_type is None and len(kinds) == 1:
@@ -219,7 +219,10 @@ def _model(
         hint = "move tokenizer.json away for a model that llama.cpp runs on token ids only"
         raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
-        notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
+        notes.append(
+            f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}; for a model that "
+            "reads text, put that of the original beside config.json"
+        )
         notes += text_encoders.without_vocabulary(config)
     if rounded:
         notes.append(f"llama.cpp cannot run F64: {_some(rounded, 'F64')} rounded to F32")

@@ -71,9 +71,9 @@ WRITES = Writer(
         Runtime(
             name="mlx, mlx-lm",
             command="quantize MODEL --bits 4 --to mlx",
-            others=("--scheme MXFP4", "--scheme MXFP8", "--scheme NVFP4A16"),
-            limits="embedding and head are quantized. No 7 bits, no groups that are not a multiple of 32. [Which "
-            "models load](quantcli/docs/targets.md#mlx)",
+            others=("--scheme MXFP4", "MXFP8", "NVFP4A16"),
+            limits="embedding and head are quantized. No 7 bits, groups of multiples of 32. [Which models "
+            "load](quantcli/docs/targets.md#mlx)",
         ),
     ),
 )

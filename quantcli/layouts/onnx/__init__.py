@@ -78,7 +78,7 @@ WRITES = Writer(
         Runtime(
             name="onnxruntime",
             command="quantize MODEL.onnx --bits 4 -o OUT.onnx",
-            limits="of .onnx files. Convolutions and LSTM get 8 bits. Only onnxruntime has the operators",
+            limits="Convolutions and LSTM get 8 bits. Only onnxruntime has the operators",
         ),
     ),
 )
