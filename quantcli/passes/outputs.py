@@ -14,6 +14,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import origins
 from quantcli.layouts.config import architecture
+from quantcli.layouts.joined import refuse_mixed
 from quantcli.layouts.native import document, parts
 from quantcli.layouts.native import write as native
 from quantcli.layouts.native.document import KEY as NATIVE_KEY
@@ -70,6 +71,8 @@ def convert(
         if tensor.scheme is not None and (why := obstacle(tensor, export, model, again)) is not None:
             raise refusal(tensor.info.name, tensor.scheme, why, to)
     try:
+        if export.joins and not container:
+            refuse_mixed(tensors)
         found = make(tensors, beside) if again is None else again.convert(tensors)
     except UsageError as error:
         if error.place:

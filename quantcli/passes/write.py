@@ -28,6 +28,7 @@ from quantcli.stores.files import OutputFile
 from quantcli.stores.workspace import remove
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.fit import Misfit, NotFinite
+from quantcli.tensors.second_order import Degenerate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,7 +176,7 @@ class _Pass:
             with producer.piece() as codes:
                 same = [piece(codes, put) for piece in job.pieces()]
             self._end(name, producer, all(same))
-        except (NotFinite, Misfit) as found:
+        except (NotFinite, Misfit, Degenerate) as found:
             self.outcome.amendments[name] = self.work.amend(producer.tensor, found)
 
     def _end(self, name: str, producer: Producer, same: bool) -> None:
@@ -204,7 +205,7 @@ class _Pass:
                 shares = [end - start for start, end in zip([0, *ends], ends)]
                 same = yield [partial(self._piece, producer, job, *each) for each in zip(pieces, shares)]
                 self._end(name, producer, all(same))
-            except (NotFinite, Misfit) as found:
+            except (NotFinite, Misfit, Degenerate) as found:
                 self.outcome.amendments[name] = self.work.amend(producer.tensor, found)
 
     def _piece(self, producer: Producer, job: Job, piece: Piece, share: int) -> bool:
