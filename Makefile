@@ -5,7 +5,7 @@
 # make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md and README.md (12 minutes, and
 #              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: llama.cpp, MLX and others beside it
 #              (4 minutes); make bench-methods: the table of methods
-# make emulated  the kernels on an ARM processor that qemu emulates: native against numpy (needs Debian; 10 minutes)
+# make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
