@@ -3,8 +3,9 @@
 # make check   ruff, mypy --strict and the tests, which must cover most of the code (TESTS: more options of pytest)
 # make docs    the tables of README.md and of the topics of quantcli help, written from the code
 # make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md and README.md (12 minutes, and
-#              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: beside llama.cpp, MLX and others
-#              too; make bench-methods: the table of methods
+#              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: llama.cpp, MLX and others beside it
+#              (4 minutes); make bench-methods: the table of methods
+# make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
@@ -13,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-methods golden peers peers-fast clean
+.PHONY: demo test check lint docs bench bench-peers bench-methods emulated golden peers peers-fast clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -69,11 +70,13 @@ bench: $(BIN)/.installed
 	$(BIN)/python tests/write_tables.py
 
 bench-peers: $(BIN)/.installed $(PEERS)/current/.installed $(PEERS)/llamacpp/.installed
-	$(BENCH) --peers $(PEERS) --write
-	$(BIN)/python tests/write_tables.py
+	$(BENCH) --peers $(PEERS) --runs 3 --write
 
 bench-methods: $(BIN)/.installed
 	$(BENCH) --methods
+
+emulated:
+	$(PYTHON) tests/kernels/emulated.py .aarch64
 
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py
@@ -86,4 +89,4 @@ peers-fast: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS) --fast
 
 clean:
-	rm -rf $(VENV) .venv-3.* $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-3.* .aarch64 $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

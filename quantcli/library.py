@@ -22,7 +22,7 @@ VARIANTS = {"base": 0, "v2": 2, "v3": 3, "v4": 4}
 
 LIMITS = (512, 24, 64, 2047)
 """Limits of the searches: candidate scales, places of an end of the range, trial scales, and how much a column may
-count. common.h has the same numbers with the reasons; a library built with others is not used."""
+count. common.h has the same numbers with the reasons; a library built with others is refused."""
 
 
 class Library(NamedTuple):
@@ -35,7 +35,8 @@ class Library(NamedTuple):
 def find() -> Library | None:
     """The library, and its fastest variant or the forced one; None where numpy does its work.
 
-    Raises UsageError for a forced set of kernels that is unknown or does not run here.
+    Raises UsageError for a forced set of kernels that is unknown or does not run here, and for a library that was built
+    from another version of quantcli.
     """
     wanted = os.environ.get(FORCE, "")
     if wanted not in ("", "native", "numpy", *VARIANTS):
@@ -66,8 +67,14 @@ def runnable(functions: ctypes.CDLL) -> list[str]:
     return [variant for variant, needs in VARIANTS.items() if needs <= level]
 
 
+def of_another_version() -> UsageError:
+    """The error about a library that was built from another version: with numpy in its place all would be slow."""
+    problem = "the native kernels were built from another version of quantcli"
+    return UsageError(problem, hint=f"install quantcli again, or set {FORCE}=numpy, which is several times slower")
+
+
 def opened() -> ctypes.CDLL | None:
-    """The library, where it was built and loads."""
+    """The library, where it was built and loads. Raises UsageError where it is of another version."""
     import ctypes
 
     spec = importlib.util.find_spec("quantcli.kernels")
@@ -77,9 +84,14 @@ def opened() -> ctypes.CDLL | None:
             if os.path.isfile(path):
                 try:
                     functions = ctypes.CDLL(path)
-                    limits = (ctypes.c_int32 * len(LIMITS))()
-                    functions.qk_limits(limits)
-                except (OSError, AttributeError):  # built for another machine or from another version
+                except OSError:  # built for another machine
                     return None
-                return functions if tuple(limits) == LIMITS else None
+                limits = (ctypes.c_int32 * len(LIMITS))()
+                try:
+                    functions.qk_limits(limits)
+                except AttributeError:
+                    raise of_another_version() from None
+                if tuple(limits) != LIMITS:
+                    raise of_another_version()
+                return functions
     return None

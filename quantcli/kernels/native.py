@@ -82,8 +82,8 @@ def find() -> Kernels | None:
     found = library.find()
     try:
         return None if found is None else NativeKernels(found)
-    except AttributeError:  # built from another version
-        return None
+    except AttributeError:
+        raise library.of_another_version() from None
 
 
 class NativeKernels:

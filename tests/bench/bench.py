@@ -1,11 +1,13 @@
 """Speed and memory of whole quantcli processes, beside the machine's own floor and peers, in one run.
 
-    python tests/bench/bench.py [--gb 1] [--runs 5] [--kernels native,v3,base,numpy] [--peers .venv-peers] [--write]
+    python tests/bench/bench.py [--gb 1] [--runs 5] [--kernels native,v3,base,numpy] [--write]
+    python tests/bench/bench.py --peers .venv-peers [--gb 1] [--runs 3] [--write]
 
 The floor is a program that only reads the input and writes as many bytes as the output has, with as many threads; every
 figure is a ratio to it, measured in turn with it. Every run writes a new file; inputs lie in the page cache. Figures
-are medians; with sets of kernels but the first and v3, which take long, those of a single run. --write puts them into
-RESULTS.md in place of the last ones. About 12 minutes on 2 idle cores, and 8 GB in --folder.
+are medians; with sets of kernels but the first and v3, which take long, those of a single run. With --peers only other
+programs are timed, and the runs that do the same work. --write puts the tables into RESULTS.md in place of the last
+ones. About 12 minutes on 2 idle cores, with --peers 4, and 8 GB in --folder.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from figures import FIGURES, GROWTH, IN_DEFAULT_RUNS, MIB, PROFILED, SMALL, Figu
 from timing import ENVIRONMENT, Timed, alternately, floor, timed, write_folder, write_model
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-START, END = "<!-- generated: make bench -->", "<!-- end -->"
+END = "<!-- end -->"
 
 CLI = [sys.executable, "-m", "quantcli"]
 SQUARE = 4096, 4096
@@ -79,6 +81,24 @@ class Bench:
         known = {"MODEL": lambda: model, "QUANTIZED": lambda: self.quantized(model), "FOLDER": self.shards}
         found = [str(known[word]()) if word in known else word for word in words.split()]
         return [*CLI, *found, *(["--json"] if found[0] not in ("inspect",) and "-q" not in found else [])]
+
+    def everything(self, kernels: Mapping[str, str], tensors: int, large: float) -> None:
+        """All tables of quantcli alone. tensors: how many small ones; large: gigabytes of a file of holes."""
+        self.figures(kernels)
+        for table in (self.profile, self.planning):
+            self.say()
+            table()
+        for path in self.folder.iterdir():
+            if path.is_file():
+                path.unlink()
+        self.say()
+        self.starting()
+        if tensors:
+            self.say()
+            self.many([tensors // 4, tensors // 2, tensors])
+        if large:
+            self.say()
+            self.growth([large / 20, large / 4, large])
 
     # ---- tables -------------------------------------------------------------------------------------------------
 
@@ -216,25 +236,27 @@ class Bench:
         count = peers.write_llama(llama, python, layers) if (python := pythons.get("llamacpp")) else 0
         self.say("| peer | M weights/s | floors |")
         self.say("| --- | --- | --- |")
-        least = timed(floor(model, 0.258, self.threads), self.folder, self.runs).seconds / self.weights["BF16"]
+        compared = [figure for figure in FIGURES if figure.peers]
+        commands = [floor(model, 0.258, self.threads), *(self.command(figure.words, model) for figure in compared)]
+        found = alternately(commands, self.folder, self.runs)
+        least, *own = [one.seconds / self.weights["BF16"] for one in found]
         for peer in peers.PEERS:
             python = pythons[peer.environment]
             if python is None:
                 continue
             source, size = (llama, count) if peer.gguf else (model, self.weights["BF16"])
-            took = peers.seconds(peer, python, source, self.folder, self.threads, min(self.runs, 3))
+            took = peers.seconds(peer, python, source, self.folder, self.threads, min(self.runs, 2))
             times[peer.title] = took, size
             self.say(f"| {peer.title} | {size / took / 1e6:.0f} | {took / size / least:.1f} |")
         llama.unlink(missing_ok=True)
         self.say()
         self.say("| run | beside | goal | times as fast |")
         self.say("| --- | --- | --- | --- |")
-        for figure in FIGURES:
+        for figure, seconds in zip(compared, own):
             for title, goal in figure.peers:
-                if title in times and figure.title in self.native:
+                if title in times:
                     took, size = times[title]
-                    own = self.native[figure.title].seconds / self.weights[figure.dtype]
-                    self.say(f"| {figure.title} | {title} | {goal:g} | {took / size / own:.2f} |")
+                    self.say(f"| {figure.title} | {title} | {goal:g} | {took / size / seconds:.2f} |")
 
 
 def processor() -> str:
@@ -258,12 +280,12 @@ def usable(asked: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name, done.stdout.partition("(")[2].partition(" ")[0]
 
 
-def write(lines: Sequence[str]) -> None:
-    """Put the tables into RESULTS.md in place of those of the last run."""
-    text = RESULTS.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
+def write(lines: Sequence[str], target: str) -> None:
+    """Put the tables into RESULTS.md in place of those of the last run. target: of the Makefile."""
+    start = f"<!-- generated: make {target} -->"
+    before, _, rest = RESULTS.read_text(encoding="utf-8").partition(start)
     _, _, after = rest.partition(END)
-    RESULTS.write_text(f"{before}{START}\n" + "\n".join(lines).strip() + f"\n{END}{after}", encoding="utf-8")
+    RESULTS.write_text(f"{before}{start}\n" + "\n".join(lines).strip() + f"\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -273,40 +295,25 @@ def main() -> None:
     parser.add_argument("--kernels", default="native,v3,base,numpy", help="sets of kernels, the first one everywhere")
     parser.add_argument("--large", type=float, default=20.0, help="GB of the largest file of holes (20); 0: none")
     parser.add_argument("--tensors", type=int, default=100_000, help="how many small tensors (100,000); 0: none")
-    parser.add_argument("--peers", type=Path, help="folder of the environments of peers; see tests/peers")
+    parser.add_argument("--peers", type=Path, help="time other programs; the folder of their environments")
     parser.add_argument("--methods", action="store_true", help="the table of methods too, with --minilm")
     parser.add_argument("--minilm", default="", help="model.safetensors of all-MiniLM-L6-v2")
     parser.add_argument("--folder", help="where files are made; a file system in memory shows no disk")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     a = parser.parse_args()
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    kernels, began = dict(usable(a.kernels.split(","))), time.monotonic()
-    version = subprocess.run([*CLI, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    began, version = time.monotonic(), subprocess.run([*CLI, "--version"], capture_output=True, text=True, check=True)
     with tempfile.TemporaryDirectory(dir=a.folder) as name:
         bench = Bench(Path(name), a.gb, a.runs, threads)
-        bench.say(f"{version}, {processor()}, {threads} threads, Python {platform.python_version()}, "
+        bench.say(f"{version.stdout.strip()}, {processor()}, {threads} threads, Python {platform.python_version()}, "
                   f"{date.today()}: medians of {a.runs} whole processes, in floors.\n")  # fmt: skip
-        bench.figures(kernels)
-        for table in (bench.profile, bench.planning):
-            bench.say()
-            table()
         if a.peers is not None:
-            bench.say()
             bench.beside_peers(a.peers)
-        for path in Path(name).iterdir():
-            if path.is_file():
-                path.unlink()
-        bench.say()
-        bench.starting()
-        if a.tensors:
-            bench.say()
-            bench.many([a.tensors // 4, a.tensors // 2, a.tensors])
-        if a.large:
-            bench.say()
-            bench.growth([a.large / 20, a.large / 4, a.large])
+        else:
+            bench.everything(dict(usable(a.kernels.split(","))), a.tensors, a.large)
         print(f"\n{(time.monotonic() - began) / 60:.1f} minutes")
         if a.write:
-            write(bench.lines)
+            write(bench.lines, "bench" if a.peers is None else "bench-peers")
         if a.methods:
             methods.table(Path(name), a.minilm, lambda command: timed(command, Path(name), a.runs).seconds)
 
