@@ -141,7 +141,7 @@ def planned(source: Source, order: Order, request: Request, *, folder: bool) -> 
 
 class Outcome(NamedTuple):
     """What a run has done: the report, notes for whoever asked for it, the side files of a folder that were copied, and
-    why it has no quantization_config, if it has none."""
+    why no loader of checkpoints takes it, if none does."""
 
     report: RunReport
     notes: tuple[str, ...]

@@ -88,11 +88,31 @@ def test_llama_cpp_with_one_table_for_both(head: bool) -> None:
     model(tied=True, head=head)
     assert made("--to", "gguf") == {
         "model.embed_tokens.weight": "w8g32",
-        **({"lm_head.weight": "lm-head"} if head else {}),
+        **({"lm_head.weight": "left-out"} if head else {}),
     }
     found, keys = inside(Path("out"))
     assert found["token_embd.weight"] == "Q8_0" and "output.weight" not in found
     assert keys["general.file_type"] == 2  # as its layers are
+
+
+def test_what_is_left_out_counts_in_no_figure() -> None:
+    """Bits per weight and coverage are those of the file, so that a budget in bits per weight is that of its weights:
+    those of a head that is left out are no room for others."""
+    model(tied=True)
+    for words in ([], ["--target-bpw", 6.5]):
+        ran = run("quantize", "model", "--to", "gguf", "-o", "out", "--force", "--json", *words)
+        file = run("report", "out", "--json")
+        assert ran.code == file.code == 0, ran.err
+        said, real = ran.json["summary"], file.json["summary"]
+        for figure in ("parameters", "tensors", "quantized", "coverage", "bits_per_weight", "bytes_out"):
+            assert said[figure] == real[figure], figure
+        head = next(t for t in ran.json["tensors"] if t["name"] == "lm_head.weight")
+        assert (head["disposition"], head["bytes_out"], head["scheme"]) == ("left out", 0, None)
+    assert 6 < real["bits_per_weight"] <= 6.5
+    shown = run("quantize", "model", "--to", "gguf", "-o", "out", "--force").out
+    assert "kept: 5 norm; left out: 1, which the target does not use" in shown
+    assert any(line.split() == ["lm_head.weight", "1024x256", "left", "out", "-", "-", "-", "0.000", "0", "B"]
+               for line in shown.splitlines())  # fmt: skip
 
 
 def test_mlx() -> None:

@@ -132,7 +132,7 @@ def rebuilt(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str,
 
 def _described(left: Sequence[str]) -> str:
     more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-    return f"{printable(left[0], 120)}{more} left out: llama.cpp does not use it"
+    return f"{printable(left[0], 120)}{more} left out: llama.cpp does not use {'them' if more else 'it'}"
 
 
 def text_name(name: str) -> str:
