@@ -115,6 +115,23 @@ def test_what_is_left_out_counts_in_no_figure() -> None:
                for line in shown.splitlines())  # fmt: skip
 
 
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_parts_that_a_target_leaves_out_fail_no_check(target: str) -> None:
+    """llama.cpp and mlx-lm have no layer behind the last, which predicts further tokens; one of the model that is
+    missing is an error still."""
+    source = model(num_hidden_layers=1, num_nextn_predict_layers=1)  # of two
+    ran = run("quantize", source, "--to", target, "-o", "out", "--json")
+    drafts = {t["name"] for t in ran.json["tensors"] if t["disposition"] == "left out"}
+    assert drafts == {f"model.layers.1.{n}.weight" for n in (*MATRICES, "input_layernorm", "post_attention_layernorm")}
+    report = run("report", "out", "--against", source, "--json")
+    assert report.code == 0 and "and 8 more are not in it" in report.err, report.err
+    assert report.json["summary"]["parameters"] == ran.json["summary"]["parameters"]
+    assert run("verify", "out", "--source", source).code == 0
+    (source / "config.json").write_text(json.dumps({**CONFIG, "tie_word_embeddings": False}))
+    assert run("report", "out", "--against", source).code == 2
+    assert run("verify", "out", "--source", source).code == 1
+
+
 def test_mlx() -> None:
     """Bits and groups of the model, 64 where nothing is said."""
     model()
