@@ -128,6 +128,8 @@ class Asked:
     keep_defaults: bool = True
     keep_embeddings: bool | None = None
     importance: Path | None = None
+    statistics: Path | None = None
+    allow_unweighted: bool = False
     max_shard_size: int | None = None
     digest: str | None = None
     on_nonfinite: str | None = None
@@ -163,6 +165,8 @@ class Asked:
             container=self.container,
             max_shard_size=self.max_shard_size,
             importance=_path(self.importance),
+            statistics=_path(self.statistics),
+            allow_unweighted=self.allow_unweighted,
             digest=self.digest,
             on_nonfinite=self.on_nonfinite,
         )
@@ -209,9 +213,9 @@ def quantize_file(
     progress: called with the bytes done so far; say: called with what the command says on standard error.
 
     Asked may be, by keyword, recipe: a file or a preset; to: the target, such as `gguf`, which the extension of `dst`
-    may tell; container, include, exclude, keep_defaults, keep_embeddings, importance, max_shard_size (bytes), digest,
-    on_nonfinite, source_layout, requantize, variant, lora (paths), adapter, as_float: as the options of the command,
-    None for what it does without them; and all that makes a `Scheme`.
+    may tell; container, include, exclude, keep_defaults, keep_embeddings, importance, statistics, allow_unweighted,
+    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, lora (paths), adapter, as_float:
+    as the options of the command, None for what it does without them; and all that makes a `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.

@@ -12,7 +12,7 @@ from quantcli import registry
 from quantcli import scheme as record
 from quantcli.deciding import FIELDS, Asked, calibrator, decide, suits
 from quantcli.errors import QuantcliError, UsageError
-from quantcli.scheme import AUTO, Granularity
+from quantcli.scheme import AUTO, IN_SUPER_BLOCKS, Granularity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,7 +100,8 @@ class Scheme(record.Scheme):
     rounding
         `nearest`, or `sum-preserving`: some codes are moved by one so that the errors of a row add up to about 0.
         Default: sum-preserving for integers of 2 to 8 bits with the default calibration, nearest with a calibration
-        given by name.
+        given by name. `second-order`, the default for files with statistics of the layer's inputs: the error of a
+        column is made good in those that are rounded after it.
     levels, codebook
         For the format `codebook`: how many levels to learn (default 2^bits), or the levels, ascending.
     scale_dtype
@@ -197,6 +198,21 @@ def changed(scheme: record.Scheme, **asked: Any) -> Scheme:
     'w4g32'
     """
     return SchemeRequest(**{**scheme.as_dict(), **asked}).decided()
+
+
+@functools.lru_cache(maxsize=256)
+def plainly_rounded(scheme: record.Scheme) -> record.Scheme:
+    """A scheme of second-order rounding with the rounding it has where nothing is known of a layer's inputs; any other
+    one as it is.
+
+    >>> plainly_rounded(Scheme(bits=4, rounding="second-order")).rounding
+    'sum-preserving'
+    """
+    if not scheme.second_order:
+        return scheme
+    searched = scheme.calibration == "mse" and scheme.storage != IN_SUPER_BLOCKS
+    sums = scheme.family == "int" and 2 <= scheme.bits <= 8 and searched
+    return changed(scheme, rounding="sum-preserving" if sums else "nearest")
 
 
 def searched(fields: Mapping[str, Any], effort: str | None) -> Scheme:

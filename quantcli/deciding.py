@@ -220,7 +220,7 @@ def _rounding(asked: Asked, what: _Codes) -> str:
     )
     rounding = ("nearest" if plain else "sum-preserving") if asked.rounding is None else asked.rounding
     _one_of("rounding", rounding, ROUNDINGS)
-    if rounding != "nearest" and (what.family != "int" or what.binary):
+    if rounding == "sum-preserving" and (what.family != "int" or what.binary):
         raise UsageError(f"{rounding} is for integers of two bits or more", place=["rounding"])
     return rounding
 
@@ -275,8 +275,8 @@ def _check_super_blocks(asked: Asked, what: _Codes) -> None:
     if not usual or (not what.symmetric and asked.zero_point != "float") or asked.calibration not in (None, "mse"):
         names = ", ".join(name.upper() for name, _ in SUPER_BLOCKS.values())
         raise UsageError("no type of GGUF has such super-blocks", place=["scale_dtype"], hint=f"use --scheme {names}")
-    if asked.rounding not in (None, "nearest") or asked.options.get("norm", 2) != 2:
-        name = "rounding" if asked.rounding not in (None, "nearest") else "norm"
+    if asked.rounding == "sum-preserving" or asked.options.get("norm", 2) != 2:
+        name = "rounding" if asked.rounding == "sum-preserving" else "norm"
         raise UsageError("super-blocks are found by their squared error, rounded to nearest", place=[name])
 
 

@@ -18,7 +18,7 @@ from quantcli.layouts.gguf.images.models import image_model
 from quantcli.layouts.native import model as native
 from quantcli.layouts.writer import named
 from quantcli.models import Model, View, open_model
-from quantcli.naming import family_of, renamed
+from quantcli.naming import family_of, of_checkpoint, renamed
 from quantcli.stores.checkpoint import has_variant
 from quantcli.stores.pipelines import Member, members
 
@@ -73,10 +73,20 @@ def open_original(
     with open_model(path, as_float=as_float, variant=variant) as model:
         source = model.source
         plain = not model.is_native and all(name in names for name in model.stored)
-        if source.kind != "gguf" and not plain and model.quantized:
-            source = decoded(source, model)
+        views = _named_as(model, names)
+        if views is not model or (source.kind != "gguf" and not plain and model.quantized):
+            source = decoded(source, views)
         source = as_in(source, names) or source
         yield model if source is model.source else Model(native.Model(source), path, {})
+
+
+def _named_as(model: Model, names: Container[str]) -> Mapping[str, View]:
+    """The tensors of a model that quantcli quantized into one with these names: those of a GGUF or of mlx-lm under the
+    names and in the order of a checkpoint, unless it has more of the names as it is."""
+    views = of_checkpoint(model)
+    if views is model or sum(name in names for name in views) < max(sum(name in names for name in model), 1):
+        return model
+    return views
 
 
 def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
@@ -88,7 +98,8 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
     """
     ours, theirs, note = _under_names(a, b)
     notes = [note] if note else []
-    for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
+    for model in (a, b):
+        own, other = (ours, theirs) if model is a else (theirs, ours)
         if model.source.kind == "gguf" or model.is_native:
             continue
         floats = decoded(model.source, model) if model.quantized else model.source

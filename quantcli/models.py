@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from quantcli import kernels
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, reader
+from quantcli.layouts.companions import MARKS
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.held import held
 from quantcli.layouts.native.model import Tensor
@@ -324,9 +325,15 @@ def _decoded(weight: Found, parts: Read) -> View:
 
 
 def left_out(views: Iterable[View]) -> list[str]:
-    """The line about tensors beside codes that are in no float model: scales of activations and of caches."""
+    """The lines about tensors beside codes that are in no float model: scales of activations and of caches, and marks
+    that say that a model is quantized."""
     names = [name for view in views for name in view.unused]
-    if not names:
-        return []
+    marks = [name for name in names if name.rpartition(".")[2] in MARKS]
+    scales = [name for name in names if name not in marks]
+    found = {"scales of activations or caches": scales, "it marks a quantized model": marks}
+    return [f"left out, {what}: {_first_of(those)}" for what, those in found.items() if those]
+
+
+def _first_of(names: Sequence[str]) -> str:
     more = f" and {len(names) - 1} more" if names[1:] else ""
-    return [f"left out, scales of activations or caches: {printable(names[0], 200)}{more}"]
+    return f"{printable(names[0], 200)}{more}"

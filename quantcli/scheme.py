@@ -20,7 +20,8 @@ SCALE_DTYPES = ("float32", "float16", "bfloat16", *ONE_BYTE, IN_SUPER_BLOCKS)
 ACTIVATIONS = ("none", "int8", "fp8", "fp8-group", "mxfp8", "mxfp4", "fp8-static", "nvfp4")
 STATIC = {"fp8-static": "FP8_DYNAMIC", "nvfp4": "NVFP4A16"}
 """Kinds of activations whose scales are measured on data, and the nearest schemes by name that need none."""
-ROUNDINGS = ("nearest", "sum-preserving")
+SECOND_ORDER = "second-order"
+ROUNDINGS = ("nearest", "sum-preserving", SECOND_ORDER)
 AUTO = "auto"
 """As calibration: the best of several, for each tensor. As scale dtype: the one that suits the tensor."""
 PUBLISHED = {
@@ -128,6 +129,11 @@ class Scheme:
     def preserves_sums(self) -> bool:
         """Whether rounding keeps the sum of a row."""
         return self.rounding == "sum-preserving"
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the error of a column is made good in those behind it, as the inputs of the layer go together."""
+        return self.rounding == SECOND_ORDER
 
     @property
     def name(self) -> str:

@@ -262,6 +262,8 @@ OPERATORS: dict[str, Callable[[Node, list[Any]], np.ndarray]] = {
     "MatMul": lambda node, x: x[0] @ x[1],
     "Add": lambda node, x: x[0] + x[1],
     "Identity": lambda node, x: x[0],
+    "Relu": lambda node, x: np.maximum(x[0], 0),
+    "Cast": lambda node, x: x[0].astype(_DTYPES[node.attributes["to"]]),
     "Transpose": lambda node, x: x[0].transpose(node.attributes.get("perm")),
     "Gemm": lambda node, x: _gemm(node, *x),
     "Gather": lambda node, x: np.take(x[0], x[1], axis=node.attributes.get("axis", 0)),
@@ -282,7 +284,8 @@ def run_graph(graph: Graph, given: dict[str, np.ndarray]) -> dict[str, np.ndarra
         x = [known[name] if name else None for name in node.inputs]
         if node.operator == "If":
             branch = node.attributes["then_branch" if x[0] else "else_branch"]
-            known[node.outputs[0]] = run_graph(branch, known)[branch.outputs[0]]
+            inner = run_graph(branch, known)
+            known |= {outer: inner[own] for outer, own in zip(node.outputs, branch.outputs)}
         else:
             known[node.outputs[0]] = OPERATORS[node.operator](node, x)
     return known

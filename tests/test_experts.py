@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from making import BF16, run, save
+from making import BF16, one_line, run, save
 from strategies import gaussian
 
 from quantcli.api import compare, plan, quantize_file
@@ -220,15 +220,21 @@ def test_a_file_without_a_config_keeps_the_rows_it_has(tmp_path: Path) -> None:
         assert {rows[n].scheme for n in tensors} == {scheme}
 
 
-@pytest.mark.parametrize("name", ["gpt-oss", "dbrx"])
-def test_experts_that_no_loader_takes_are_kept(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "ways"), [("gpt-oss", "--to gguf, --to mlx or --to native"),
+                                            ("dbrx", "--to mlx or --to native")])  # fmt: skip
+def test_experts_that_no_loader_takes_are_refused(name: str, ways: str, tmp_path: Path) -> None:
+    """As with schemes that no loader takes: a folder of transformers is written for its loaders, or as it is asked."""
     source = folder_of(name, tmp_path)
     why = "neither vLLM nor transformers loads integer codes for the experts"
     ran = run("quantize", source, "--to", "compressed-tensors", "--group-size", "16", "--dry-run")
     assert ran.code == 1 and why in ran.err
-    ran = run("quantize", source, "--group-size", "16", "--dry-run", "--json")  # so it is written for quantcli itself
-    assert ran.code == 0 and "config.json gets no quantization_config" in ran.err and why in ran.err
-    assert ran.json["summary"]["coverage"] > 0.9
+    for command in (["quantize", source, "-o", tmp_path / "out"], ["plan", source, "--target-bpw", "6"]):
+        line = one_line(run(*command), 2)
+        assert f"no loader would know what the folder holds: {why}" in line
+        assert line.endswith(f"use {ways} for quantcli alone")
+    assert not (tmp_path / "out").exists()
+    ran = run("quantize", source, "--group-size", "16", "--dry-run", "--to", "native", "--json")
+    assert ran.code == 0 and ran.json["summary"]["coverage"] > 0.9
 
 
 def test_experts_that_every_loader_reads_wrong_are_refused(tmp_path: Path) -> None:
@@ -253,7 +259,7 @@ def test_the_report_and_the_terminal_say_what_was_done(tmp_path: Path) -> None:
 def test_sweep_and_plan_see_the_same_experts(tmp_path: Path) -> None:
     source = folder_of("gpt-oss", tmp_path)
     swept = run("sweep", source, "--bits", "4", "--group-size", "16", "--json")
-    planned = run("plan", source, "--target-bpw", "6", "--json")
+    planned = run("plan", source, "--target-bpw", "6", "--to", "native", "--json")
     assert swept.code == 0 and planned.code == 0, swept.err + planned.err
     assert f"{OSS}.gate_proj.weight" in {t["name"] for t in planned.json["tensors"]}
 

@@ -147,6 +147,13 @@ def test_codes_of_integers_are_decoded_on_request(folders: tuple[Path, Path], tm
             assert 15 < tensor["sqnr_db"] < 25
     report = quantize_file(once, tmp_path / "api.safetensors", bits=4, group_size=32, requantize=True)
     assert report.decoded_from and (tmp_path / "api.safetensors").read_bytes() == twice.read_bytes()
+    unknown = "what its codes had cost is not stored"
+    words = ["--bits", 4, "--group-size", 32, "--requantize", "--dry-run"]
+    assert unknown not in run("quantize", once, *words).out
+    assert unknown not in run("quantize", folders[1], *words).out
+    awq = tmp_path / "awq.safetensors"  # which holds no errors
+    assert run("quantize", folders[1], "--bits", 4, "--group-size", 32, "--to", "awq", "-o", awq, "-q").code == 0
+    assert unknown in run("quantize", awq, *words).out
 
 
 def test_pipes_of_codes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -65,6 +65,37 @@ def test_only_gguf_has_its_super_blocks(kind: str, tmp_path: Path) -> None:
     assert ("super-blocks" in line or "iq4" in line) and "--requantize" in line
 
 
+def ternary(qs: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """The weights of TQ2_0, element by element as in ggml: of 256, 4 bits of 32 bytes after another."""
+    found = np.empty((len(qs), 256), np.float32)
+    for half in (0, 32):
+        for place in range(4):
+            for byte in range(32):
+                code = (qs[:, half + byte] >> (2 * place)) & 3
+                found[:, 4 * half + 32 * place + byte] = (code.astype(np.float32) - 1) * d
+    return found
+
+
+@pytest.mark.parametrize("target", ["compressed-tensors", "mlx", "gptq"])
+def test_ternary_blocks_are_codes_of_two_bits(target: str, tmp_path: Path) -> None:
+    chance = np.random.default_rng(5)
+    codes = chance.integers(0, 3, (128, 64, 4), np.uint8)
+    qs = (codes << np.array([0, 2, 4, 6], np.uint8)).sum(2, dtype=np.uint8)
+    d = chance.uniform(0.01, 0.1, 128).astype(np.float16)
+    raw = np.concatenate([qs, d[:, None].view(np.uint8)], axis=1)
+    (number,) = (n for n, kind in TYPES.items() if kind.name == "TQ2_0")
+    source, keys = tmp_path / "in.gguf", [raw_key("general.architecture", 8, text("none"))]
+    source.write_bytes(raw_gguf(keys, [("a.weight", number, (64, 512), raw.tobytes())]))
+    report = run("export", source, "--to", target, "-o", tmp_path / "out.safetensors", "--json").json
+    assert report["lossless"]
+    expected = ternary(qs, d.astype(np.float32)).reshape(64, 512)
+    np.testing.assert_array_equal(values(tmp_path / "out.safetensors")["a.weight"], expected)
+    raw[5, 7] |= 3  # a code of 3
+    source.write_bytes(raw_gguf(keys, [("a.weight", number, (64, 512), raw.tobytes())]))
+    ran = run("export", source, "--to", target, "-o", tmp_path / "other.safetensors")
+    assert ran.code == 1 and "a.weight: a code beyond 2" in ran.err and not (tmp_path / "other.safetensors").exists()
+
+
 TYPES_OF_BLOCKS = tuple(kind.name for kind in TYPES.values())
 
 

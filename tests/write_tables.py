@@ -24,7 +24,7 @@ from quantcli.layouts.gguf.families import families
 from quantcli.layouts.gguf.images.models import IMAGE_MODELS
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
-from quantcli.planning.named import stored_by
+from quantcli.planning.named import listed, stored_by
 from quantcli.planning.reasons import LEFT_OUT, REASONS
 from quantcli.reports import gates
 
@@ -51,6 +51,15 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
+
+
+def coded(names: Sequence[str]) -> str:
+    """Names in one cell, as code; `none` where there are none.
+
+    >>> coded(["W2A16 to W8A16", "FP8"])
+    '`W2A16` to `W8A16`, `FP8`'
+    """
+    return ", ".join(f"`{name.replace(' to ', '` to `') if name[0] != '-' else name}`" for name in names) or "none"
 
 
 def methods() -> str:
@@ -86,9 +95,28 @@ def targets() -> str:
         export = named(name)
         output = f"{export.extension} file" if export.extension else "folder or file"
         loaded = registry.purpose("layouts", name, "WRITES")
-        schemes = ", ".join(f"`{scheme}`" for scheme in stored_by(name)) or "none"
+        schemes = coded(listed(stored_by(name)))
         rows.append([f"`{name}`", loaded, output, export.accepts.describe(), schemes, escaped(export.keeps)])
     return table(["`--to`", "loaded by", "writes", "accepts", "by `--scheme`", "keeps in floating point"], rows)
+
+
+FIRST = ("compressed-tensors", "gguf", "mlx", "onnx", "comfyui", "bnb-nf4")
+"""Targets that most look for: their runtimes stand above the others."""
+
+
+def runtimes() -> str:
+    """The programs that load quantized models, and the command that makes one for each."""
+    names = registry.names("layouts", "WRITES")
+    rows = []
+    for name in sorted(names, key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n)):
+        schemes = coded(listed(stored_by(name)))
+        for place, runtime in enumerate(named(name).runtimes):
+            others = f", or {coded(runtime.others)}" if runtime.others else ""
+            command = f"`quantcli {runtime.command}`{others}"
+            rows.append([runtime.name, command, "the same" if place else schemes, runtime.limits])
+    own = "every scheme there is; [python](quantcli/docs/python.md), [the file format](quantcli/docs/file-format.md)"
+    rows.append(["your own code", "`quantcli quantize MODEL --to native`", "all but those of GGUF", own])
+    return table(["runtime", "command", "schemes by name", "limits"], rows)
 
 
 def comfyui() -> str:
@@ -252,6 +280,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "formats": formats,
     "targets": targets,
+    "runtimes": runtimes,
     "file types": file_types,
     "comfyui": comfyui,
     "architectures": architectures,

@@ -48,7 +48,7 @@ UNGATED = ("", "fc1", "fc2")
 SINGLE = re.compile(r"(.*\bexperts)\.(0|[1-9][0-9]{0,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 """Names of experts that are stored one by one."""
 
-EXPERT = re.compile(r"\bexperts\.")
+EXPERT = re.compile(r"\b(?:experts|switch_mlp)\.")
 """What the names of all experts have in common."""
 
 _STACKED = re.compile(r"(.*\bexperts)\.(gate_up_proj|down_proj)(_bias)?")

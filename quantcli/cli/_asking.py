@@ -106,8 +106,9 @@ schemes = _help.options(
         "--rounding",
         type=click.Choice(ROUNDINGS),
         group="Scheme",
-        help="To the nearest code, or so that the errors of a row add up to 0.",
-        show_default="sum-preserving, but nearest where a calibration is named",
+        help="To the nearest code, so that the errors of a row add up to 0, or (second-order) so that they cost "
+        "little in the output of the layer.",
+        show_default="sum-preserving, but nearest where a calibration is named; with --statistics second-order",
     ),
     _help.option(
         "--type",
@@ -215,7 +216,20 @@ recipe = _help.options(
         type=_help.FILE,
         group="Search",
         help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
-        ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
+        ".npy or .npz, or an importance matrix of llama.cpp (GGUF or .dat).",
+    ),
+    _help.option(
+        "--statistics",
+        type=_help.FILE,
+        group="Search",
+        help="Means and second moments of the inputs of layers, in .safetensors or a folder (quantcli help "
+        "statistics): codes and scales are chosen for the least error of a layer's output.",
+    ),
+    _help.option(
+        "--allow-unweighted",
+        is_flag=True,
+        group="Search",
+        help="Quantize layers that --statistics has nothing of, as without it.",
     ),
     _help.option(
         "--activation-scales",
@@ -224,7 +238,7 @@ recipe = _help.options(
         help="Measured scales of inputs for the schemes FP8 and NVFP4: MODULE.input_scale in .safetensors or a folder.",
     ),
 )
-"""--recipe, --override and --importance."""
+"""--recipe, --override, --importance and --statistics."""
 
 
 def granularity(granularity: str | None, group_size: int | None, axis: int | None) -> dict[str, Any]:
@@ -306,6 +320,8 @@ def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str
         container=asked.get("container", False),
         max_shard_size=asked.get("max_shard_size"),
         importance=asked.get("importance"),
+        statistics=asked.get("statistics"),
+        allow_unweighted=asked.get("allow_unweighted", False),
         activation_scales=asked.get("activation_scales"),
         digest=asked.get("digest"),
         on_nonfinite=asked.get("on_nonfinite"),

@@ -42,7 +42,7 @@ TARGETS = (
 
 
 WITH_A_TARGET = (
-    *("target_size", "target_bpw", "recipe", "override", "importance", "save_recipe"),
+    *("target_size", "target_bpw", "recipe", "override", "importance", "statistics", "allow_unweighted", "save_recipe"),
     *("include", "exclude", "no_default_keep", "keep_embeddings", "max_shard_size", "on_nonfinite", "digest"),
     *("to", "container"),
 )

@@ -26,16 +26,16 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         return
     from quantcli import terminal
     from quantcli.layouts.writer import named
-    from quantcli.planning.named import stored_by
+    from quantcli.planning.named import listed, stored_by
 
     for name in registry.names("layouts", "WRITES"):
         sys.stdout.write(f"{name}\n")
         export = named(name)
         lines = [f"{export.summary}.", f"Accepts {export.accepts.describe()}."]
-        if schemes := stored_by(name):
-            lines.append(f"By --scheme: {', '.join(schemes)}.")
+        lines.append(f"By --scheme: {', '.join(listed(stored_by(name))) or 'none'}.")
         if export.kinds:
             lines.append(f"With quantize also {name}:KIND, of {', '.join(export.kinds)}.")
+        lines += [f"{runtime.name}: quantcli {runtime.command}" for runtime in export.runtimes]
         for text in lines:
             terminal.paragraph(text, sys.stdout, indent="  ")
     ctx.exit()

@@ -62,7 +62,7 @@ def command(
     from quantcli.reports import planned
     from quantcli.stores.pipelines import prefixed
 
-    read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting")), *reading.loras]
+    read = [src, *(asked.get(name) for name in ("recipe", "importance", "statistics", "weighting")), *reading.loras]
     if output is not None:
         options.check_outputs([output], read)
         _naming.check_recipe(output)

@@ -9,17 +9,16 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from quantcli.errors import UsageError
-from quantcli.folders import card, output, write
+from quantcli.folders.planned import Planned
 from quantcli.folders.sidefiles import CARD, SideFiles
-from quantcli.folders.write import Planned
 from quantcli.layouts.config import stated
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
-from quantcli.passes import export, outputs, quantize
+from quantcli.passes import export, quantize
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import plan, recipe
+from quantcli.planning import recipe
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
@@ -128,14 +127,6 @@ def options_of(order: Order, *, force: bool, threads: int, progress: Progress | 
     return Options(threads=threads, digest=order.digest, keep_nonfinite=keep, force=force, progress=progress)
 
 
-def planned(source: Source, order: Order, request: Request, *, folder: bool) -> Planned:
-    """What becomes of a source. Raises UsageError and DataError for what cannot be done."""
-    found = plan.make(source.infos(), request)
-    model = outputs.planned(found, source, digest=order.digest)
-    notes = tuple(outputs.notes(model, folder=folder))
-    return Planned(source=source, request=request, plan=found, model=model, notes=notes)
-
-
 # ---- a run ------------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +185,8 @@ class Job:
 
     def planned(self) -> RunReport:
         """The report on the plan."""
+        from quantcli.folders import output
+
         base = os.path.basename(self.path)
         written = {}
         for name, part in self.parts.items():
@@ -209,6 +202,8 @@ class Job:
             part = self.parts[""]
             one = quantize.write(part.source, part.plan, part.model, self.path, options)
             return Outcome(self._report({"": one}, time.perf_counter() - began), one.notes)
+        from quantcli.folders import card, write
+
         original, loading = card.beside(self.home, self.side), self._loading()
         kept = list(kept_sources(self.kept).values())
         folder = write.quantized(
@@ -282,15 +277,19 @@ class Job:
 
     def _loading(self) -> list[str] | None:
         """How the output is loaded, for the model card; None for what holds for transformers."""
+        from quantcli.folders.card import OWN_LAYOUT
+
         if "" not in self.parts:
             return [f"- `{name}`: {_loader(part.model)}" for name, part in self.parts.items()]
         model = stated(self.parts[""].source.beside)
-        return [card.OWN_LAYOUT] if model is not None and model.library == "diffusers" else None
+        return [OWN_LAYOUT] if model is not None and model.library == "diffusers" else None
 
     def _card(
         self, report: RunReport, written: Mapping[str, Written], original: bytes | None, loading: list[str] | None
     ) -> bytes:
         """The model card, with the original one in it."""
+        from quantcli.folders import card, write
+
         alone = written.get("")
         text = card.card(
             report,
@@ -307,4 +306,6 @@ class Job:
 
 def _loader(model: Outgoing) -> str:
     """How a component of the output is loaded."""
-    return card.OWN_LAYOUT if model.to is None else f"{model.to}, {named(model.to).summary}"
+    from quantcli.folders.card import OWN_LAYOUT
+
+    return OWN_LAYOUT if model.to is None else f"{model.to}, {named(model.to).summary}"

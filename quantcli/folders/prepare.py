@@ -13,9 +13,10 @@ from quantcli.errors import DataError, UsageError
 from quantcli.folders import components, job, sidefiles
 from quantcli.folders.components import Chosen
 from quantcli.folders.job import Job, Whole
+from quantcli.folders.planned import plan_model
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.passes import export
-from quantcli.planning import plan, recipe_writing
+from quantcli.planning import plan
 from quantcli.planning.order import Order
 from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
@@ -98,7 +99,7 @@ def ready(
     parts = {}
     for name, one in chosen.models.items():
         try:
-            found = job.planned(one.source, one.order, requests[name], folder=folder)
+            found = plan_model(one.source, one.order, requests[name], folder=folder)
         except (UsageError, DataError) as error:
             raise error.within(one.source.path if chosen.folder else chosen.src) from None
         parts[name] = replace(found, notes=(*one.notes, *found.notes))
@@ -133,6 +134,8 @@ def planned(chosen: Chosen, requests: Mapping[str, Request]) -> dict[str, Plan]:
 def spelt_out(chosen: Chosen, requests: Mapping[str, Request], order: Order) -> Request:
     """The request that names every tensor's scheme, in all components of a pipeline, as a recipe that is saved says
     it."""
+    from quantcli.planning import recipe_writing
+
     plans = planned(chosen, requests)
     wanted = {n: {t.info.name: t.scheme for t in found.tensors} for n, found in plans.items()}
     if not chosen.folder:

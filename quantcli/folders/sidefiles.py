@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, QuantcliError, os_error, printable
 from quantcli.layouts.evidence import CONFIGS
@@ -21,9 +22,11 @@ from quantcli.reports.records import FileReport
 from quantcli.stores import Source, pipelines
 from quantcli.stores.checkpoint import INDEX, TRAINING
 from quantcli.stores.files import InputFile, leads_outside
-from quantcli.stores.folder import OutputFolder
 from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.terminal import size as shown_size
+
+if TYPE_CHECKING:
+    from quantcli.stores.folder import OutputFolder
 
 CONFIG, CARD = "config.json", "README.md"
 

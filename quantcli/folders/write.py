@@ -19,6 +19,7 @@ from quantcli.architectures import UNNAMED
 from quantcli.errors import printable
 from quantcli.folders import card, resume
 from quantcli.folders.cut import Cutter, Piece
+from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished, Ledger
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.layouts.config import json_beside, without_quantization
@@ -28,7 +29,6 @@ from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.planning.plan import Plan, check
-from quantcli.planning.request import Request
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.files import check_space, read_small
@@ -45,18 +45,6 @@ _INDEX_LIMIT = 100_000_000
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """What becomes of a source: the request, its plan, the model that is written, and what loaders of that will and
-    will not do."""
-
-    source: Source
-    request: Request
-    plan: Plan
-    model: Outgoing
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

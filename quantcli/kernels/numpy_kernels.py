@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
+    from quantcli.kernels.feedback import Done, Feedback
     from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats
 
 T = TypeVar("T")
@@ -366,6 +367,34 @@ class NumpyKernels:
             for (cv, ov), own in _views([codes, out[first:last]], params, grid, group, (first, last)):
                 _values(cv, own, grid, ov)
         return out
+
+    def factor(
+        self,
+        triangle: Doubles,
+        cols: int,
+        first: int,
+        step: int,
+        rows: range,
+        least: float,
+        raw: Doubles,
+        pivots: Doubles,
+    ) -> bool:
+        from quantcli.kernels.numpy_feedback import factor
+
+        return factor(triangle, cols, first, step, rows, least, raw, pivots)
+
+    def feedback(
+        self,
+        tile: Tile,
+        params: QuantParams | None,
+        grid: CodeGrid,
+        how: Feedback,
+        done: Done,
+        packed: Bytes | None,
+    ) -> tuple[Doubles, Doubles]:
+        from quantcli.kernels.numpy_feedback import feedback
+
+        return feedback(tile, params, grid, how, done, packed, (_codes, _values))
 
     def rotate(self, values: Floats, size: int) -> None:
         flat, length = values.reshape(-1), max(CHUNK // size, 1) * size

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
+    from quantcli.kernels.feedback import Feedback
 
 
 class TileRecord(Structure):
@@ -104,6 +105,10 @@ class BlockFieldRecord(Structure):
     _fields_ = [(name, c_int32) for name in ("at", "bits", "shift", "run", "flip")]
 
 
+class FeedbackRecord(Structure):
+    _fields_ = [(name, c_void_p) for name in ("triangle", "mean", "gain", "pivots", "order")]
+
+
 _first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
 
 
@@ -128,6 +133,12 @@ def codebook_record(book: Codebook) -> CodebookRecord:
     assert all(getattr(book, n).flags.c_contiguous for n in ("levels", "sorted", "thresholds", "limits", "order"))
     addresses = [address(a) for a in (book.levels, book.sorted, book.thresholds, book.limits, book.order)]
     return CodebookRecord(*addresses, book.tables, book.levels.shape[1], book.sorted.shape[1], small_record(book.small))
+
+
+def feedback_record(how: Feedback) -> FeedbackRecord:
+    arrays = (how.triangle, how.mean, how.gain, how.pivots, how.order)
+    assert all(a is None or a.flags.c_contiguous for a in arrays)
+    return FeedbackRecord(*map(address, arrays))
 
 
 def small_record(small: Small | None) -> SmallRecord:

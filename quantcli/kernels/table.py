@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels.block_types import BlockField, BlockScales, BlockType
     from quantcli.kernels.codebook import Codebook, Small
+    from quantcli.kernels.feedback import Done, Feedback
 
     Floats = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
@@ -153,11 +154,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What `quantize` made: sums as of `encode`, parameters, and the squared error of the rival."""
+    """What `quantize` made: sums as of `encode`, parameters, and the squared error of the rival. output: what the errors
+    cost in the output of the layer, where that is known."""
 
     sums: Sums
     params: QuantParams
     rival: float | None
+    output: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +327,31 @@ class Kernels(Protocol):
 
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         """Weights (rows, cols) from stored codes."""
+
+    def factor(
+        self,
+        triangle: Doubles,
+        cols: int,
+        first: int,
+        step: int,
+        rows: range,
+        least: float,
+        raw: Doubles,
+        pivots: Doubles,
+    ) -> bool:
+        """A step of the factors of second moments, in place; see feedback.h. Whether all pivots are above `least`."""
+
+    def feedback(
+        self,
+        tile: Tile,
+        params: QuantParams | None,
+        grid: CodeGrid,
+        how: Feedback,
+        done: Done,
+        packed: Bytes | None,
+    ) -> tuple[Doubles, Doubles]:
+        """What the errors of every row cost in the output of a layer (rows,), and their squares: of codes that are
+        chosen for it and written to `packed`, of those given in it, or without codes of the weights themselves."""
 
     def rotate(self, values: Floats, size: int) -> None:
         """Multiply runs of `size` numbers by a regular Hadamard matrix, in place; see rotation.h. Doing it twice undoes

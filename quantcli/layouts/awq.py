@@ -60,7 +60,7 @@ from quantcli.layouts.stored import (
     wrong,
 )
 from quantcli.layouts.transposed import Bands, Rows, strips
-from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
+from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Runtime, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.stores.pages import paged
 from quantcli.tensors import packing
@@ -324,5 +324,14 @@ WRITES = Writer(
     module=not_linear,
     experts=one_by_one,
     mixes=False,
+    joins=True,
+    runtimes=(
+        Runtime(
+            name="vLLM, GPTQModel",
+            command="quantize MODEL --bits 4 --to awq",
+            limits="the layout alone: the algorithm AWQ, which needs data, is not in quantcli. 4 bits, q, k and v "
+            "alike, gate and up too",
+        ),
+    ),
     scale_dtype="float16",
 )

@@ -29,8 +29,8 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     from quantcli.stores.onnx_graph import Graph
 
-CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ and ModelOpt."""
+CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quanto_qmap.json")
+"""Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ, ModelOpt and optimum-quanto."""
 
 PLAIN_HINT = "--source-layout plain reads every tensor by its dtype"
 
@@ -78,6 +78,7 @@ _LAYOUTS = (
     _Layout("ComfyUI", ".comfy_quant", ("U8",)),
     _Layout("ComfyUI's scaled 8-bit floats", ".weight", (*_FP8, "U8"), ("{m}.scale_weight",)),
     _Layout("SVDQuant", ".qweight", WHOLE, ("{m}.wscales",)),
+    _Layout("GPTQ", "qweight", WHOLE, ("{s}g_idx",)),
     _Layout("GPTQ or AWQ", "qweight", WHOLE),
     _Layout("EXL2", ".q_weight", ("I32",)),
     _Layout("EXL3", ".trellis", ("I16", "U16")),

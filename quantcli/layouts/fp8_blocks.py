@@ -43,7 +43,7 @@ from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E8M0, scales, small_floats
 from quantcli.layouts.stored import FLOATS, part, wrong
 from quantcli.layouts.whole_bytes import Places
-from quantcli.layouts.writer import Beside, Conversion, Job, Weight, Writer
+from quantcli.layouts.writer import Beside, Conversion, Job, Runtime, Weight, Writer
 from quantcli.patterns import module_of
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -305,7 +305,16 @@ WRITES = Writer(
     convert=convert,
     module=module,
     experts=one_by_one,
+    joins=True,
     scale_dtype="float32",
     usual={"format": "fp8-e4m3", "granularity": "block", "calibration": "mse", "activations": "fp8-group"},
+    runtimes=(
+        Runtime(
+            name="transformers, vLLM, SGLang",
+            command="quantize MODEL --to fp8-blocks",
+            limits="as DeepSeek publishes its models. transformers ran it, the loaders of vLLM and SGLang were read; "
+            "SGLang does not load those of Llama and Mistral",
+        ),
+    ),
     menu=({"format": "fp8-e4m3", "granularity": "block", "activations": "fp8-group"},),
 )

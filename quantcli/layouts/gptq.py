@@ -65,7 +65,7 @@ from quantcli.layouts.stored import (
     wrong,
 )
 from quantcli.layouts.transposed import Bands, Rows, as_rows
-from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
+from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Runtime, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -329,5 +329,14 @@ WRITES = Writer(
     module=not_linear,
     experts=one_by_one,
     mixes=False,
+    joins=True,
+    runtimes=(
+        Runtime(
+            name="GPTQModel, vLLM",
+            command="quantize MODEL --bits 4 --to gptq",
+            limits="the layout alone: the algorithm GPTQ, which needs data, is not in quantcli. One width for a "
+            "model; vLLM loads 4 and 8 bits",
+        ),
+    ),
     scale_dtype="float16",
 )

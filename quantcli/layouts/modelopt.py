@@ -33,7 +33,7 @@ from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E2M1, held, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
 from quantcli.layouts.whole_bytes import Places
-from quantcli.layouts.writer import Beside, Conversion, Job, Weight, Writer
+from quantcli.layouts.writer import Beside, Conversion, Job, Runtime, Weight, Writer
 from quantcli.patterns import module_of
 from quantcli.scheme import STATIC
 from quantcli.tensors.info import TensorInfo
@@ -214,4 +214,14 @@ WRITES = Writer(
         {"format": "fp8-e4m3", "group_size": 32, "scale_dtype": "float8_e8m0"},
     ),
     mixes=False,
+    runtimes=(
+        Runtime(
+            name="TensorRT-LLM, vLLM, SGLang",
+            command="quantize MODEL --to modelopt",
+            others=("--scheme FP8_DYNAMIC", "--scheme MXFP8"),
+            limits="NVFP4 of weights. ModelOpt decoded it, the loaders were read but not run. `FP8` and `NVFP4` take "
+            "measured scales of inputs with `--activation-scales`; experts stay",
+        ),
+    ),
+    joins=True,
 )

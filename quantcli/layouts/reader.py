@@ -48,8 +48,9 @@ COMFYUI = "_quantization_metadata"
 """The key of a header under which ComfyUI describes modules; its reader gets it beside config.json."""
 
 
-PUBLISHED = ("fp8-", "mxfp", "nvfp")
-"""How the schemes begin in which models are published: 8-bit floats, and small floats with one-byte scales."""
+PUBLISHED = ("fp8-", "mxfp", "nvfp", "MXFP4")
+"""How the schemes begin in which models are published: 8-bit floats, and small floats with one-byte scales, MXFP4 in
+GGUF too."""
 
 
 def is_published(scheme: str) -> bool:

@@ -105,6 +105,11 @@ class Job:
     kind: str = ""
     together: Together | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all outputs."""
+        return sum([output.nbytes for output in self.outputs])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
@@ -170,6 +175,17 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """A program that loads a target: the command that makes a model for it, other options that are usual, and what it
+    does not load, in Markdown whose links start at the root of the repository."""
+
+    name: str
+    command: str
+    others: Sequence[str] = ()
+    limits: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
     """The writer of a layout that other tools load."""
 
@@ -199,6 +215,8 @@ class Writer:
     takes none that are quantized."""
     rebuilt: Callable[[Sequence[TensorInfo], Mapping[str, Any]], Mapping[str, Sequence[Rebuilt]]] = as_they_are
     """Tensors that its loader wants in another form, by name, and what takes their place; config.json is given."""
+    runtimes: Sequence[Runtime] = ()
+    """The programs that load it, and how to ask for their models."""
     scale_dtype: str | None = None
     """The best dtype of scales for it."""
     own_inputs: bool = False
@@ -217,6 +235,8 @@ class Writer:
     """where all these are what native files hold."""
     mixes: bool = True
     """Whether weights of one model may have several schemes."""
+    joins: bool = False
+    """Whether its runtimes join weights into one matrix (`tensors.fused`), which must have one scheme."""
     tied: str | None = None
     """A pattern of weights that must share one, where a model has stacked experts."""
     read_back: bool = True

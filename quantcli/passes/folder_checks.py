@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
@@ -40,6 +42,22 @@ def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[
         if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
             found.append(f"{CONFIG}: quantization_config names compressed-tensors, which does not support this")
         for name, value in (wanted or {}).items():
-            if (says or {}).get(name) != value:
+            if _in_any_order((says or {}).get(name)) != _in_any_order(value):
                 found.append(f"{CONFIG}: {name} of quantization_config differs from the files")
     return found
+
+
+def _in_any_order(value: Any) -> Any:
+    """What a configuration says, with names sorted, and groups by what they hold: files need not have their tensors in
+    the order in which the source had them.
+
+    >>> _in_any_order({"group_0": {"targets": ["b", "a"]}, "group_1": {"targets": ["a"]}})
+    [{'targets': ['a']}, {'targets': ['a', 'b']}]
+    """
+    if isinstance(value, list):
+        return sorted(value) if all(isinstance(item, str) for item in value) else value
+    if not isinstance(value, dict):
+        return value
+    found = {key: _in_any_order(item) for key, item in value.items()}
+    numbered = found and all(re.fullmatch(r"group_\d+", str(key)) for key in found)
+    return sorted(found.values(), key=repr) if numbered else dict(sorted(found.items()))

@@ -26,11 +26,10 @@ from quantcli.planning.targets import in_place
 from quantcli.scheme import AUTO, Scheme
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided
+from quantcli.tensors.fused import FUSED
 
 TIES = (
-    r"(.*)\b(?:q_proj|k_proj|v_proj)\.weight",
-    r"(.*)\b(?:query|key|value)\.weight",
-    r"(.*)\b(?:gate_proj|up_proj|w1|w3)\.weight",
+    *(rf"(.*)\b(?:{'|'.join(modules)})\.weight" for modules in FUSED),
     r"(.*\.experts)\.\d+\..*",
 )
 """Tensors that runtimes fuse: those of one pattern whose first group is the same get one scheme."""
@@ -151,6 +150,9 @@ def menu_of(subject: Subject, *, keep: bool, ties: bool) -> Menu:
     decides on. keep: whether one may stay as it is; ties: whether tensors that runtimes fuse have one scheme. Raises
     UsageError and DataError for what cannot be done."""
     infos, request = subject.source.infos(), subject.request
+    if not ties and request.to is not None and named(request.to).joins:
+        problem = f"runtimes of {request.to} join q, k and v, and gate and up, and need one scheme for all of them"
+        raise UsageError(problem, place=["--no-ties"], hint="leave it out, or plan --to native")
     wanted = {t.info.name: t.scheme for t in make(infos, request).tensors}
     ways = _ways(subject)
     plans = [way.plan for way in ways]

@@ -14,6 +14,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import origins
 from quantcli.layouts.config import architecture
+from quantcli.layouts.joined import refuse_mixed
 from quantcli.layouts.native import document, parts
 from quantcli.layouts.native import write as native
 from quantcli.layouts.native.document import KEY as NATIVE_KEY
@@ -70,6 +71,8 @@ def convert(
         if tensor.scheme is not None and (why := obstacle(tensor, export, model, again)) is not None:
             raise refusal(tensor.info.name, tensor.scheme, why, to)
     try:
+        if export.joins and not container:
+            refuse_mixed(tensors)
         found = make(tensors, beside) if again is None else again.convert(tensors)
     except UsageError as error:
         if error.place:
@@ -145,10 +148,19 @@ class Outgoing:
         """Where each tensor stands among all."""
         return {t.info.name: place for place, t in enumerate(self.tensors)}
 
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        return {name: job.nbytes for name, job in self.conversion.jobs.items()}
+
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor in the output."""
-        job = self.conversion.jobs.get(name)
-        return sum(o.nbytes for o in job.outputs) if job is not None else 0
+        return self._sizes.get(name, 0)
+
+    def written(self) -> None:
+        """Forget how the tensors are converted, but not their sizes: of many small tensors that takes more memory than
+        all else. It is found out again where it is wanted again."""
+        self._sizes  # noqa: B018 - kept
+        self.__dict__.pop("conversion")
 
 
 def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ from quantcli.passes import stacking
 from quantcli.passes.largest import Largest, sharing
 from quantcli.passes.tiles import Visit, once
 from quantcli.stores import Source, is_stream
+from quantcli.tensors import second_order
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.digest import Digested
 from quantcli.tensors.fit import Trials
@@ -133,7 +135,10 @@ def trials_of(tensor: Quantized) -> Trials:
 
 
 def searching(trials: Trials, see: Callable[[int], None]) -> Visit:
-    """The passes of trials, each over all their spans. see: takes in a span by its number in the pass."""
+    """What is learned from statistics, then the passes of trials, each over all their spans. see: takes in a span by
+    its number in the pass. Raises Degenerate."""
+    if trials.columns is not None and trials.chosen.scheme.second_order:
+        trials.second_order = yield from second_order.learned(kernels.load(), trials.columns)
     while trials.spans:
         yield [partial(see, index) for index in range(len(trials.spans))]
         trials.conclude()
@@ -149,6 +154,7 @@ class Encoding:
         self.tiles = list(tensor.grouping.tiles())
         self.sums: list[Sums | None] = [None] * len(self.tiles)
         self.rivals: list[float | None] = [None] * len(self.tiles)
+        self.outputs: list[second_order.Output | None] = [None] * len(self.tiles)
         self.bytes = Digested(partial(source.read, tensor.info.name), tensor.info.nbytes, digest_kind)
         self._source, self._largest = source, largest
         self._sample: dict[TileSpan, Tile] = {}
@@ -195,6 +201,7 @@ class Encoding:
         if self.sums[index] is None:
             self.bytes.see(start, raw.data)
             self.rivals[index] = made.rival
+            self.outputs[index] = made.output
             self.sums[index] = made.sums
         return made.params
 
@@ -206,7 +213,10 @@ class Encoding:
         errors = [error for error in self.rivals if error is not None]
         minmax = sum(errors) if errors and len(errors) == len(self.rivals) else self.trials.minmax_sse
         digest = _ended(self._source, self.tensor.info, self.bytes)
-        return Result(metric.total(measured), digest, self.trials.chosen.scheme, minmax)
+        costs = [output for output in self.outputs if output is not None]
+        output = reduce(add, costs) if costs else None
+        self.trials.second_order = None  # the largest there is in memory
+        return Result(metric.total(measured), digest, self.trials.chosen.scheme, minmax, output)
 
 
 class _Tiles:

@@ -21,7 +21,7 @@ from quantcli.passes.producing import from_floats, trials_of
 from quantcli.passes.tiles import COPY, Progress
 from quantcli.passes.write import Outcome, Work
 from quantcli.passes.write import write as write_files
-from quantcli.planning.entry import with_float32_scales
+from quantcli.planning.entry import with_float32_scales, without_statistics
 from quantcli.planning.plan import Plan, check
 from quantcli.scheme import AUTO
 from quantcli.stores import Source, is_stream
@@ -30,6 +30,7 @@ from quantcli.stores.workspace import Workspace
 from quantcli.tensors import api
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.fit import NotFinite
+from quantcli.tensors.second_order import Degenerate
 
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
@@ -80,6 +81,7 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
             check_space(path, size, source.path)
             outcome = write_part(source, model, files, folder, options, within=within)
             if not outcome.amendments:
+                model.written()
                 notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
                 return Written(plan=plan, model=model, results=outcome.results, size=size, notes=notes)
             plan = plan.amended(outcome.amendments)
@@ -163,6 +165,8 @@ def _amend_for(source: Source, options: Options) -> Callable[[Decided, Exception
 
     def amend(tensor: Decided, found: Exception) -> Decided:
         assert tensor.scheme is not None
+        if isinstance(found, Degenerate):
+            return without_statistics(tensor)
         nonfinite = isinstance(found, NotFinite)
         if is_stream(source):
             raise _from_a_stream(source, tensor, options, nonfinite=nonfinite)

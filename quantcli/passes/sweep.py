@@ -72,9 +72,25 @@ class _Run:
             yield self._visit([_Try(i, t) for i, t in enumerate(tensors) if t.scheme is not None])
 
     def _visit(self, tries: list[_Try]) -> Visit:
+        yield from self._learn(tries)
         while shared := self._shared(tries):
             yield [partial(self._do, tries, group, index) for group in shared for index in range(len(group[0].spans))]
             self._conclude(tries)
+
+    def _learn(self, tries: list[_Try]) -> Visit:
+        """What statistics say of a tensor, once for all settings that group it into the same columns."""
+        known: dict[int, SecondOrder] = {}
+        for one in tries:
+            columns, cols = one.plan.importance, one.plan.grouping.cols
+            if columns is None or not one.plan.scheme.second_order:
+                continue
+            try:
+                if cols not in known:
+                    known[cols] = yield from learned(self.table, columns)
+                one.trials.second_order = known[cols]
+            except Degenerate:
+                self.amended[one.setting][one.plan.info.name] = one.plan = without_statistics(one.plan)
+                one.trials = Trials(one.plan, rival=None)
 
     @staticmethod
     def _shared(tries: list[_Try]) -> list[list[_Try]]:
@@ -133,7 +149,9 @@ class _Run:
                     packed = np.empty(span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8)
                 made = one.trials.encode(self.table, tile, span, packed)
                 one.sums[index] = made.sums, span.rows * span.cols
-                if weighted and packed is not None:
+                if made.output is not None:
+                    one.weighted[index] = made.output.error, made.output.power
+                elif weighted and packed is not None:
                     one.weighted[index] = one.trials.weighted(self.table, tile, span, made.params, packed)
         except Misfit:
             one.misfit = True

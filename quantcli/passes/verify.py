@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes
     from quantcli.layouts.native.stored import StoredQuantized
-    from quantcli.planning.importance import Importance
+    from quantcli.planning.statistics import InputStatistics
 
 
 def verify(
@@ -49,7 +49,7 @@ def verify(
     *,
     threads: int,
     progress: Progress | None,
-    importance: Importance | None = None,
+    importance: InputStatistics | None = None,
 ) -> Verified:
     """What is wrong with a quantized model. importance: what its columns were weighed by, where that is known. Raises
     DataError when a file cannot be read to its end."""
@@ -78,7 +78,7 @@ class _Run:
         model: Model,
         original: Model | None,
         found: Findings,
-        importance: Importance | None,
+        importance: InputStatistics | None,
     ) -> None:
         self.model, self.original, self.importance = model, original, importance
         self.table = kernels.load()

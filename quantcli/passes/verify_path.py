@@ -12,7 +12,7 @@ from quantcli.matching import Pair, open_original, paired, under_one_name, witho
 from quantcli.models import Model, View, open_model
 from quantcli.passes import verify
 from quantcli.passes.findings import Finding, Verified, joined
-from quantcli.planning.importance import load
+from quantcli.planning.statistics import load
 from quantcli.stores import need_file
 from quantcli.stores.pipelines import folder_of, lacking, members, others, prefixed, within
 

@@ -28,6 +28,7 @@ from quantcli.stores.files import OutputFile
 from quantcli.stores.workspace import remove
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.fit import Misfit, NotFinite
+from quantcli.tensors.second_order import Degenerate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +126,7 @@ class _Pass:
         self._files = files
         self._names = [name for file, _ in files for name in file.tensors]
         # Bytes that a tensor counts for in the progress.
-        self._weights = {name: sum(o.nbytes for o in work.jobs[name].outputs) for name in self._names}
+        self._weights = {name: work.jobs[name].nbytes for name in self._names}
         self._advance = begun(progress, sum(self._weights.values()))
 
     def run(self, threads: int) -> Outcome:
@@ -175,7 +176,7 @@ class _Pass:
             with producer.piece() as codes:
                 same = [piece(codes, put) for piece in job.pieces()]
             self._end(name, producer, all(same))
-        except (NotFinite, Misfit) as found:
+        except (NotFinite, Misfit, Degenerate) as found:
             self.outcome.amendments[name] = self.work.amend(producer.tensor, found)
 
     def _end(self, name: str, producer: Producer, same: bool) -> None:
@@ -204,7 +205,7 @@ class _Pass:
                 shares = [end - start for start, end in zip([0, *ends], ends)]
                 same = yield [partial(self._piece, producer, job, *each) for each in zip(pieces, shares)]
                 self._end(name, producer, all(same))
-            except (NotFinite, Misfit) as found:
+            except (NotFinite, Misfit, Degenerate) as found:
                 self.outcome.amendments[name] = self.work.amend(producer.tensor, found)
 
     def _piece(self, producer: Producer, job: Job, piece: Piece, share: int) -> bool:

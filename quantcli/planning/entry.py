@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from quantcli.asking import plainly_rounded
 from quantcli.errors import QuantcliError, printable
 from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Columns, Quantized
@@ -13,6 +14,10 @@ from quantcli.tensors.settle import default_scale_dtype
 
 WIDER = "float32 scales"
 """How the note of a tensor begins whose scales did not fit the narrower dtype."""
+
+
+UNTOLD = "statistics of inputs that are all 0"
+"""The note of a tensor whose statistics say nothing: it is quantized as without any."""
 
 
 def quantized(
@@ -62,3 +67,9 @@ def with_float32_scales(tensor: Quantized) -> Quantized:
     note = f"{WIDER}: {tensor.scale_dtype} would not hold them"
     found = quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
     return replace(found, input_scale=tensor.input_scale)
+
+
+def without_statistics(tensor: Quantized) -> Quantized:
+    """The record of a tensor whose statistics turned out to say nothing."""
+    note = "; ".join(n for n in (tensor.note, UNTOLD) if n)
+    return replace(tensor, scheme=plainly_rounded(tensor.scheme), importance=None, note=note)

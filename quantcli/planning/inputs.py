@@ -27,6 +27,9 @@ NAMES = (".input_scale", ".input_global_scale")
 
 OPTION = "--activation-scales"
 
+_WITH_SCALES = ("FP8", "NVFP4")
+"""Names of schemes that have them."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputScales:
@@ -75,10 +78,14 @@ def without(scheme: Scheme, to: str | None) -> str:
 
 def with_scales(tensors: Iterable[Decided], scales: InputScales | None, to: str | None) -> list[Decided]:
     """Tensors with the scales of their inputs; those that a runtime joins have the largest of theirs. to: the target.
-    Raises UsageError where a scheme needs one that is not there, or that the native layout would not hold."""
+    Raises UsageError where a scheme needs one that is not there, or that the native layout would not hold, and for
+    scales that no scheme needs."""
     listed = list(tensors)
     static = {t.info.name: t for t in listed if t.scheme is not None and t.scheme.activations in STATIC}
     found = dict[str, Decided]()
+    if scales is not None and not static:
+        hint = f"leave it out, or use --scheme {' or '.join(_WITH_SCALES)}"
+        raise UsageError("no scheme here has measured scales of inputs", place=[OPTION], hint=hint)
     for name, tensor in static.items():
         assert isinstance(tensor, Quantized)
         own, near = module_of(name), without(tensor.scheme, to)

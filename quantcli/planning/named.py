@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -143,6 +143,23 @@ def stored_by(target: str) -> list[str]:
     export, own = writer(target), _types_of().get(target, {})
     names = [name for name in usual_names() if name in own or name not in _types()]
     return [name for name in names if export.accepts.obstacle(export.suited(_scheme(name))) is None]
+
+
+def listed(names: Sequence[str]) -> list[str]:
+    """Names of schemes for readers, those that differ in the bits of weights alone in one.
+
+    >>> listed(["W2A16", "W3A16", "W4A16", "W8A16", "W4A8", "FP8"])
+    ['W2A16 to W4A16', 'W8A16', 'W4A8', 'FP8']
+    """
+    runs = list[list[str]]()
+    for name in names:
+        last = runs[-1][-1] if runs else ""
+        following = re.sub(r"(?<=^W)\d(?=A16$)", lambda bits: str(int(bits[0]) + 1), last)
+        if name == following != last:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return [found for run in runs for found in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
 
 
 @lru_cache(maxsize=64)

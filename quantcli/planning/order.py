@@ -11,16 +11,16 @@ from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
-from quantcli.experts import arranged, loadable, only_in_mlx
-from quantcli.layouts.config import stated
+from quantcli.experts import arranged, loadable
+from quantcli.layouts.config import json_beside, stated
 from quantcli.layouts.native.write import check_scheme
 from quantcli.layouts.writer import named
-from quantcli.planning import inputs, kinds
-from quantcli.planning.importance import Importance, load
+from quantcli.planning import batch_norms, inputs, kinds
 from quantcli.planning.keeping import embeddings_alone
 from quantcli.planning.named import instead
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
 from quantcli.planning.request import Request
+from quantcli.planning.statistics import HELP, IMPORTANCE, NO_MOMENTS, STATISTICS, InputStatistics, load, of_norms
 from quantcli.stores import Source
 
 USUAL = "compressed-tensors"
@@ -28,6 +28,9 @@ USUAL = "compressed-tensors"
 
 LOADED = ("bnb-nf4",)
 """Other targets that transformers loads by itself."""
+
+GGUF, MLX = "gguf", "mlx"
+"""Targets of other programs, which take experts that those of the usual target do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,8 @@ class Order:
     container: bool = False
     max_shard_size: int | None = None
     importance: str | None = None
+    statistics: str | None = None
+    allow_unweighted: bool = False
     activation_scales: str | None = None
     digest: str = SETTINGS["digest"][0]
     on_nonfinite: str = SETTINGS["on_nonfinite"][0]
@@ -55,8 +60,8 @@ class Order:
 
     @property
     def importance_path(self) -> str | None:
-        """The file of importances: the one that was asked for, else the one that the recipe names."""
-        return self.importance or (self.recipe.importance or (None,))[0]
+        """The file of importances or statistics: the one that was asked for, else the one that the recipe names."""
+        return self.importance or self.statistics or (self.recipe.importance or self.recipe.statistics or (None,))[0]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -77,6 +82,8 @@ def made(
     container: bool = False,
     max_shard_size: float | None = None,
     importance: str | None = None,
+    statistics: str | None = None,
+    allow_unweighted: bool = False,
     activation_scales: str | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
@@ -88,6 +95,9 @@ def made(
     limit = max_shard_size if max_shard_size is not None else said.get("max_shard_size")
     if limit is not None and limit < 1:
         raise UsageError("0 bytes are not a shard size", place=["--max-shard-size"])
+    if importance is not None and statistics is not None:
+        problem = "statistics say how much each column counts"
+        raise UsageError(problem, place=["--importance"], hint="leave out one of --importance and --statistics")
     found = Order(
         recipe=recipe,
         include=tuple(include or said.get("include", ())),
@@ -98,6 +108,8 @@ def made(
         container=container or said.get("container", False),
         max_shard_size=None if limit is None else int(limit),
         importance=importance,
+        statistics=statistics,
+        allow_unweighted=allow_unweighted or said.get("allow_unweighted", False),
         activation_scales=activation_scales,
         digest=digest or said.get("digest") or SETTINGS["digest"][0],
         on_nonfinite=on_nonfinite or said.get("on_nonfinite") or SETTINGS["on_nonfinite"][0],
@@ -168,7 +180,7 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     """A source as the target of what is written needs it. folder: whether that is a checkpoint folder.
 
     Where no target is asked for, a folder that transformers loads is written so that it still does. Raises DataError
-    for a config.json that cannot be read.
+    for a config.json that cannot be read, UsageError where no loader would know what such a folder holds.
     """
     if asked.to in (None, NATIVE):
         _check_native(asked)
@@ -178,14 +190,9 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     model = _architecture(source) if folder else None
     note = _unsuited(source, asked, model) if model is not None else ""
     if model is not None and not note:
-        usual = arranged(source, USUAL)
-        if (name := only_in_mlx(usual, USUAL)) is not None:
-            note = f"config.json gets no quantization_config: {printable(name, 200)} is in mlx-lm's own arrangement"
-            return Aimed(arranged(source, None), None, note)
-        if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
-            return Aimed(usual, USUAL, "")
-        why = next(iter(usual.unsplit.values())).why
-        note = f"config.json gets no quantization_config, because most weights would be kept: {why}"
+        usual = loadable(source, USUAL)
+        _check_experts(source, usual)
+        return Aimed(usual, USUAL, "")
     return Aimed(arranged(source, None), None, note)
 
 
@@ -222,6 +229,28 @@ def _check_loadable(source: Source, asked: Order) -> None:
             raise UsageError(problem, place=[source.path], hint=hint)
 
 
+def _check_experts(source: Source, usual: Source) -> None:
+    """Raise UsageError for a model most of whose weights are experts that the loaders of the usual target do not take.
+    usual: the source as that target needs it."""
+    if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
+        return
+    others = [f"--to {to}" for to in (GGUF, MLX) if _takes_experts(source, to)]
+    hint = f"use {', '.join(others)}{' or ' if others else ''}--to native for quantcli alone"
+    problem = f"no loader would know what the folder holds: {next(iter(usual.unsplit.values())).why}"
+    raise UsageError(problem, place=[source.path], hint=hint)
+
+
+def _takes_experts(source: Source, to: str) -> bool:
+    """Whether the program that loads a target takes the experts of a model."""
+    if to == GGUF:
+        from quantcli.layouts.gguf.families import classes  # here, for it is needed for a refusal alone: 25 modules
+
+        names = (json_beside(source.beside, "config.json") or {}).get("architectures")
+        if not (isinstance(names, list) and names and isinstance(names[0], str) and names[0] in classes()):
+            return False
+    return not arranged(source, to).unsplit
+
+
 def _architecture(source: Source) -> Architecture | None:
     """What a folder's config.json says the model is; None where it is not one of transformers."""
     try:
@@ -230,17 +259,27 @@ def _architecture(source: Source) -> Architecture | None:
         raise error.within(source.path) from None
 
 
-def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]:
-    """The importances that are named, and the warning about entries that belong to no tensor of the source."""
-    path, digest = asked.recipe.importance or (None, None)
-    if path is None or asked.importance is not None:
+def importance_of(source: Source, asked: Order) -> tuple[InputStatistics | None, str]:
+    """The importances or statistics that are named, and the warning about entries that belong to no tensor of the
+    source. Raises UsageError where a rounding needs some and there are none."""
+    diagonals = asked.importance is not None or (asked.statistics is None and asked.recipe.importance is not None)
+    key, typed = (IMPORTANCE, asked.importance) if diagonals else (STATISTICS, asked.statistics)
+    path, digest = (asked.recipe.importance if diagonals else asked.recipe.statistics) or (None, None)
+    if path is None or typed is not None:
         # A recipe out of a header knows the importances it was made with by their digest alone.
-        digest, path = digest if path is None else None, asked.importance
+        digest, path = digest if path is None else None, typed
     if path is None:
         if digest is not None:
-            raise UsageError("the recipe was made with importances", place=["--importance"], hint="give their file")
+            raise UsageError(f"the recipe was made with {key}", place=[f"--{key}"], hint="give the file")
+        if any(
+            s.second_order for s in (asked.recipe.default, *(r.scheme for r in asked.recipe.rules)) if s is not None
+        ):
+            raise UsageError(NO_MOMENTS, place=["rounding"], hint=HELP)
         return None, ""
-    found = load(path, digest)
+    if path == batch_norms.NAME and not diagonals:
+        found = of_norms(source, digest)
+        return found, batch_norms.said(len(found.entries))
+    found = load(path, digest, diagonals=diagonals)
     unused = found.unused(source.infos())
     if not unused:
         return found, ""
@@ -249,7 +288,7 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
 
 
 def request_of(
-    source: Source, asked: Order, to: str | None, importance: Importance | None, warn: Callable[[str], None]
+    source: Source, asked: Order, to: str | None, importance: InputStatistics | None, warn: Callable[[str], None]
 ) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
     says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
@@ -269,6 +308,8 @@ def request_of(
         keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
         importance=importance,
+        rounding_given=asked.recipe.asked.rounding is not None,
+        allow_unweighted=asked.allow_unweighted,
         inputs=inputs.load(asked.activation_scales) if asked.activation_scales is not None else None,
         to=to,
         architecture=_architecture(source) if to is not None else None,

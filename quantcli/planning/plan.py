@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantcli.asking import weighs
+from quantcli.asking import changed, plainly_rounded, weighs
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native import parts as native
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning import targets
 from quantcli.planning.entry import quantized
-from quantcli.planning.importance import Importance
 from quantcli.planning.inputs import with_scales
 from quantcli.planning.keeping import embeddings_alone, why_kept
-from quantcli.planning.reasons import ALL, NAMED, VECTORS, which
+from quantcli.planning.reasons import ALL, NAMED, TABLES, VECTORS, which
 from quantcli.planning.request import Request, Rule
+from quantcli.planning.statistics import HELP, NO_MOMENTS, InputStatistics
+from quantcli.scheme import SECOND_ORDER
 from quantcli.stores import signals
-from quantcli.tensors.decided import Decided, Kept
+from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 
 UNWEIGHTED = "no importance given"
@@ -41,20 +42,38 @@ class Plan:
         return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
 
 
-def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
-    """The plan of a tensor with the importance of its columns. Raises UsageError where they cannot be told apart."""
-    if importance is None or tensor.scheme is None:
+def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Request) -> Decided:
+    """The plan of a tensor with what is known of its inputs. Raises UsageError where it cannot be used."""
+    if tensor.scheme is None or statistics is None:
         return tensor
-    columns = importance.of(tensor.info, tensor.grouping)
+    columns = statistics.of(tensor.info, tensor.grouping)
     if columns is None:
-        return replace(tensor, note="; ".join(n for n in (tensor.note, UNWEIGHTED) if n))
+        _check_unweighted(tensor, statistics, request)
+        note = "; ".join(n for n in (tensor.note, UNWEIGHTED) if n)
+        return replace(tensor, scheme=plainly_rounded(tensor.scheme), note=note)
+    place = [printable(tensor.info.name), f"--{statistics.key}"]
     if tensor.scheme.rotation:
-        place = [printable(tensor.info.name), "--importance"]
         raise UsageError("its columns are rotated, which importances are not", place=place, hint="leave it out")
+    if columns.correlated and (tensor.scheme.second_order or not request.rounding_given):
+        return replace(tensor, scheme=changed(tensor.scheme, rounding=SECOND_ORDER), importance=columns)
+    if tensor.scheme.second_order:
+        raise UsageError(NO_MOMENTS, place=place, hint=HELP)
+    if tensor.grouping.shared is not None or tensor.grouping.two_pass:
+        problem = "importance needs scales per row or group: with one scale per column or tensor it has no effect"
+        raise UsageError(problem, place=place, hint="use groups, or channels of axis 0")
     if not weighs(tensor.scheme):
         problem = f"{tensor.scheme.calibration} does not weigh errors"
-        raise UsageError(problem, place=[printable(tensor.info.name), "--importance"], hint="use --calibration mse")
+        raise UsageError(problem, place=place, hint="use --calibration mse")
     return replace(tensor, importance=columns)
+
+
+def _check_unweighted(tensor: Quantized, statistics: InputStatistics, request: Request) -> None:
+    """Raise UsageError where a tensor may not be quantized without statistics."""
+    if not statistics.strict or request.allow_unweighted or why_kept(tensor.info) in TABLES:
+        return
+    hint = "--allow-unweighted quantizes such tensors as if all inputs were alike, --exclude leaves them as they are"
+    place = [statistics.path, printable(tensor.info.name)]
+    raise UsageError("the file has no statistics of this layer", place=place, hint=hint)
 
 
 def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
@@ -101,8 +120,9 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     if request.to is not None:
         tensors = targets.mixed(tensors, request)
         tensors = [targets.stored_by(tensor, request.to, request) for tensor in tensors]
+        tensors = targets.joined(tensors, request)
     tensors = with_scales(tensors, request.inputs, request.to)
-    plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
+    plan = Plan(tuple(_weighted(tensor, request.importance, request) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan

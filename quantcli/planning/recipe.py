@@ -28,11 +28,11 @@ from quantcli.asking import SchemeRequest, decided_at
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.layouts.writer import checked
 from quantcli.patterns import compiled
-from quantcli.planning import recipe_keys
-from quantcli.planning.importance import Importance
+from quantcli.planning import batch_norms, recipe_keys
 from quantcli.planning.named import fields as named_fields
 from quantcli.planning.named import named
 from quantcli.planning.request import Request, Rule
+from quantcli.planning.statistics import IMPORTANCE, STATISTICS, InputStatistics
 from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
 from quantcli.strict import LIMIT, lines, mapping, plain
@@ -73,6 +73,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     ties: tuple[str, ...] = ()
     importance: tuple[str | None, str | None] | None = None
+    statistics: tuple[str | None, str | None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     given: bool = False
     """Whether it was read from a file or is a preset that was named."""
@@ -155,7 +156,8 @@ def parse(document: Any, overrides: Mapping[str, Any], folder: str = "") -> Reci
         default=default,
         rules=tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)),
         ties=_ties(top.get("ties", [])),
-        importance=_importance(top.get("importance"), folder),
+        importance=_file(IMPORTANCE, top, folder),
+        statistics=_file(STATISTICS, top, folder),
         options={name: _option(name, top[name]) for name in recipe_keys.OPTIONS if name in top},
     )
 
@@ -172,18 +174,21 @@ def _ties(values: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _importance(value: Any, folder: str) -> tuple[str | None, str | None] | None:
-    """File and digest of the importances a recipe names."""
+def _file(name: str, top: Mapping[str, Any], folder: str) -> tuple[str | None, str | None] | None:
+    """File and digest of the importances, or statistics, that a recipe names. Raises UsageError where it names both."""
+    value = top.get(name)
     if value is None:
         return None
-    found = mapping({"file": value} if isinstance(value, str) else value, "importance", ("file", "xxh3"))
+    if {IMPORTANCE, STATISTICS} <= top.keys():
+        raise UsageError("importances and statistics are one file", place=[name], hint="leave one of the keys out")
+    found = mapping({"file": value} if isinstance(value, str) else value, name, ("file", "xxh3"))
     path, digest = found.get("file"), found.get("xxh3")
     for key, word in (("file", path), ("xxh3", digest)):
         if word is not None and (not isinstance(word, str) or not word):
-            raise UsageError("it is not text", place=["importance", key])
+            raise UsageError("it is not text", place=[name, key])
     if path is None and digest is None:
-        raise UsageError("it has no file name", place=["importance"])
-    return None if path is None else os.path.join(folder, path), digest
+        raise UsageError("it has no file name", place=[name])
+    return path if path in (None, batch_norms.NAME) else os.path.join(folder, path), digest
 
 
 def _option(name: str, value: Any) -> Any:
@@ -193,7 +198,7 @@ def _option(name: str, value: Any) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise UsageError(f"{shown} is not a list of patterns", place=[name])
         return tuple(value)
-    if name in ("keep_defaults", "keep_embeddings", "container") and type(value) is not bool:
+    if name in ("keep_defaults", "keep_embeddings", "container", "allow_unweighted") and type(value) is not bool:
         raise UsageError(f"{shown} is neither true nor false", place=[name])
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
@@ -275,8 +280,9 @@ def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
         known = [name for name in recipe_keys.OPTIONS if name in values and name not in SETTINGS]
         said = {name: _option(name, values[name]) for name in known}
         said["ties"] = _ties(values.get("ties", []))
-        if "importance" in values:
-            said["importance"] = Importance("", {}, str(values["importance"]))
+        for name in (IMPORTANCE, STATISTICS):
+            if name in values:
+                said["importance"] = InputStatistics("", {}, str(values[name]), key=name)
         return Request(scheme=numbered(values["default"]), rules=tuple(rules), **said)
     except (QuantcliError, TypeError, ValueError, KeyError, AttributeError):
         raise DataError("the recipe in its header is damaged") from None

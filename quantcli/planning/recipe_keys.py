@@ -15,7 +15,10 @@ SCHEME: Mapping[str, tuple[str, str]] = {
     "zero_point": ("int or float", "a whole zero point, or a float offset"),
     "calibration": ("name", "how scales are found, as for --calibration"),
     "options": ("map", "options of the calibration: effort, norm, percentile"),
-    "rounding": ("nearest or sum-preserving", "to the nearest code, or so that the errors of a row add up to 0"),
+    "rounding": (
+        "nearest, sum-preserving or second-order",
+        "to the nearest code, so that the errors of a row add up to 0, or so that they cost little in a layer's output",
+    ),
     "levels": ("2 to 256", "how many levels a codebook learns"),
     "codebook": ("list of numbers", "the levels of a codebook, ascending"),
     "scale_dtype": ("dtype", "how scales are stored"),
@@ -43,6 +46,7 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "keep_embeddings": ("true or false", "--keep-embeddings or --no-keep-embeddings"),
     "max_shard_size": ("bytes", "split a checkpoint folder into files of at most this many bytes"),
     "to": ("target", "write what another tool loads"),
+    "allow_unweighted": ("true or false", "quantize layers that the statistics have nothing of"),
     "container": ("true or false", "with the targets gguf and onnx: the quantized tensors alone"),
     "on_nonfinite": ("refuse or keep", "what to do with a tensor that holds NaN or infinity"),
     "digest": ("xxh3, sha256 or none", "digest of each tensor's source bytes"),
@@ -54,6 +58,7 @@ RECIPE: Mapping[str, tuple[str, str]] = {
     "rules": ("list of maps", "schemes by pattern; the last that matches decides"),
     "ties": ("list of expressions after re:", "tensors that agree in the first group get one scheme"),
     "importance": ("file", "how much the error of each column counts"),
+    "statistics": ("file", "means and second moments of the inputs of layers"),
     **OPTIONS,
 }
 """Of a recipe at its top."""

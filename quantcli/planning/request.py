@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quantcli.architectures import Architecture
-from quantcli.planning.importance import Importance
 from quantcli.planning.inputs import InputScales
+from quantcli.planning.statistics import InputStatistics
 from quantcli.scheme import Scheme
 from quantcli.stores import Unsplit
 
@@ -49,8 +49,12 @@ class Request:
     """Whether embeddings and output heads are kept; None to do as the target's own tools."""
     max_shard_size: int | None = None
     """The most bytes a file of a checkpoint folder may have; None for as many files as there were."""
-    importance: Importance | None = None
-    """How much the error of each column counts."""
+    importance: InputStatistics | None = None
+    """What is known of the inputs of layers: how much the error of each column counts."""
+    rounding_given: bool = field(default=False, compare=False)
+    """Whether a rounding was asked for, which statistics then do not change."""
+    allow_unweighted: bool = False
+    """Whether tensors that the statistics have nothing of are quantized too."""
     inputs: InputScales | None = None
     """The measured scales of inputs."""
     ties: tuple[str, ...] = ()
@@ -102,14 +106,15 @@ class Request:
             "include": list(self.include),
             "exclude": list(self.exclude),
             "ties": list(self.ties),
-            "importance": importance,
+            "importance" if self.importance is None else self.importance.key: importance,
+            "allow_unweighted": self.allow_unweighted,
             "keep_defaults": self.keep_defaults,
             "keep_embeddings": self.keep_embeddings,
             "max_shard_size": self.max_shard_size,
             "to": self.to,
             "container": self.container,
         }
-        usual: dict[str, Any] = {"keep_defaults": True, "container": False}
+        usual: dict[str, Any] = {"keep_defaults": True, "container": False, "allow_unweighted": False}
         return {
             name: value for name, value in values.items() if value not in ([], None) and value is not usual.get(name)
         }

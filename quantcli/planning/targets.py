@@ -15,6 +15,7 @@ from quantcli.planning.reasons import REASONS, SMALL, TABLES
 from quantcli.planning.request import Request
 from quantcli.scheme import PUBLISHED, Scheme
 from quantcli.tensors.decided import Decided, Kept, Quantized
+from quantcli.tensors.fused import partners
 from quantcli.tensors.info import TensorInfo
 
 
@@ -111,6 +112,25 @@ def stored_by(tensor: Decided, target: str, request: Request) -> Decided:
     tensor = in_place(tensor, export, request.again)
     why = export.unstored(tensor, request.architecture or UNNAMED, request.again)
     return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
+
+
+CHOSEN = ("excluded", "not-included")
+"""Reasons of weights that are kept because that was asked for."""
+
+
+def joined(tensors: Sequence[Decided], request: Request) -> list[Decided]:
+    """The plan of all tensors, those kept too that the runtimes of the target join with one that is kept for its shape
+    or its place. One that is kept because that was asked for is left to be refused."""
+    export = named(request.to) if request.to is not None and not request.container else None
+    if export is None or not export.joins:
+        return list(tensors)
+    kept = {t.info.name for t in tensors if t.scheme is None and t.reason not in CHOSEN and len(t.info.shape) > 1}
+    found = list[Decided]()
+    for tensor in tensors:
+        other = partners(tensor.info.name, kept) if tensor.scheme is not None else ()
+        note = f"vLLM and SGLang join it with {other[0]}, which is kept" if other else ""
+        found.append(Kept(info=tensor.info, reason="target", note=note) if other else tensor)
+    return found
 
 
 def mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:

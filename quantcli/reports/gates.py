@@ -27,8 +27,9 @@ _UNITLESS = (
     "max_bpw",
     "target_bpw",
     "max_shard_size",
+    "memory",
 )
-_SIZES = ("max_size", "target_size", "max_shard_size")
+_SIZES = ("max_size", "target_size", "max_shard_size", "memory")
 TENSOR_GATES = ("min_tensor_sqnr", "max_mse", "max_outlier_gap", "max_regression")
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
+from quantcli.layouts.reader import is_published
 from quantcli.notebook import table
 from quantcli.planning import kinds
 from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
@@ -207,6 +208,11 @@ def origin_lines(report: RunReport) -> list[str]:
     ]
 
 
+def _is_coded(scheme: str | None) -> bool:
+    """Whether a tensor was decoded from codes that are an approximation of an original."""
+    return scheme is not None and not is_published(scheme)
+
+
 def _head(report: RunReport) -> Iterator[Line]:
     """What it is about, the figures of the whole model, and every gate."""
     s = report.summary
@@ -225,6 +231,8 @@ def _head(report: RunReport) -> Iterator[Line]:
         yield Line("; ".join(line for line in (kept, left) if line))
     if report.command == "report" and s.sqnr_db is None and not s.exact:
         yield Line("the file stores no errors: --against ORIGINAL measures them")
+    if any(r.scheme and r.source_sqnr_db is None and _is_coded(r.source_scheme) for r in report.tensors):
+        yield Line("errors against what was decoded; what its codes had cost is not stored: compare with the original")
     equal = equal_line(report)
     if equal is not None:
         yield Line(equal)

@@ -33,6 +33,10 @@ COMPUTING = {
 """The same of operators that compute with codes; -1 for scales that come in later, behind the product."""
 
 
+LISTS, WORDS = ("perm", "strides", "pads", "dilations", "kernel_shape"), ("auto_pad", "direction")
+"""Attributes that are lists of numbers, and words: those that tell what a node sums over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A node that decodes a weight, or computes with its codes: its operator, inputs by name, the attributes that are
@@ -60,7 +64,8 @@ class Node:
 class Call:
     """A node of a graph or function. operator: with its domain where that is not ONNX's. inputs, outputs: by the names
     they are listed under; takes, makes: the same as the node has them, empty where one is left out. numbers, floats:
-    attributes of one number each; order: the attribute `perm`."""
+    attributes of one number each; lists: those of LISTS; words: those of WORDS. scope: the prefix of the names of its
+    graph; in_function: whether that is a function's."""
 
     operator: str
     inputs: tuple[str, ...]
@@ -69,7 +74,15 @@ class Call:
     makes: tuple[str, ...]
     numbers: Mapping[str, int]
     floats: Mapping[str, float]
-    order: tuple[int, ...]
+    lists: Mapping[str, tuple[int, ...]]
+    words: Mapping[str, str]
+    scope: str
+    in_function: bool
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes of a Transpose; empty where it turns them all round."""
+        return self.lists.get("perm", ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

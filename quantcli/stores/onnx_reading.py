@@ -10,7 +10,7 @@ from itertools import islice
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.stores.files import InputFile
-from quantcli.stores.onnx_graph import COMPUTING, CONTRIB, DECODING, DOMAINS, Call, Graph, Held, Node
+from quantcli.stores.onnx_graph import COMPUTING, CONTRIB, DECODING, DOMAINS, LISTS, WORDS, Call, Graph, Held, Node
 from quantcli.stores.onnx_tensors import Elements, Entry, pair, tensor_fields
 from quantcli.stores.protobuf import FOUR, Field, Wire
 
@@ -57,12 +57,13 @@ class _Scope:
 
 @dataclass(slots=True)
 class _Attribute:
-    """An attribute of a node: its name, number, numbers in a list, and the places of its tensor and graphs."""
+    """An attribute of a node: its name, number, numbers in a list, word, and the places of its tensor and graphs."""
 
     name: str = ""
     whole: int | None = None
     real: float | None = None
     listed: tuple[int, ...] = ()
+    word: str = ""
     value: Field | None = None
     graphs: list[Field] = field(default_factory=list)
 
@@ -98,7 +99,10 @@ class _Node:
             makes=tuple(self.outputs),
             numbers=self.numbers,
             floats={a.name: a.real for a in self.attributes if a.real is not None},
-            order=next((a.listed for a in self.attributes if a.name == "perm"), ()),
+            lists={a.name: a.listed for a in self.attributes if a.name in LISTS},
+            words={a.name: a.word for a in self.attributes if a.name in WORDS},
+            scope=self.scope.prefix,
+            in_function=self.scope.in_function,
         )
 
 
@@ -144,7 +148,7 @@ class Reader:
     def _attribute(self, message: Field) -> _Attribute:
         """An attribute: its name, and its value or the place of it."""
         found = _Attribute()
-        named, numbers = None, list[Field]()
+        named, word, numbers = None, None, list[Field]()
         for own in self.wire.inside(message):
             if own.number == 1:
                 named = own
@@ -152,6 +156,8 @@ class Reader:
                 (found.real,) = struct.unpack("<f", self.wire.bytes(own))
             elif own.number == 3:
                 found.whole = self.wire.whole(own)
+            elif own.number == 4:
+                word = own
             elif own.number == 5:
                 found.value = own
             elif own.number in (6, 11):
@@ -159,8 +165,10 @@ class Reader:
             elif own.number == 8:
                 numbers.append(own)
         found.name = "" if named is None else self.wire.text(named)
-        if found.name == "perm":
+        if found.name in LISTS:
             found.listed = tuple(islice(self._flat(numbers), _MOST_AXES + 1))
+        if found.name in WORDS and word is not None:
+            found.word = self.wire.text(word)
         return found
 
     def _flat(self, fields: Iterable[Field]) -> Iterator[int]:

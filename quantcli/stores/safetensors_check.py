@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from json import loads
+from json.encoder import encode_basestring_ascii as quoted
 from typing import BinaryIO
 
 from quantcli.dtypes import DTYPES
@@ -28,6 +29,8 @@ _ENTRY = re.compile(rb',("%s*"):\{("dtype":"\w+","shape":\[(?:\d+(?:,\d+)*)?\]),
 _END, _BLANKS = re.compile(rb"\}"), re.compile(b" *")
 _BLOCK, _AHEAD = 1 << 20, 1 << 16
 """Bytes of a header that are read at a time, and that are in memory at least before something is looked for."""
+_AT_ONCE = 512
+"""Entries that are compared at a time with the text that they have as a rule."""
 
 
 def check(path: str, shown: str, infos: Sequence[TensorInfo], offsets: Mapping[str, int], header: int) -> None:
@@ -49,6 +52,14 @@ class _Text:
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._left, self._text, self._at = file, size, b"", 0
+
+    def passes(self, text: bytes) -> bool:
+        """Whether this text comes next, which is passed then."""
+        while len(self._text) - self._at < len(text) and self._left:
+            self._read()
+        found = self._text.startswith(text, self._at)
+        self._at += len(text) if found else 0
+        return found
 
     def take(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
         """What comes next, by a pattern, which is passed; None where it does not."""
@@ -84,20 +95,12 @@ def _problem(
     """What is wrong with a header, of so many bytes in a file of this size; None when nothing is."""
     if not _passes_metadata(text):
         return "its metadata are not a map of texts"
-    begin, kinds = 0, dict[bytes, tuple[TensorInfo, int]]()
-    found = text.each(_ENTRY)
-    for info in infos:
-        entry = next(found, None)
-        if entry is None:
-            return f"its header is not valid where {printable(info.name)} should be"
-        name, kind, ends = entry.groups()
-        own = name[1:-1].decode() if b"\\" not in name else loads(name)
-        known, nbytes = kinds.get(kind) or kinds.setdefault(kind, _kind(kind))
-        end = begin + nbytes
-        if own != info.name or offsets[own] != header + begin or ends != b"%d,%d" % (begin, end):
-            return f"{printable(own)} is not in its place"
-        if known.dtype != info.dtype or known.shape != info.shape:
-            return f"{printable(own)} has another dtype or shape"
+    begin, kinds = 0, dict[tuple[str, tuple[int, ...]], tuple[str, int]]()
+    for start in range(0, len(infos), _AT_ONCE):
+        some = infos[start : start + _AT_ONCE]
+        usual, end = _usual(some, [offsets[info.name] - header for info in some], begin, kinds)
+        if not text.passes(usual) and (wrong := _wrong_entry(text, some, offsets, header, begin)) is not None:
+            return wrong
         begin = end
     closed = text.take(_END) is not None
     while (blanks := text.take(_BLANKS)) is not None and blanks[0]:
@@ -105,6 +108,48 @@ def _problem(
     if not closed or not text.ends():
         return "its header does not end behind the last tensor"
     return None if size == header + begin else f"it has {size} bytes instead of {header + begin}"
+
+
+def _usual(
+    infos: Sequence[TensorInfo],
+    places: Sequence[int],
+    begin: int,
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, int]],
+) -> tuple[bytes, int]:
+    """The text that the entries of tensors have as a rule, with names in ASCII and keys in one order, where they are at
+    their places and these follow each other from `begin` on; and where they end. kinds: what entries of a dtype and
+    shape have in common, and their bytes."""
+    found = list[str]()
+    for info, place in zip(infos, places):
+        kind = kinds.get(key := (info.dtype, info.shape))
+        if kind is None:
+            dims = ",".join(map(str, info.shape))
+            kind = kinds[key] = f'{{"dtype":"{info.dtype}","shape":[{dims}],"data_offsets":[', info.nbytes
+        begin, at = begin + kind[1], begin
+        found.append(f",{quoted(info.name)}:{kind[0]}{at},{begin}]}}" if at == place else "?")
+    return "".join(found).encode(), begin
+
+
+def _wrong_entry(
+    text: _Text, infos: Sequence[TensorInfo], offsets: Mapping[str, int], header: int, begin: int
+) -> str | None:
+    """What is wrong with the entries of some tensors, however they are spelt; None when nothing is. begin: where the
+    first of them is to be, behind a header of so many bytes."""
+    found = text.each(_ENTRY)
+    for info in infos:
+        entry = next(found, None)
+        if entry is None:
+            return f"its header is not valid where {printable(info.name)} should be"
+        name, kind, ends = entry.groups()
+        own = name[1:-1].decode() if b"\\" not in name else loads(name)
+        known, nbytes = _kind(kind)
+        end = begin + nbytes
+        if own != info.name or offsets[own] != header + begin or ends != b"%d,%d" % (begin, end):
+            return f"{printable(own)} is not in its place"
+        if known.dtype != info.dtype or known.shape != info.shape:
+            return f"{printable(own)} has another dtype or shape"
+        begin = end
+    return None
 
 
 def _kind(text: bytes) -> tuple[TensorInfo, int]:

@@ -4,7 +4,7 @@ other; `scheme` tells them apart."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
@@ -16,12 +16,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class SecondMoments(Protocol):
+    """The mean of x x^T over the inputs x of a layer."""
+
+    @property
+    def cols(self) -> int:
+        """Inputs, the columns of the weight."""
+
+    @property
+    def place(self) -> list[str]:
+        """Where it is stored, for errors."""
+
+    def rows(self, first: int, last: int) -> NDArray[np.float64]:
+        """Rows [first, last) of it. Raises DataError for a number that is not finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The importance of every column of a tensor's rows (cols,), and a digest of it."""
+    """What is known of the inputs that meet the columns of a tensor's rows: their mean squares (cols,), or other
+    importances, and a digest of it all; their means (cols,) and second moments, where there are any; and the number of
+    samples, infinite where that is not known."""
 
     values: NDArray[np.float64]
     digest: str
+    mean: NDArray[np.float64] | None = None
+    matrix: SecondMoments | None = None
+    count: float = np.inf
+
+    @property
+    def correlated(self) -> bool:
+        """Whether it says how inputs go together, so that an error can be made good in other columns."""
+        return self.mean is not None or self.matrix is not None
 
     @property
     def typical(self) -> float:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from quantcli import registry, scales
-from quantcli.asking import candidates
+from quantcli.asking import candidates, plainly_rounded, weighs
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
 from quantcli.formats import code_grid
-from quantcli.kernels import Kernels, Made, QuantParams, Rule, Sums, Tile, numpy_tiles
+from quantcli.kernels import Kernels, Made, QuantParams, Rule, Sums, Tile, numpy_tiles, row_bytes
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.scales import Store
 from quantcli.tensors.blocks import as_rows, by_rows
@@ -28,6 +28,7 @@ from quantcli.tensors.tiles import rotated_back
 if TYPE_CHECKING:
     from quantcli.kernels import Bytes
     from quantcli.scheme import Scheme
+    from quantcli.tensors.second_order import SecondOrder
 
 
 class NotFinite(Exception):  # noqa: N818 - a finding, not an error
@@ -260,7 +261,9 @@ class Trials:
     def __init__(self, tensor: Quantized, *, rival: Scheme | None) -> None:
         info, self.plan = tensor.info, tensor.grouping
         self.info = info
+        self.columns = tensor.importance
         self._importance = tensor.importance.values if tensor.importance is not None else None
+        self.second_order: SecondOrder | None = None
         self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]
         self.rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
@@ -325,6 +328,8 @@ class Trials:
     def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
         """Write the codes of a tile; its errors, parameters, and the error of the rival. Without `packed` only squared
         errors are found."""
+        if self.second_order is not None:
+            return self._made_good(self.second_order, kernels, tile, span, packed)
         made = self._in_one_call(self.chosen, self.rival, kernels, tile, packed)
         if made is not None:
             return made
@@ -333,6 +338,24 @@ class Trials:
         if tile.original is not None and packed is not None:
             sums = rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
         return Made(sums, params, self._rival_error(kernels, tile, span))
+
+    def _made_good(self, how: SecondOrder, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
+        """What `encode` gives with second-order rounding, and what it costs in the output of the layer."""
+        fit, scheme = self.chosen, self.chosen.scheme
+        grid, plain_scheme = code_grid(scheme), plainly_rounded(scheme)
+        plain = fit.params(kernels, tile, span)
+        params = self.params(kernels, tile, span) if self.weighs_rows else plain
+        room = np.empty((2, span.rows * row_bytes(span.cols, grid.bits)), np.uint8)
+        written = room[1] if packed is None else packed
+        kernels.encode(tile, plain, grid, room[0], preserve=plain_scheme.preserves_sums)
+        params, output = how.better(kernels, tile, grid, params, (plain, room[0]), written)
+        return Made(kernels.measure(tile, params, grid, written), params, None, output)
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether every row has parameters of its own that depend on how much its columns count."""
+        scheme = self.chosen.scheme
+        return weighs(scheme) and self.chosen.whole is None and self.plan.height == 1 and not scheme.shares_levels
 
     def _in_one_call(
         self, fit: Fit, rival: Fit | None, kernels: Kernels, tile: Tile, packed: Bytes | None

@@ -1,4 +1,4 @@
-"""Which weights a runtime joins into one matrix, so that they must share the scale of the tensor."""
+"""Which weights a runtime joins into one matrix, so that they must have one scheme, and one scale of the tensor."""
 
 from __future__ import annotations
 
@@ -22,17 +22,27 @@ gate_up_proj and others, in their tables of `packed_modules_mapping`; w1 and w3 
 
 
 @cache
-def _beside(module: str) -> tuple[str, ...]:
-    return next((tuple(m for m in group if m != module) for group in FUSED if module in group), ())
+def _group(module: str) -> tuple[str, ...]:
+    return next((group for group in FUSED if module in group), (module,))
+
+
+def together(name: str, names: Container[str]) -> tuple[str, ...]:
+    """The names of the weights, among these, that are joined with one of this name, itself among them, in the order in
+    which their rows come.
+
+    >>> together("l.0.k_proj.weight", {"l.0.k_proj.weight", "l.0.q_proj.weight", "l.0.o_proj.weight"})
+    ('l.0.q_proj.weight', 'l.0.k_proj.weight')
+    """
+    module = module_of(name)
+    stem, dot, own = module.rpartition(".")
+    found = (f"{stem}{dot}{other}{name[len(module) :]}" for other in _group(own))
+    return tuple(n for n in found if n == name or n in names)
 
 
 def partners(name: str, names: Container[str]) -> tuple[str, ...]:
-    """The names of the weights, among these, that are joined with one of this name.
+    """The same without itself.
 
     >>> partners("l.0.q_proj.weight", {"l.0.k_proj.weight", "l.0.o_proj.weight", "l.1.v_proj.weight"})
     ('l.0.k_proj.weight',)
     """
-    module = module_of(name)
-    stem, dot, own = module.rpartition(".")
-    found = (f"{stem}{dot}{other}{name[len(module) :]}" for other in _beside(own))
-    return tuple(other for other in found if other in names)
+    return tuple(n for n in together(name, names) if n != name)

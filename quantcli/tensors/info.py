@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from quantcli.dtypes import DTYPES
 
@@ -24,4 +25,10 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements."""
-        return (math.prod(self.shape) * DTYPES[self.dtype].bits + 7) // 8
+        return _nbytes(self.dtype, self.shape)
+
+
+@lru_cache(maxsize=4096)
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor; those of many tensors are the same, and asked for often."""
+    return (math.prod(shape) * DTYPES[dtype].bits + 7) // 8

@@ -177,7 +177,7 @@ plan digits.safetensors --target-size 27kB --explain --json -o plan.yaml
 plan digits.safetensors --min-sqnr 25 --bits 3,4,5,6 --group-size 32,-1 --json
 plan digits.safetensors --max-nmse 0.01 --weighting relative --calibration minmax --json
 plan tiny-llama --target-bpw 9 --importance llama-importance.safetensors --json
-plan tiny-llama --target-size 130kB --uniform-groups --no-ties --weighting absolute -o uniform.yaml
+plan tiny-llama --target-size 130kB --uniform-groups --weighting absolute -o uniform.yaml
 sweep digits.safetensors --bits 2,3,4,8 --group-size 32,128,-1 --json
 sweep digits.safetensors --bits 4 --group-size 64,0 --calibration minmax,mse,percentile,auto --asymmetric --json
 sweep tiny-llama --bits 3 --group-size 64 --calibration lloyd-max --json

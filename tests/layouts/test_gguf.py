@@ -326,6 +326,31 @@ def test_a_gguf_is_compared_under_the_names_of_its_checkpoint(forward: bool, tmp
     assert "names of llama.cpp" not in run("compare", TINY, path, "-q").err
 
 
+def test_mxfp4_is_decoded_and_other_blocks_when_it_is_asked_for(tmp_path: Path) -> None:
+    """a format in which models are published, in a GGUF as elsewhere"""
+    for kind, wanted in (("MXFP4", 0), ("Q4_0", 1)):
+        number, block = next((n, t) for n, t in TYPES.items() if t.name == kind)
+        raw = np.random.default_rng(4).integers(100, 120, 64 * 2 * block.bytes, np.uint8).tobytes()
+        path = tmp_path / f"{kind}.gguf"
+        path.write_bytes(raw_gguf(architecture(), [("blk.0.ffn_up.weight", number, (64, 2 * block.weights), raw)]))
+        ran = run("quantize", path, "--group-size", "32", "-o", tmp_path / f"{kind}.safetensors")
+        assert ran.code == wanted
+        assert "source: MXFP4 (1 tensor, decoded to float32)" in ran.out if not wanted else "--requantize" in ran.err
+
+
+def test_what_is_quantized_from_a_gguf_is_verified_against_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """its tensors have the names and the order of rows of a checkpoint, those of the original llama.cpp's"""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.gguf").write_bytes(raw_gguf(architecture(), as_gguf(tiny())))
+    Path("other.gguf").write_bytes(raw_gguf(architecture(), as_gguf(tiny(), turn=False)))
+    assert run("quantize", "tiny.gguf", "--group-size", "64", "-o", "out.safetensors", "-q").code == 0
+    assert run("verify", "out.safetensors", "--source", "tiny.gguf").code == 0
+    ran = run("verify", "out.safetensors", "--source", "other.gguf")
+    assert ran.code == 1 and "q_proj" in ran.out and "v_proj" not in ran.out
+    direct = run("report", "out.safetensors", "--json").json["summary"]["sqnr_db"]
+    assert run("report", "out.safetensors", "--against", "tiny.gguf", "--json").json["summary"]["sqnr_db"] == direct
+
+
 def test_rows_are_put_back_in_pieces_too(tmp_path: Path) -> None:
     """Heads of 32 rows of 40,000 weights are more than is compared at a time."""
     weight = np.random.default_rng(0).standard_normal((64, 40_000)).astype(np.float32)

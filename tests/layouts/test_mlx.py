@@ -341,6 +341,7 @@ def test_qwen3_next_is_written_as_mlx_lm_has_changed_it_and_read_as_it_was(tmp_p
         words = ["--requantize", "--bits", 8, "--group-size", 32, "--to", target, "-o", tmp_path / target]
         done = run("quantize", tmp_path / "mlx", *words)
         assert done.code == 0 and "as they were before mlx-lm changed them" in done.err
+        assert run("verify", tmp_path / target, "--source", tmp_path / "mlx").code == 0
         found = values(tmp_path / target)
         np.testing.assert_array_equal(found[convolution], weights[convolution])
         np.testing.assert_allclose(found[norm], before.astype(np.float32), atol=2**-8)
@@ -362,6 +363,7 @@ def test_stacks_of_mlx_lm_become_what_the_checkpoint_had(name: str, tmp_path: Pa
     words = ["--bits", 8, "--group-size", 32, "--to", "compressed-tensors", "-q", "-o"]
     done = run("quantize", tmp_path / "mlx", "--requantize", *words, tmp_path / "from-mlx")
     assert done.code == 0, done.err
+    assert run("verify", tmp_path / "from-mlx", "--source", tmp_path / "mlx").code == 0
     run("quantize", source, *words, tmp_path / "direct")
     found, direct = load(tmp_path / "from-mlx" / "model.safetensors"), load(tmp_path / "direct" / "model.safetensors")
     assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in direct.items()}
@@ -374,7 +376,8 @@ def test_names_that_only_mlx_lm_has_are_refused_elsewhere(name: str, tmp_path: P
     source = checkpoint(name, tmp_path / "source")
     run("quantize", source, "--to", "mlx", "--bits", 8, "--group-size", 32, "-o", tmp_path / "mlx", "-q")
     words = ["--to", "compressed-tensors", "-o", tmp_path / "out"]
-    for command in (["quantize", tmp_path / "mlx", "--requantize", *words], ["export", tmp_path / "mlx", *words]):
+    again = ["quantize", tmp_path / "mlx", "--requantize"]
+    for command in ([*again, *words], [*again, *words[2:]], ["export", tmp_path / "mlx", *words]):
         assert "is in mlx-lm's own arrangement" in one_line(run(*command), 2)
         assert not (tmp_path / "out").exists()
-    assert run("quantize", tmp_path / "mlx", "--requantize", "-o", tmp_path / "native", "-q").code == 0
+    assert run(*again, "--to", "native", "-o", tmp_path / "native", "-q").code == 0

@@ -315,6 +315,7 @@ def test_measured_scales_of_inputs(tmp_path: Path) -> None:
     words[3] = tmp_path / "s.safetensors"
     line = one_line(run(*words, "FP8", "-o", tmp_path / "n"), 2)
     assert "has no model.layers.0.mlp.down_proj.input_scale" in line and "FP8_DYNAMIC" in line
+    assert "no scheme here has measured scales" in one_line(run(*words, "W8A8", "-o", tmp_path / "n"), 2)
     words[3] = folder
     assert "it holds no scales of inputs" in one_line(run(*words, "FP8", "-o", tmp_path / "n"), 2)
 

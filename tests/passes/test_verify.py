@@ -321,6 +321,7 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({**said, "quantization_config": {**ours, "ignore": ["x"]}}, "ignore of quantization_config"),
         ({"model_type": "llama"}, "config_groups of quantization_config differs from the files"),
         ({**said, "more": 1, "quantization_config": {**ours, "version": "9"}}, ""),
+        ({**said, "quantization_config": {**ours, "ignore": ours["ignore"][::-1]}}, ""),
     ):
         config.write_text(json.dumps(content))
         ran = run("verify", "out")

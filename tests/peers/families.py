@@ -22,12 +22,13 @@ from quantcli.models import open_model
 
 FAMILIES = ["llama", "llama-larger", "llama-tied", "llama3", "llama-linear", "llama-bias", "llama-heads", "mistral",
             "qwen2", "qwen2-yarn", "qwen3"]  # fmt: skip
-OTHERS = ["mixtral", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3", "phi3-long", "phi4-mini", "smollm3",
-          "olmo2", "olmo3", "granite", "glm4", "starcoder2", "falcon", "falcon-40b", "gpt2", "gptneox", "bert", "nomic",
-          "roberta", "xlm-roberta", "modern-bert", "deepseek2", "deepseek3", "deepseek3-yarn", "gpt-oss",
-          "llama4", "glm4moe", "dots1", "cohere2", "command-r", "exaone4", "ernie4_5", "ernie4_5moe", "hunyuan-dense",
-          "seed-oss", "arcee", "olmoe", "stablelm", "nemotron", "lfm2", "granitemoe", "qwen2vl", "qwen2_5vl",
-          "qwen3vl", "qwen3vlmoe", "olmo", "minimax-m2", "t5", "t5-relu", "umt5"]  # fmt: skip
+OTHERS = ["mixtral", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3", "phi3-long", "phi4-mini",
+          "smollm3", "olmo2", "olmo3", "granite", "glm4", "starcoder2", "falcon", "falcon-40b", "gpt2",
+          "gptneox", "bert", "nomic", "roberta", "xlm-roberta", "modern-bert", "deepseek2", "deepseek3",
+          "deepseek3-yarn", "gpt-oss", "llama4", "glm4moe", "dots1", "cohere2", "command-r", "exaone4",
+          "ernie4_5", "ernie4_5moe", "hunyuan-dense", "seed-oss", "arcee", "olmoe", "stablelm", "nemotron",
+          "lfm2", "lfm2moe", "minicpm3", "minicpm3-long", "granitemoe", "qwen2vl", "qwen2_5vl", "qwen3vl",
+          "qwen3vlmoe", "olmo", "minimax-m2", "t5", "t5-relu", "umt5"]  # fmt: skip
 """Families of which one matrix alone is quantized, without an error."""
 TABLE = (
     "gemma",

@@ -49,6 +49,8 @@ MOE = {"moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2}
 MLA = {**SMALL, "num_key_value_heads": 8, "q_lora_rank": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32,
        "qk_rope_head_dim": 16, "v_head_dim": 32, "moe_intermediate_size": 96, "n_routed_experts": 8,
        "n_shared_experts": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1}  # fmt: skip
+MLA_OF_MINICPM = {**SMALL, "num_key_value_heads": 8, **{k: MLA[k] for k in (
+    "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")}}  # fmt: skip
 MOE_SIGMOID = {"moe_intermediate_size": 96, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2,
                "norm_topk_prob": True, "routed_scaling_factor": 1.5}  # fmt: skip
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}}
@@ -128,6 +130,13 @@ CASES = {
     "stablelm": ("StableLm", SMALL | {"use_qkv_bias": True}),
     "nemotron": ("Nemotron", SMALL),
     "lfm2": ("Lfm2", SMALL | {"num_hidden_layers": 4, "full_attn_idxs": [0, 2], "block_multiple_of": 32}),
+    "lfm2moe": ("Lfm2Moe", SMALL | MOE | {
+        "num_hidden_layers": 4, "num_dense_layers": 1,
+        "layer_types": ["full_attention", "conv", "full_attention", "conv"]}),
+    "minicpm3": ("MiniCPM3", MLA_OF_MINICPM),
+    "minicpm3-long": ("MiniCPM3", MLA_OF_MINICPM | {"rope_parameters": {
+        **LONG, "long_factor": LONG["long_factor"][:8], "short_factor": LONG["short_factor"][:8]},
+        "original_max_position_embeddings": 256}),
     "granitemoe": ("GraniteMoe", SMALL | {"num_local_experts": 4, "intermediate_size": 96, "attention_multiplier": 0.1,
                                           "embedding_multiplier": 6.0, "logits_scaling": 4.0,
                                           "residual_multiplier": 0.3}),

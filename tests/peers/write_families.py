@@ -30,6 +30,7 @@ CASES = {
     "glm4moe": "GLM4_MOE", "dots1": "DOTS1", "cohere2": "COHERE2", "command-r": "COMMAND_R", "exaone4": "EXAONE4",
     "ernie4_5": "ERNIE4_5", "ernie4_5moe": "ERNIE4_5_MOE", "hunyuan-dense": "HUNYUAN_DENSE", "seed-oss": "SEED_OSS",
     "arcee": "ARCEE", "olmoe": "OLMOE", "stablelm": "STABLELM", "nemotron": "NEMOTRON", "lfm2": "LFM2",
+    "lfm2moe": "LFM2MOE", "minicpm3": "MINICPM3", "minicpm3-long": "MINICPM3",
     "granitemoe": "GRANITE_MOE", "qwen2vl": "QWEN2VL", "qwen2_5vl": "QWEN2VL", "qwen3vl": "QWEN3VL",
     "qwen3vlmoe": "QWEN3VLMOE", "olmo": "OLMO", "minimax-m2": "MINIMAXM2",
     "t5": "T5ENCODER", "t5-relu": "T5ENCODER", "umt5": "T5ENCODER",
@@ -37,7 +38,7 @@ CASES = {
 IN_ORDER = {"mixtral": "mlp", "qwen2moe": "mlp", "qwen3moe": "mlp", "deepseek2": "mlp", "deepseek3": "mlp",
             "gpt-oss": "mlp", "llama4": "feed_forward", "glm4moe": "mlp", "dots1": "mlp", "ernie4_5moe": "mlp",
             "olmoe": "mlp", "granitemoe": "mlp",
-            "minimax-m2": "mlp", "qwen3vlmoe": "mlp"}  # fmt: skip
+            "minimax-m2": "mlp", "qwen3vlmoe": "mlp", "lfm2moe": "feed_forward"}  # fmt: skip
 """The blocks of experts."""
 
 

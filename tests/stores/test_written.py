@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from quantcli.errors import DataError
 from quantcli.stores.safetensors import FileLayout, Texts, lay_out
+from quantcli.stores.safetensors_check import check
 from quantcli.tensors.info import TensorInfo
 
 NAMES = ("a", 'q"uote]},"b', "back\\slash", "ünïcode", "tab\there", "x" * 200_000, "")
@@ -45,6 +46,23 @@ def test_a_file_of_the_library_passes(tmp_path: Path) -> None:
     save_file({"a": np.ones((2, 3), np.float32)}, tmp_path / "a.safetensors", {"format": "pt"})
     ours = lay_out([TensorInfo("a", "F32", (2, 3))], {"format": "pt"})
     ours.check(str(tmp_path / "a.safetensors"), "a")
+
+
+def test_every_tensor_is_where_it_was_to_be(tmp_path: Path) -> None:
+    """However its name is spelt in the header; places are those that were demanded, not just any that follow."""
+    path = tmp_path / "a.safetensors"
+    save_file(
+        {"a": np.ones((2, 3), np.float32), "z": np.ones(1, np.float32)}, path, {"format": "some"}
+    )  # which makes it add blanks
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    whole = path.read_bytes().replace(b'"z"', b'"\\u007a"').replace(b" " * 5, b"", 1)
+    assert len(whole) == path.stat().st_size
+    path.write_bytes(whole)
+    infos = [TensorInfo("a", "F32", (2, 3)), TensorInfo("z", "F32", (1,))]
+    check(str(path), "a", infos, {"a": header, "z": header + 24}, header)
+    for places in ({"a": header, "z": header + 20}, {"a": header + 4, "z": header + 24}):
+        with pytest.raises(DataError, match="is not in its place"):
+            check(str(path), "a", infos, places, header)
 
 
 def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:

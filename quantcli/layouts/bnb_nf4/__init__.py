@@ -34,7 +34,7 @@ from quantcli.layouts.bnb_nf4.read import find
 from quantcli.layouts.bnb_nf4.write import convert, module, shape
 from quantcli.layouts.loaders import in_turn
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Writer
+from quantcli.layouts.writer import Runtime, Writer
 
 READS = Reader(summary="bitsandbytes: NF4, FP4 and int8, absmax nested or not", find=find)
 
@@ -47,4 +47,17 @@ WRITES = Writer(
     module=module,
     experts=in_turn,
     usual={"format": "nf4", "group_size": 64},
+    runtimes=(
+        Runtime(
+            name="transformers with bitsandbytes",
+            command="quantize MODEL --to bnb-nf4",
+            limits="NF4 in groups of 64",
+        ),
+        Runtime(
+            name="diffusers",
+            command="quantize PIPELINE --to bnb-nf4",
+            limits="whole pipelines, in every command; its loader wants a GPU, and was read but not run. Other "
+            "schemes are written in quantcli's own layout, which diffusers refuses",
+        ),
+    ),
 )

@@ -39,7 +39,7 @@ from quantcli.layouts.comfyui.read import find
 from quantcli.layouts.comfyui.types import FIELDS, KINDS, fitting, like, mix, nearest
 from quantcli.layouts.comfyui.write import convert, module, shape
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Writer
+from quantcli.layouts.writer import Runtime, Writer
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 
@@ -96,4 +96,13 @@ WRITES = Writer(
     nearest=nearest,
     by_bits={4: FIELDS["nvfp4"]},
     menu=(FIELDS["nvfp4"], FIELDS["int8_convrot"]),
+    runtimes=(
+        Runtime(
+            name="ComfyUI",
+            command="quantize MODEL --to comfyui:int8_convrot",
+            others=("comfyui:float8_tensorwise", "comfyui:nvfp4", "comfyui:mxfp8"),
+            limits="[others](quantcli/docs/targets.md#comfyui) too; matrices alone, no convolutions. Its loader was "
+            "run on a processor, its fast kernels not",
+        ),
+    ),
 )

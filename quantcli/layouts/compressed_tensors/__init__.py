@@ -34,7 +34,7 @@ from quantcli.layouts.compressed_tensors.read import find
 from quantcli.layouts.compressed_tensors.write import ACCEPTS, EXPERT, convert, documents, module, shape
 from quantcli.layouts.loaders import one_by_one
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Writer
+from quantcli.layouts.writer import Runtime, Writer
 
 READS = Reader(summary="compressed-tensors: pack-, int-, naive- and float-quantized", find=find)
 
@@ -46,7 +46,29 @@ WRITES = Writer(
     convert=convert,
     module=module,
     experts=one_by_one,
+    joins=True,
     keeps_document=True,
     documents=documents,
     tied=EXPERT,
+    runtimes=(
+        Runtime(
+            name="vLLM, SGLang, TensorRT-LLM",
+            command="quantize MODEL --scheme FP8_DYNAMIC",
+            others=("NVFP4A16", "W8A8", "MXFP4"),
+            limits="their loaders were read, [which take what](quantcli/docs/targets.md#transformers-and-vllm); on a "
+            "processor vLLM ran `W8A8`, `W4A8`, `W4A16` and `FP8_DYNAMIC`, no GPU was at hand. `FP8` and `NVFP4` take "
+            "measured scales of inputs with `--activation-scales`",
+        ),
+        Runtime(
+            name="vLLM",
+            command="quantize MODEL --bits 4",
+            limits="embedding and head stay. 4 bits are tested. q, k and v must have one scheme, gate and up too. "
+            "Groups of 8 bits do not load on processors; 2, 3, 5, 6 and 7 need the package Humming on CUDA",
+        ),
+        Runtime(
+            name="transformers",
+            command="quantize MODEL --bits 4",
+            limits="needs the package compressed-tensors. With `--asymmetric` only with `dequantize=True`",
+        ),
+    ),
 )

@@ -66,16 +66,10 @@ def mixed(schemes: Sequence[Scheme]) -> list[str]:
     """Notes on what transformers makes of several schemes: with dequantize=True it takes the first for all, which is
     right only where the weights of all are stored alike."""
     if any(not scheme.symmetric for scheme in schemes):
-        return [
-            "several schemes, some with zero points: transformers 5.23 does not load such a model; vLLM needs the same "
-            "scheme for q, k and v and for gate and up"
-        ]
+        return ["several schemes, some with zero points: transformers 5.23 does not load such a model"]
     alike = len({(format_of(s), s.bits, s.granularity, s.group_size) for s in schemes}) == 1
     said = "" if alike else ", but not with dequantize=True, where it takes the first for all"
-    return [
-        f"several schemes: transformers 5.23 loads them as they are{said}; vLLM needs the same one for q, k and v and "
-        "for gate and up"
-    ]
+    return [f"several schemes: transformers 5.23 loads them as they are{said}"]
 
 
 JOINED = re.compile(r".*\b(?:q_proj|k_proj|gate_proj|w1)\.weight")

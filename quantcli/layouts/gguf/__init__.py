@@ -47,7 +47,7 @@ from quantcli.layouts.gguf.read import find
 from quantcli.layouts.gguf.types import FIELDS, WEIGHTS, fitting, like, nearest
 from quantcli.layouts.gguf.write import container, convert, experts, shape, tables
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Again, Writer
+from quantcli.layouts.writer import Again, Runtime, Writer
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.stores.stacked import Rebuilt
@@ -133,5 +133,21 @@ WRITES = Writer(
     by_bits={bits: FIELDS[name] for bits, name in ((2, "Q2_K"), (3, "Q3_K"), (6, "Q6_K"))},
     offsets_only=True,
     nearest=nearest,
+    runtimes=(
+        Runtime(
+            name="llama.cpp",
+            command="quantize MODEL --bits 4 --to gguf",
+            others=("--to gguf:Q4_K_M",),
+            limits="Llama, Mistral, Qwen and Qwen-VL, Gemma, Phi, GLM, Command R, Granite, DeepSeek, gpt-oss, BERT and "
+            "[others](quantcli/docs/targets.md#llamacpp). File types as llama-quantize mixes them; of the I-quants "
+            "IQ4_NL and IQ4_XS alone",
+        ),
+        Runtime(
+            name="ComfyUI-GGUF",
+            command="quantize MODEL.safetensors --to gguf:Q4_K_M",
+            limits="Flux, Stable Diffusion, Wan and [others](quantcli/docs/targets.md#comfyuis-ggufs), from ComfyUI's "
+            "own files; of diffusers Flux, Wan, Qwen-Image and U-Nets; the text encoders T5 and UMT5",
+        ),
+    ),
     menu=tuple(FIELDS[name] for name in ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")),
 )

@@ -7,10 +7,12 @@ bits than the rest, because models suffer most from errors there. An embedding t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantcli.layouts.gguf.families import families
+from quantcli.layouts.gguf.family import Family
 from quantcli.layouts.gguf.model import text_name
 from quantcli.layouts.gguf.names import gguf_name
 from quantcli.tensors.info import TensorInfo
@@ -47,6 +49,7 @@ FILE_TYPES: Mapping[str, FileType] = {
 """The file types by llama.cpp's names, with about the size they give a model of some billions of weights."""
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
+_IN_A_LAYER = re.compile(r"\.(?:0|[1-9][0-9]{0,5})\.")
 _VALUES = ("attn_v.weight", "attn_qkv.weight", "attn_kv_b.weight")
 _EXPERTS = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
 _FALCON = {
@@ -79,13 +82,29 @@ class _Model:
 
 def _named(infos: Sequence[TensorInfo]) -> tuple[str, dict[str, TensorInfo]]:
     """llama.cpp's architecture, as far as names tell it, and the tensors by its names; those of a GGUF keep theirs."""
-    found = list[tuple[str, dict[str, TensorInfo]]]()
-    for family in families():
-        names = {gguf_name(text_name(info.name), family): info for info in infos}
-        found.append((family.architecture, {name: info for name, info in names.items() if name is not None}))
-    architecture, best = max(found, key=lambda one: len(one[1]))
+    texts = [text_name(info.name) for info in infos]
+    family = _family_of(texts)
+    names = {gguf_name(text, family): info for text, info in zip(texts, infos)}
+    best = {name: info for name, info in names.items() if name is not None}
     known = {info.name for info in best.values()}
-    return architecture, {**{info.name: info for info in infos if info.name not in known}, **best}
+    return family.architecture, {**{info.name: info for info in infos if info.name not in known}, **best}
+
+
+def _family_of(names: Sequence[str]) -> Family:
+    """The family that has names of its own for most of these tensors. It has one for a tensor of a layer where it has
+    one for that of another, so that it is asked once for all layers."""
+    counts = Counter(_IN_A_LAYER.sub(".#.", name, count=1) for name in names)
+    first = {_IN_A_LAYER.sub(".#.", name, count=1): name for name in reversed(names)}
+
+    def known(family: Family) -> int:
+        own = dict[str, int]()
+        for alike, count in counts.items():
+            name = gguf_name(first[alike], family)
+            if name is not None:
+                own[name] = max(count, own.get(name, 0))
+        return sum(own.values())
+
+    return max(families(), key=known)
 
 
 def _model(shapes: Mapping[str, tuple[int, ...]], *, tied: bool, weighted: bool, falcon: bool) -> _Model:

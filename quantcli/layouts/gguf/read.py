@@ -30,7 +30,7 @@ FORMATS = {"MXFP4": "fp4", "IQ4_NL": "iq4", "IQ4_XS": "iq4"}
 """Formats of codes that are no whole numbers, by type."""
 
 TERNARY = ("TQ1_0", "TQ2_0")
-"""Types that no scheme has."""
+"""Types of the codes 0 to 2, which stand for -1 to 1."""
 
 
 def _blocks(name: str, block: Block, read: Read, first: int, last: int) -> Bytes:
@@ -72,10 +72,18 @@ def _decode(name: str, block: Block, read: Read, first: int, last: int) -> Float
     return found[begin : begin + (last - first) * cols].reshape(last - first, cols)
 
 
+def _around_two(name: str, codes: Bytes) -> Bytes:
+    """Codes of ternary weights as those of 2 bits around the code 2. Raises DataError for one that would not fit."""
+    if codes.size and codes.max() > 2:
+        raise wrong(name, "a code beyond 2, which no quantizer writes")
+    found: Bytes = codes + np.uint8(1)
+    return found
+
+
 def _held(name: str, block: Block, read: Read) -> Held | str:
     """The codes of rows of whole blocks, with the scales of super-blocks as they are stored too."""
     kind, cols = block.type.name, block.shape[-1]
-    if cols % block.type.weights or kind in TERNARY:
+    if cols % block.type.weights:
         return not_moved()
     parts, row = TYPES[kind], block.type.bytes * (cols // block.type.weights)
     stored = parts.stored
@@ -83,6 +91,7 @@ def _held(name: str, block: Block, read: Read) -> Held | str:
 
     def packed(first: int, last: int) -> Bytes:
         codes = parts.codes(read(name, first * row, (last - first) * row).reshape(-1, block.type.bytes))
+        codes = _around_two(name, codes) if kind in TERNARY else codes
         return packing.pack(np.ascontiguousarray(codes).reshape(last - first, cols), parts.bits)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:

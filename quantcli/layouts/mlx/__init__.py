@@ -36,7 +36,7 @@ from quantcli.layouts.mlx.models import experts, module, rebuilt, tables
 from quantcli.layouts.mlx.read import BITS, GROUPS, find
 from quantcli.layouts.mlx.write import convert, shape
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Writer
+from quantcli.layouts.writer import Runtime, Writer
 
 READS = Reader(summary="MLX: affine, mxfp4, mxfp8 and nvfp4", find=find)
 
@@ -67,4 +67,13 @@ WRITES = Writer(
     rebuilt=rebuilt,
     own_inputs=True,
     menu=_MENU,
+    runtimes=(
+        Runtime(
+            name="mlx, mlx-lm",
+            command="quantize MODEL --bits 4 --to mlx",
+            others=("--scheme MXFP4", "--scheme MXFP8", "--scheme NVFP4A16"),
+            limits="embedding and head are quantized. No 7 bits, no groups that are not a multiple of 32. [Which "
+            "models load](quantcli/docs/targets.md#mlx)",
+        ),
+    ),
 )

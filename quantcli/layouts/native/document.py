@@ -24,6 +24,7 @@ from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
 from quantcli.stores.seal import UNSEALED
 from quantcli.tensors.decided import Decided
+from quantcli.tensors.second_order import Output
 
 KEY = "quantcli"
 VERSION = 2
@@ -38,12 +39,14 @@ DIGEST_SIZES = {"xxh3": 32, "sha256": 64, "none": 0}
 @dataclass(frozen=True, slots=True)
 class Result:
     """The result of a written tensor: its errors when quantized, its digest, the scheme that was chosen for it, and the
-    squared error min-max would have had (None where that is not compared)."""
+    squared error min-max would have had (None where that is not compared). output: what its errors cost in the output of
+    the layer, where its inputs are known."""
 
     metrics: Metrics | None
     digest: str | None
     scheme: Scheme | None = None
     minmax_sse: float | None = None
+    output: Output | None = None
 
 
 class _Schemes:

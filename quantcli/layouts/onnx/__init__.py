@@ -58,7 +58,7 @@ from quantcli.layouts.onnx.read import find
 from quantcli.layouts.onnx.read_blocks import BITS
 from quantcli.layouts.onnx.write import container, convert, shape
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Writer
+from quantcli.layouts.writer import Runtime, Writer
 
 READS = Reader(summary="ONNX: MatMulNBits, DequantizeLinear, and codes that nodes compute with", find=find)
 
@@ -74,4 +74,11 @@ WRITES = Writer(
     read_back=False,
     extension=".onnx",
     two_files=True,
+    runtimes=(
+        Runtime(
+            name="onnxruntime",
+            command="quantize MODEL.onnx --bits 4 -o OUT.onnx",
+            limits="of .onnx files. Convolutions and LSTM get 8 bits. Only onnxruntime has the operators",
+        ),
+    ),
 )

@@ -25,10 +25,10 @@ WEIGHTS = {
 }  # fmt: skip
 """Operators, and the inputs that are weights where they are stored."""
 
-_MOVING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Cast")
+MOVING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Cast")
 """Operators that hand on their first input in another form."""
 
-_LOOKING = ("Shape", "Size")
+LOOKING = ("Shape", "Size")
 """Operators that take the shape alone: whoever else there is, the tensor keeps its name."""
 
 _LONGEST, _MOST = 64, 10_000
@@ -52,7 +52,7 @@ class Role:
 
 
 @dataclass(frozen=True, slots=True)
-class _Use:
+class Use:
     """A node that computes with a tensor: its place, the input it is, whether it was turned on the way, whether its
     form was changed, and the nodes on the way."""
 
@@ -63,7 +63,7 @@ class _Use:
     way: tuple[int, ...]
 
 
-class _Uses:
+class Uses:
     """The nodes that take each name."""
 
     def __init__(self, graph: Graph) -> None:
@@ -74,11 +74,15 @@ class _Uses:
                 if name:
                     self.takers[name].append((place, at))
 
-    def of(self, name: str, turned: bool = False, changed: bool = False, way: tuple[int, ...] = ()) -> Iterator[_Use]:
+    def reset(self) -> None:
+        """Follow another tensor."""
+        self.left = _MOST
+
+    def of(self, name: str, turned: bool = False, changed: bool = False, way: tuple[int, ...] = ()) -> Iterator[Use]:
         """The nodes that compute with a tensor; one of place -1 stands for what is outside."""
         self.left -= 1
         if name in self.graph.results or len(way) > _LONGEST or self.left < 0:
-            yield _Use(-1, 0, turned, changed, way)
+            yield Use(-1, 0, turned, changed, way)
             return
         for place, at in self.takers.get(name, ()):
             call = self.graph.calls[place]
@@ -88,17 +92,17 @@ class _Uses:
             elif call.operator == "Transpose" and at == 0:
                 whole = call.order in ((), (1, 0))
                 yield from self._behind(call, turned ^ whole, changed or not whole, onward)
-            elif (call.operator in _MOVING and at == 0) or call.operator == "Concat":
+            elif (call.operator in MOVING and at == 0) or call.operator == "Concat":
                 yield from self._behind(call, turned, True, onward)
             else:
-                yield _Use(place, at, turned, changed, way)
+                yield Use(place, at, turned, changed, way)
 
-    def _behind(self, call: Call, turned: bool, changed: bool, way: tuple[int, ...]) -> Iterator[_Use]:
+    def _behind(self, call: Call, turned: bool, changed: bool, way: tuple[int, ...]) -> Iterator[Use]:
         for name in filter(None, call.outputs):
             yield from self.of(name, turned, changed, way)
 
 
-def _multiplies(call: Call, use: _Use) -> bool:
+def _multiplies(call: Call, use: Use) -> bool:
     """Whether a node is a product with a tensor as its right-hand matrix, and nothing more than a sum behind it."""
     if use.changed or use.at != 1 or call.inputs[0] in ("", call.inputs[1]) or len(call.makes) != 1:
         return False
@@ -109,7 +113,7 @@ def _multiplies(call: Call, use: _Use) -> bool:
     return call.operator == "Gemm" and plain and not call.numbers.get("transA", 0)
 
 
-def _looks_up(call: Call, use: _Use) -> bool:
+def _looks_up(call: Call, use: Use) -> bool:
     """Whether a node looks up rows of a tensor."""
     whole = len(call.takes) == 2 and use.at == 0 and not (use.changed or use.turned)
     return call.operator == "Gather" and whole and _axis(call) == 0
@@ -120,20 +124,20 @@ def _axis(call: Call) -> int:
     return 0 if axis == -2 else axis
 
 
-def _turned(call: Call, use: _Use) -> bool:
+def _turned(call: Call, use: Use) -> bool:
     """Whether a matrix that a product takes is stored [in, out]."""
     return use.turned == bool(call.operator == "Gemm" and call.numbers.get("transB", 0))
 
 
-def _role(uses: _Uses, name: str) -> Role:
+def _role(uses: Uses, name: str) -> Role:
     graph = uses.graph
     if name in graph.given and graph.ir >= 4:
         return Role(why="it is an input of the graph, and this is its default")
-    uses.left = _MOST
+    uses.reset()
     found = list(uses.of(name))
     if any(use.place < 0 for use in found):
         return Role(why="the graph gives it out" if uses.left >= 0 else "too many nodes hand it on")
-    computing = [use for use in found if graph.calls[use.place].operator not in _LOOKING]
+    computing = [use for use in found if graph.calls[use.place].operator not in LOOKING]
     if not computing:
         return Role(why="no node computes with it")
     for use in computing:
@@ -156,5 +160,5 @@ def _role(uses: _Uses, name: str) -> Role:
 @lru_cache(maxsize=4)
 def roles(graph: Graph) -> Mapping[str, Role]:
     """The role of every tensor of a graph."""
-    uses = _Uses(graph)
+    uses = Uses(graph)
     return {name: _role(uses, name) for name in graph.held}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from quantcli.layouts.gguf.families._parts import attention, decoder, gated, head_norms, norms, sizes
+from quantcli.layouts.gguf.families._parts import Sizes, attention, decoder, gated, head_norms, norms, sizes
 from quantcli.layouts.gguf.family import Family, Parts, Shapes
 from quantcli.layouts.gguf.settings import Config
 from quantcli.stores.stacked import Matrix, Rebuilt
@@ -16,10 +18,20 @@ CONVOLUTION = ".conv.conv.weight"
 
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
+    config, s = settings(Config({**config.values, "intermediate_size": _inner(config)}))
+    feed = gated(s.hidden, s.inner)
+    return mixed(config, s, [feed] * s.layers)
+
+
+def settings(config: Config) -> tuple[Config, Sizes]:
+    """A config.json with the usual name of what norms add, and the sizes in it."""
     config.only("conv_bias", False)
-    usual = {"intermediate_size": _inner(config), "rms_norm_eps": config.number("norm_eps", 1e-5)}
-    config = Config({**config.values, **usual})
-    s = sizes(config, shared=config.get("tie_embedding", True) is True)
+    config = Config({**config.values, "rms_norm_eps": config.number("norm_eps", 1e-5)})
+    return config, sizes(config, shared=config.get("tie_embedding", True) is True)
+
+
+def mixed(config: Config, s: Sizes, feeds: Sequence[Shapes], keys: Mapping[str, Any] | None = None) -> Parts:
+    """A decoder with a convolution or attention in each layer, and these feed-forward networks. keys: further ones."""
     full = config.get("full_attn_idxs", list(range(s.layers)))
     kinds = config.get("layer_types") or ["full_attention" if i in full else "conv" for i in range(s.layers)]
     taps = config.whole("conv_L_cache", 3)
@@ -30,15 +42,18 @@ def parts(config: Config) -> Parts:
         "shortconv.out_proj.weight": (s.hidden, s.hidden),
     }
     attending: Shapes = {**attention(s), **head_norms(s)}
-    feed = {**norms(s.hidden, "ffn_norm"), **gated(s.hidden, s.inner)}
     found = decoder(
         config,
         s,
         config.rope(base=1e6),
-        [{**(own if kind == "conv" else attending), **feed} for kind in kinds],
+        [
+            {**(own if kind == "conv" else attending), **norms(s.hidden, "ffn_norm"), **feed}
+            for kind, feed in zip(kinds, feeds)
+        ],
         keys={
             "attention.head_count_kv": [0 if kind == "conv" else s.kv_heads for kind in kinds],
             "shortconv.l_cache": taps,
+            **(keys or {}),
         },
     )
     needed = {name: shape for name, shape in found.needed.items() if name != "output_norm.weight"}

@@ -1,0 +1,223 @@
+"""Statistics of layer inputs in safetensors: means, second moments and counts by the name of a weight or module.
+
+The file's format is told in docs/statistics.md. Vectors are read and checked at once, matrices by rows when a tensor
+is quantized: of those only the diagonal is looked at before.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli.dtypes import DTYPES, to_float32, to_float64
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.stores.files import InputFile
+from quantcli.stores.safetensors import SafetensorsFile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.tensors.info import TensorInfo
+
+    Array = NDArray[np.float64]
+
+KEY, VERSION = "quantcli_statistics", "1"
+"""The key of a safetensors file's metadata that says it holds statistics, and the version of their format."""
+
+MEAN, SECOND, COUNT = "mean", "second", "count"
+
+MOST_COLUMNS = 1 << 15
+"""Inputs of a layer whose matrix is used at most: as a triangle of float64 it takes 4 GiB."""
+
+SLACK = 1e-4
+"""How far, relative to what they are compared with, stored numbers may be off by rounding: sums of float32 over many
+samples, divided and rounded again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Second moments of all pairs of inputs (cols, cols), read by rows from where they are stored.
+
+    taps: places of a convolution's kernel that each input channel stands for; `mean` of the channels then says how
+    places go together.
+    """
+
+    source: SafetensorsFile
+    info: TensorInfo
+    taps: int = 1
+    mean: Array | None = None
+
+    @property
+    def cols(self) -> int:
+        """Columns of the weight it belongs to."""
+        return self.info.shape[0] * self.taps
+
+    @property
+    def place(self) -> list[str]:
+        """Where it is, for errors."""
+        return [self.source.path, printable(self.info.name)]
+
+    def stored(self, first: int, last: int) -> Array:
+        """Rows as they are stored, in float64. Raises DataError for a number that is not finite."""
+        width = self.info.shape[1] * DTYPES[self.info.dtype].bits // 8
+        return _numbers(self.source, self.info, first * width, (last - first, self.info.shape[1]))
+
+    def rows(self, first: int, last: int) -> Array:
+        """Rows [first, last) for the columns of the weight. Raises DataError for a number that is not finite."""
+        if self.taps == 1:
+            return self.stored(first, last)
+        taps, channels = self.taps, self.info.shape[0]
+        low, high = first // taps, -(-last // taps)
+        own, mean = self.stored(low, high), np.zeros(channels) if self.mean is None else self.mean
+        apart = mean[low:high, None] * mean  # other places: independent but for their means
+        same = np.eye(taps, dtype=bool)[None, :, None, :]
+        found = np.where(same, own[:, None, :, None], apart[:, None, :, None])
+        return np.ascontiguousarray(found.reshape((high - low) * taps, -1)[first - low * taps : last - low * taps])
+
+    def diagonal(self) -> Array:
+        """The mean square of every stored input."""
+        size = DTYPES[self.info.dtype].bits // 8
+        raw = np.empty((self.info.shape[0], size), np.uint8)
+        self.source.read_runs(self.info.name, 0, (self.info.shape[0] + 1) * size, raw)
+        return _floats(raw.reshape(-1), self.info.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a file tells of the inputs of one layer: mean squares, or importances, in any shape; means, and a matrix of
+    second moments, where there are any; and how many samples these are over, infinite where that is not known."""
+
+    values: Array
+    mean: Array | None = None
+    matrix: Matrix | None = None
+    count: float = np.inf
+
+
+def is_statistics(path: str) -> bool:
+    """Whether a path is a folder, or a safetensors file that says it holds statistics."""
+    if os.path.isdir(path):
+        return True
+    if not path.lower().endswith(".safetensors"):
+        return False
+    source = SafetensorsFile(InputFile(path))
+    try:
+        return KEY in source.metadata
+    finally:
+        source.close()
+
+
+def entries(path: str) -> dict[str, Entry]:
+    """The entries of a file of statistics, or of a folder of such files, by name. Raises DataError for what is not in
+    the format, or contradicts itself."""
+    paths = sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors"))) if os.path.isdir(path) else [path]
+    if not paths:
+        raise UsageError("the folder has no .safetensors file of statistics", place=[path])
+    found: dict[str, Entry] = {}
+    for each in paths:
+        source = SafetensorsFile(InputFile(each, hold=False))
+        version = source.metadata.get(KEY)
+        if version != VERSION:
+            said = "does not say that it holds statistics" if version is None else f"has format {printable(version)}"
+            raise DataError(
+                f"its metadata {said}: {KEY} is to be {VERSION}", place=[each], hint="quantcli help statistics"
+            )
+        for name, parts in _named(source):
+            if name in found:
+                raise DataError("two files have statistics of it", place=[path, printable(name)])
+            found[name] = _entry(source, name, parts)
+    if not found:
+        raise UsageError("the file holds no statistics", place=[path])
+    return found
+
+
+def _named(source: SafetensorsFile) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
+    """The parts of every entry, by its name."""
+    parts: dict[str, dict[str, TensorInfo]] = {}
+    for info in source.infos():
+        name, dot, part = info.name.rpartition(".")
+        if not dot or not name or part not in (MEAN, SECOND, COUNT):
+            problem = f"it is neither NAME.{MEAN}, NAME.{SECOND} nor NAME.{COUNT}"
+            raise DataError(problem, place=[source.path, printable(info.name)], hint="quantcli help statistics")
+        parts.setdefault(name, {})[part] = info
+    yield from parts.items()
+
+
+def _entry(source: SafetensorsFile, name: str, parts: dict[str, TensorInfo]) -> Entry:
+    place = [source.path, printable(name)]
+    if missing := [part for part in (SECOND, COUNT) if part not in parts]:
+        raise DataError(f"{name}.{missing[0]} is missing", place=[source.path])
+    second, count = parts[SECOND], _count(source, parts[COUNT])
+    square = len(second.shape) == 2 and second.shape[0] == second.shape[1]
+    if not second.numel or not (len(second.shape) == 1 or square):
+        problem = f"second moments are (C,) or (C, C), not {list(second.shape)}"
+        raise DataError(problem, place=place)
+    if square and second.shape[0] > MOST_COLUMNS:
+        raise DataError(
+            f"matrices of {second.shape[0]} columns are not supported, {MOST_COLUMNS} are",
+            place=place,
+            hint="give a vector of mean squares and one of means",
+        )
+    mean = None
+    if MEAN in parts:
+        if parts[MEAN].shape != second.shape[:1]:
+            problem = f"means of shape {list(parts[MEAN].shape)} beside second moments of {list(second.shape)}"
+            raise DataError(problem, place=place)
+        mean = _numbers(source, parts[MEAN], 0, second.shape[:1])
+    matrix = Matrix(source, second) if square else None
+    values = matrix.diagonal() if matrix is not None else _numbers(source, second, 0, second.shape)
+    _check(values, mean, [source.path, printable(second.name)])
+    return Entry(values, mean, matrix, count)
+
+
+def _check(values: Array, mean: Array | None, place: Sequence[str]) -> None:
+    """Raise DataError for mean squares that no inputs have."""
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise DataError(f"the mean square of input {at} is {values[at]:g}, not a number of 0 or more", place=place)
+    if mean is not None:
+        low = values < mean * mean * (1 - SLACK)
+        if low.any():
+            at = int(low.argmax())
+            problem = f"the mean square of input {at} is {values[at]:g}, below the square of its mean {mean[at]:g}"
+            raise DataError(problem, place=place, hint="second moments are without the mean subtracted")
+
+
+def _count(source: SafetensorsFile, info: TensorInfo) -> float:
+    place = [source.path, printable(info.name)]
+    if info.shape not in ((), (1,)):
+        raise DataError(f"a count is one number, not {list(info.shape)}", place=place)
+    raw = np.empty(info.nbytes, np.uint8)
+    source.read(info.name, 0, raw.data)
+    whole = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4"}.get(info.dtype)
+    if whole is None and not DTYPES[info.dtype].quantizable:
+        raise DataError(f"{info.dtype} is no type of a count", place=place, hint="use int64 or float32")
+    found = float(raw.view(whole)[0]) if whole is not None else float(_floats(raw, info.dtype)[0])
+    if not 0 < found < np.inf:
+        raise DataError(f"a count of {found:g} is not a number above 0", place=place)
+    return found
+
+
+def _numbers(source: SafetensorsFile, info: TensorInfo, start: int, shape: tuple[int, ...]) -> Array:
+    """Numbers of a tensor from a byte on, in float64. Raises DataError for what is not finite, or no float."""
+    place = [source.path, printable(info.name)]
+    if not DTYPES[info.dtype].quantizable:
+        raise DataError(f"{info.dtype} is not a float type", place=place)
+    raw = np.empty(int(np.prod(shape)) * DTYPES[info.dtype].bits // 8, np.uint8)
+    source.read(info.name, start, raw.data)
+    found = _floats(raw, info.dtype).reshape(shape)
+    if not np.isfinite(found).all():
+        at = int((~np.isfinite(found)).argmax())
+        raise DataError(
+            f"{found.ravel()[at]} at {start * 8 // DTYPES[info.dtype].bits + at} is not finite", place=place
+        )
+    return found
+
+
+def _floats(raw: NDArray[np.uint8], dtype: str) -> Array:
+    return to_float64(raw.view("<f8") if dtype == "F64" else to_float32(raw, dtype))

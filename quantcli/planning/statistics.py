@@ -1,0 +1,200 @@
+"""Statistics of what the columns of a weight are multiplied by, from a file by name: how much their errors count.
+
+A file of means and second moments (moments.py), or of the diagonals of these alone: mean squared activations, or other
+importances, in .safetensors, .npy or .npz, or an importance matrix of llama.cpp. An entry belongs to the tensor of its
+name, or to the one whose module it names; llama.cpp's names are translated. It has a number for each column of a row,
+or, for a convolution, one for each input channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli.dtypes import DTYPES, to_float32, to_float64
+from quantcli.errors import UsageError, printable
+from quantcli.patterns import module_of, near_misses
+from quantcli.planning import batch_norms, moments
+from quantcli.planning.moments import Entry
+from quantcli.stores import Source, open_source
+from quantcli.tensors.decided import Columns
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import Grouping
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+IMPORTANCE, STATISTICS = "importance", "statistics"
+"""Keys of recipes, and options: a file whose mean squares alone are used, and one of which all is."""
+
+NO_MOMENTS = "second-order rounding needs means or second moments of a layer's inputs"
+HELP = "give --statistics FILE; quantcli help statistics says what it holds"
+
+MOST = 1 << 28
+"""Bytes of importances that are read at most: those of a model of a trillion weights have some 50 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputStatistics:
+    """The entries of a file, and the XXH3-128 of them all. strict: whether every entry must belong to a tensor, and
+    every tensor that is quantized have one, as in files of second moments. key: of a
+    recipe, or option, that names such a file."""
+
+    path: str
+    entries: Mapping[str, Entry]
+    digest: str
+    strict: bool = False
+    key: str = IMPORTANCE
+
+    def of(self, info: TensorInfo, plan: Grouping) -> Columns | None:
+        """That of a tensor; None when there is no entry for it. Raises UsageError when the entry has another shape or
+        the layout mixes columns."""
+        found = self._entry(info.name)
+        if found is None:
+            return None
+        name, expert = found
+        entry, place = self.entries[name], [self.path, printable(name)]
+        values = entry.values
+        if expert is not None:
+            if values.ndim != 2 or expert >= len(values):
+                raise UsageError(f"the entry has no expert {expert}: its shape is {list(values.shape)}", place=place)
+            values = values[expert]
+        elif values.ndim == 2 and len(info.shape) == 3 and values.shape == (info.shape[0], plan.cols):
+            values = values.mean(axis=0)  # of all experts in one tensor: columns count the same in all its rows
+        taps = self._taps(values.size, info, plan, place)
+        values, mean, matrix = np.repeat(values.ravel(), taps), entry.mean, entry.matrix
+        if matrix is not None and taps > 1:
+            matrix = replace(matrix, taps=taps, mean=mean)
+        if mean is not None:
+            mean = np.repeat(mean, taps)
+        return Columns(values, _digest(values, mean, entry), mean, matrix, entry.count)
+
+    def _taps(self, size: int, info: TensorInfo, plan: Grouping, place: list[str]) -> int:
+        """How many columns each number of an entry is for. Raises UsageError where it does not fit the tensor."""
+        if size == plan.cols:
+            return 1
+        per_channel = len(info.shape) > 2 and math.prod(info.shape[1:]) == plan.cols
+        if per_channel and size == info.shape[1]:
+            return plan.cols // info.shape[1]
+        what = "statistics" if self.strict else "importances"
+        wanted = f"{plan.cols} columns" + (f" or {info.shape[1]} input channels" if per_channel else "")
+        problem = f"{size} {what} for {wanted} of {printable(info.name)} {list(info.shape)}"
+        turned = len(info.shape) == 2 and size == info.shape[0]
+        hint = "they are of the layer's outputs, or the weight is stored (in, out)" if turned and self.strict else None
+        if self.strict and len(info.shape) > 2 and math.prod(info.shape[1:]) == size:
+            hint = f"use a larger --group-size: rows of {plan.cols} columns end within a channel"
+        raise UsageError(problem, place=place, hint=hint)
+
+    def _entry(self, name: str) -> tuple[str, int | None] | None:
+        """The entry for a tensor, and which of the experts in it the tensor is."""
+        from quantcli.layouts.gguf.names import imatrix_name  # here, for its package is all of GGUF: 15 ms
+
+        known = [(name, None), (module_of(name), None), imatrix_name(name)]
+        return next((k for k in known if k is not None and k[0] in self.entries), None)
+
+    def unused(self, infos: Sequence[TensorInfo]) -> list[str]:
+        """Entries that belong to no tensor. Raises UsageError when none belongs to any, or each has to."""
+        used = {found[0] for info in infos if (found := self._entry(info.name)) is not None}
+        left = [name for name in self.entries if name not in used]
+        if len(left) == len(self.entries) or (left and self.strict):
+            names = [info.name for info in infos]
+            more = ", nor does any other entry" if len(left) == len(self.entries) > 1 else ""
+            raise UsageError(
+                f"{printable(repr(left[0]), 200)} names no tensor of the model{more}",
+                place=[self.path],
+                hint=near_misses(left[0], names),
+            )
+        return left
+
+
+def _digest(values: Array, mean: Array | None, entry: Entry) -> str:
+    """What tells the statistics of a tensor from others; of a matrix only its diagonal is looked at."""
+    from xxhash import xxh3_64
+
+    whole = xxh3_64(np.ascontiguousarray(values, "<f8").tobytes())
+    if entry.matrix is not None or mean is not None:
+        whole.update(f"{'matrix' if entry.matrix is not None else 'vectors'} {entry.count!r}".encode())
+        whole.update(b"" if mean is None else np.ascontiguousarray(mean, "<f8").tobytes())
+    return str(whole.hexdigest())
+
+
+def load(path: str, digest: str | None = None, *, diagonals: bool = False) -> InputStatistics:
+    """The statistics in a file, which are to have this digest. diagonals: whether of means and second moments only the
+    mean squares are used. Raises UsageError when they do not, and for what is not finite or below 0, QuantcliError for
+    what cannot be read."""
+    strict = moments.is_statistics(path)
+    found = moments.entries(path) if strict else {name: Entry(v) for name, v in _importances(path).items()}
+    if diagonals:
+        found = {name: Entry(entry.values) for name, entry in found.items()}
+    correlated = any(entry.mean is not None or entry.matrix is not None for entry in found.values())
+    key = STATISTICS if correlated else IMPORTANCE
+    return InputStatistics(path, found, _checked(found, digest, path), strict, key)
+
+
+def of_norms(source: Source, digest: str | None = None) -> InputStatistics:
+    """The statistics that follow from the batch norms of a source, which are to have this digest. Raises UsageError
+    where there are none, or others."""
+    found = batch_norms.entries(source)
+    return InputStatistics(batch_norms.NAME, found, _checked(found, digest, source.path), False, STATISTICS)
+
+
+def _checked(found: Mapping[str, Entry], digest: str | None, place: str) -> str:
+    """The digest of all entries. Raises UsageError where it is to be another one."""
+    from xxhash import xxh3_128
+
+    whole = xxh3_128()
+    for name, entry in sorted(found.items()):
+        values = entry.values
+        whole.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values, "<f8").tobytes())
+        if entry.matrix is not None or entry.mean is not None:
+            whole.update(_digest(values, entry.mean, entry).encode())
+    if digest is not None and digest != whole.hexdigest():
+        raise UsageError("these are not the importances the recipe was made with", place=[place])
+    return str(whole.hexdigest())
+
+
+def _importances(path: str) -> dict[str, Array]:
+    """Importances by name. Raises UsageError for what is not finite or below 0."""
+    if path.lower().endswith((".yaml", ".yml", ".json")):
+        problem = "importances are numbers by column, in .safetensors, .npy, .npz or GGUF"
+        hint = "a recipe is given with --recipe" if not path.lower().endswith(".json") else None
+        raise UsageError(problem, place=[path], hint=hint)
+    with contextlib.closing(open_source(path)) as source:
+        total = sum(info.nbytes for info in source.infos())
+        if total > MOST:
+            raise UsageError(f"the importances have {total} bytes, more than the limit of {MOST}", place=[path])
+        if source.kind == "gguf":
+            from quantcli.planning.imatrix import importances
+
+            entries = dict(importances(source))
+        else:
+            entries = _tensors(source)
+    if not entries:
+        raise UsageError("the file holds no importances", place=[path])
+    for name, values in entries.items():
+        wrong = ~(np.isfinite(values) & (values >= 0))
+        if wrong.any():
+            at = int(wrong.argmax())
+            problem = f"importance {values.ravel()[at]:g} at {at} is not a number of 0 or more"
+            raise UsageError(problem, place=[path, printable(name)])
+    return entries
+
+
+def _tensors(source: Source) -> dict[str, Array]:
+    """The tensors of a source as entries."""
+    entries: dict[str, Array] = {}
+    for info in source.infos():
+        if not DTYPES[info.dtype].quantizable:
+            raise UsageError(f"{info.dtype} is not a float type", place=[source.path, printable(info.name)])
+        buffer = np.empty(info.nbytes, np.uint8)
+        source.read(info.name, 0, buffer.data)
+        values = buffer.view("<f8") if info.dtype == "F64" else to_float32(buffer, info.dtype)
+        entries[info.name] = to_float64(values).reshape(info.shape)
+    return entries

@@ -1,0 +1,243 @@
+"""Second-order rounding of a tensor, given what is known of its layer's inputs, and what errors cost in the output.
+
+The second moments H of the inputs are damped, H + t I: the fewer samples they are over, the less they are trusted.
+Rows are independent. Of each row the rounding that costs less in the output is taken, second-order or that without
+statistics, so that no tensor is worse with them than without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.errors import DataError
+from quantcli.kernels import BlockScales, QuantParams, row_bytes
+from quantcli.kernels.feedback import PANEL, Done, Feedback, panel_of, triangle_size
+from quantcli.metrics import decibels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, CodeGrid, Doubles, Kernels, Tile
+    from quantcli.tensors.decided import Columns, SecondMoments
+
+LEAST_DAMPING, FEW_SAMPLES = 0.01, 0.04
+"""What is added to the mean square of every input, relative to the average one: with many samples, and how much more
+with only as many as there are inputs."""
+
+SLACK = 1e-4
+"""How far stored moments may be off by rounding, relative to the squares they are compared with."""
+
+READ = 1 << 21
+"""Numbers of a matrix that are read at a time."""
+
+Rounds = Generator[Sequence[Callable[[], Any]], "list[Any]", Any]
+"""Rounds of tasks that several threads may share, as passes have them."""
+
+
+class Degenerate(Exception):  # noqa: N818 - a finding, not an error
+    """The statistics of a tensor say nothing: no input is ever other than 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the errors of a tensor cost in the output of its layer, as the statistics predict it: of the codes that are
+    written, of those that there would be without statistics; and the power of the output."""
+
+    error: float
+    plain: float
+    power: float
+
+    def __add__(self, other: Output) -> Output:
+        return Output(self.error + other.error, self.plain + other.plain, self.power + other.power)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Of the codes that are written."""
+        return decibels(self.error, self.power)
+
+    @property
+    def plain_sqnr_db(self) -> float | None:
+        """Of those there would be without statistics."""
+        return decibels(self.plain, self.power)
+
+
+@dataclass(frozen=True, slots=True)
+class SecondOrder:
+    """How a tensor is rounded, for the moments of its inputs damped by so much."""
+
+    how: Feedback
+    damping: float
+
+    def costs(
+        self, kernels: Kernels, tile: Tile, params: QuantParams | None, grid: CodeGrid, done: Done, packed: Bytes | None
+    ) -> Doubles:
+        """What the errors of every row cost (rows,), damping left out; see `Kernels.feedback`."""
+        cost, square = kernels.feedback(tile, params, grid, self.how, done, packed)
+        return np.maximum(cost - self.damping * square, 0.0)
+
+    def better(
+        self,
+        kernels: Kernels,
+        tile: Tile,
+        grid: CodeGrid,
+        params: QuantParams,
+        plain: tuple[QuantParams, Bytes],
+        packed: Bytes,
+    ) -> tuple[QuantParams, Output]:
+        """Write the codes of a tile, for each row those that cost less: second-order ones with some parameters, or
+        plain ones, which are given with theirs. The parameters of the rows, and what they cost."""
+        own = self.costs(kernels, tile, params, grid, Done.CHOSEN, packed)
+        other = self.costs(kernels, tile, *(plain[0], grid, Done.GIVEN, plain[1]))
+        power = self.costs(kernels, tile, None, grid, Done.ALL_LOST, None)
+        worse = other < own
+        if worse.any():
+            rows = (tile.rows, row_bytes(tile.cols, grid.bits))
+            packed.reshape(rows)[worse] = plain[1].reshape(rows)[worse]
+            params = mixed(params, plain[0], worse) if params is not plain[0] else params
+        found = np.minimum(own, other)
+        return params, Output(*(math.fsum(v.tolist()) for v in (found, other, power)))
+
+
+def mixed(params: QuantParams, others: QuantParams, rows: NDArray[np.bool_]) -> QuantParams:
+    """Parameters whose rows have their own, with those of some rows from others."""
+
+    def own(a: Any, b: Any) -> Any:
+        if a is None:
+            return None
+        found = a.copy()
+        found[rows] = b[rows]
+        return found
+
+    book, blocks = params.codebook, params.blocks
+    if book is not None and others.codebook is not None and book.tables > 1:
+        names = ("levels", "sorted", "order", "thresholds", "limits")
+        book = replace(book, **{name: own(getattr(book, name), getattr(others.codebook, name)) for name in names})
+    if blocks is not None and others.blocks is not None:
+        blocks = BlockScales(
+            *(own(getattr(blocks, name), getattr(others.blocks, name)) for name in ("d", "m", "scales", "minima"))
+        )
+    return QuantParams(own(params.scale, others.scale), own(params.zero, others.zero), book, blocks)
+
+
+# ---- from statistics ----------------------------------------------------------------------------------------------
+
+
+def damping_of(columns: Columns) -> float:
+    """What is added to the mean square of every input.
+
+    >>> from quantcli.tensors.decided import Columns
+    >>> round(damping_of(Columns(np.ones(64), "", count=64)), 6), damping_of(Columns(np.ones(64), "", count=1e9)) < 0.0101
+    (0.05, True)
+    """
+    few = FEW_SAMPLES * len(columns.values) / columns.count
+    return min(LEAST_DAMPING + few, 1.0) * float(columns.values.mean())
+
+
+def learned(kernels: Kernels, columns: Columns) -> Rounds:
+    """How a tensor is rounded, by what is known of its inputs. Raises Degenerate, and DataError for a matrix that is
+    not finite, not symmetric, or not positive semi-definite."""
+    damping = damping_of(columns)
+    if not damping > 0:
+        raise Degenerate
+    order = np.argsort(-columns.values, kind="stable").astype(np.int32)
+    if columns.matrix is None:
+        return SecondOrder(_ranked(columns, order, damping), damping)
+    found = yield from _factored(kernels, columns.matrix, columns.values, order, damping)
+    return SecondOrder(found, damping)
+
+
+def _ranked(columns: Columns, order: NDArray[np.int32], damping: float) -> Feedback:
+    """Of means and variances, in closed form. With t the sum of m^2 / v over the columns to come, the best they can do
+    about an error p of the sum of e m is to bring p^2 down to p^2 / (1 + t)."""
+    assert columns.mean is not None
+    mean = columns.mean[order]
+    variance = np.maximum(columns.values[order] - mean * mean, 0.0) + damping
+    parts = np.zeros(len(mean))
+    parts[:-1] = np.add.accumulate((mean * mean / variance)[::-1])[-2::-1]
+    behind = 1 + parts
+    pivots = variance + mean * mean / behind
+    return Feedback(order, pivots, None, mean, mean / (variance * behind + mean * mean))
+
+
+def _factored(
+    kernels: Kernels, matrix: SecondMoments, diagonal: Doubles, order: NDArray[np.int32], damping: float
+) -> Rounds:
+    cols = len(order)
+    triangle = np.empty(triangle_size(cols))
+    place = np.empty(cols, np.int64)
+    place[order] = np.arange(cols)
+    rows = max(1, READ // cols)
+    reading = _Reading(matrix, diagonal, order, place, triangle)
+    sums = yield [partial(reading.block, first, min(first + rows, cols)) for first in range(0, cols, rows)]
+    reading.check(sums)
+    for first in range(0, cols, PANEL):
+        panel = panel_of(triangle, cols, first)
+        panel[np.arange(len(panel)), np.arange(len(panel))] += damping
+    pivots, raw = np.empty(cols), np.empty((PANEL, cols))
+    least = damping / 2
+    for first in reversed(range(0, cols, PANEL)):
+        step = partial(kernels.factor, triangle, cols, first)
+        if not step(0, range(0), least, raw, pivots):
+            problem = "the second moments are not positive semi-definite: no inputs have them"
+            raise DataError(problem, place=matrix.place, hint="they are means of x x^T, in float32 or float64")
+        for number, parts in ((1, _parts(first, even=True)), (2, _parts(first, even=False))):
+            yield [partial(step, number, part, least, raw, pivots) for part in parts]
+    return Feedback(order, pivots, triangle)
+
+
+def _parts(rows: int, *, even: bool) -> list[range]:
+    """Rows above a panel, cut into parts of the same work. even: whether every row has as much, or less the further
+    down it is."""
+    count = 1 if rows < 512 else 8
+    shares = [part / count if even else 1 - math.sqrt(1 - part / count) for part in range(count)]
+    ends = [*(int(rows * share) // PANEL * PANEL for share in shares), rows]
+    return [range(a, b) for a, b in zip(ends, ends[1:]) if a < b]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The rows of a matrix on their way into the triangle, and what is checked of them."""
+
+    matrix: SecondMoments
+    diagonal: Doubles
+    order: NDArray[np.int32]
+    place: NDArray[np.int64]
+    triangle: Doubles
+
+    def block(self, first: int, last: int) -> tuple[Doubles, Doubles]:
+        """Take in rows; their sums, and their part of those of the columns, with signs that are as good as random."""
+        found, cols = self.matrix.rows(first, last), len(self.order)
+        with np.errstate(divide="ignore"):
+            scale = np.where(self.diagonal > 0, 1 / np.sqrt(self.diagonal), 0.0)
+        share = found * scale * scale[first:last, None]
+        beyond = np.abs(share) > 1 + SLACK
+        beyond |= (found != 0) & ((self.diagonal == 0) | (self.diagonal[first:last, None] == 0))
+        if beyond.any():
+            i, j = (int(v[0]) for v in np.nonzero(beyond))
+            problem = f"the moment {found[i, j]:g} of inputs {first + i} and {j} is beyond their mean squares"
+            raise DataError(problem, place=self.matrix.place, hint="they are means of x x^T, not divided by deviations")
+        turned = found[:, self.order]
+        for row, at in zip(turned, self.place[first:last].tolist()):
+            top = at // PANEL * PANEL
+            panel_of(self.triangle, cols, top)[at - top] = row[top:]
+        signs = _signs(cols)
+        return share @ signs, signs[first:last] @ share
+
+    def check(self, sums: Sequence[tuple[Doubles, Doubles]]) -> None:
+        """Raise DataError where the sums of rows are not those of columns: the matrix is not symmetric."""
+        rows = np.concatenate([own for own, _ in sums])
+        columns = np.sum([part for _, part in sums], axis=0)
+        off = np.abs(rows - columns)
+        if (off > SLACK * math.sqrt(len(rows))).any():
+            problem = f"the second moments are not symmetric: row {int(off.argmax())} is not its column"
+            raise DataError(problem, place=self.matrix.place)
+
+
+def _signs(count: int) -> Doubles:
+    return np.where(np.random.default_rng(1).integers(0, 2, count) > 0, 1.0, -1.0)
