@@ -8,9 +8,12 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from quantcli import architectures
+from quantcli.architectures import UNNAMED
 from quantcli.errors import UsageError, printable
 from quantcli.experts import arranged, as_in, transposed
 from quantcli.floats import decoded
+from quantcli.layouts.config import json_beside
 from quantcli.layouts.gguf.images.models import image_model
 from quantcli.layouts.native import model as native
 from quantcli.layouts.writer import named
@@ -95,7 +98,8 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
     """
     ours, theirs, note = _under_names(a, b)
     notes = [note] if note else []
-    for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
+    for model in (a, b):
+        own, other = (ours, theirs) if model is a else (theirs, ours)
         if model.source.kind == "gguf" or model.is_native:
             continue
         floats = decoded(model.source, model) if model.quantized else model.source
@@ -106,6 +110,31 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
         views = Model(native.Model(found), model.path, {})
         ours, theirs = (views, theirs) if model is a else (ours, views)
     return ours, theirs, "; ".join(notes)
+
+
+def without_left_out(
+    before: Mapping[str, View], views: Mapping[str, View], original: Model, model: Model
+) -> tuple[Mapping[str, View], str]:
+    """The tensors of an original, under the names that `under_one_name` gave them, without those that models in the
+    other's format do not hold, and a note on these; empty where there are none.
+
+    They are all layers that predict further tokens, where the other one has none of them, and what llama.cpp does not
+    use.
+    """
+    alone, config = before.keys() - views.keys(), json_beside(original.source.beside, "config.json") or {}
+    if not alone:
+        return before, ""
+    drafts = (architectures.of(config) or UNNAMED).drafts
+    left = set() if any(map(drafts, views)) else set(filter(drafts, alone))
+    if model.source.kind == "gguf":
+        from quantcli.layouts.gguf.model import unused  # here, for most models need none of it
+
+        left |= alone & unused([view.info for view in before.values()], config)
+    if not left:
+        return before, ""
+    more = f" and {len(left) - 1} more are" if len(left) > 1 else " is"
+    note = f"{printable(min(left), 200)}{more} not in it: it has no such parts of the model"
+    return {name: view for name, view in before.items() if name not in left}, f"{model.path}: {note}"
 
 
 def _turned_as(source: Source, own: Mapping[str, View], other: Mapping[str, View]) -> Source | None:
@@ -157,19 +186,29 @@ def _without(model: Model, prefix: str) -> Mapping[str, View]:
 
 
 def _with_prefix(views: dict[str, View], other: Mapping[str, View], family: Family) -> dict[str, View]:
-    """Tensors under the names that another model has for them, which may begin with something more."""
+    """Tensors under the names that another model has for them, which may begin with something more; experts, which it
+    may hold in another arrangement, begin as the other tensors of their layers do."""
     from quantcli.layouts.gguf.model import text_name
     from quantcli.layouts.gguf.names import gguf_name, hf_names
 
     theirs = {text_name(name): name for name in other}
-    found = {}
-    for name, view in views.items():
+    found, leads = dict[str, str](), dict[str, str]()
+    for name in views:
         ours = gguf_name(name, family)
         choices = [
             prefix + n
             for prefix in ("", *family.prefixes)
             for n in ([name] if ours is None else hf_names(ours, family))
         ]
-        named = next((theirs[choice] for choice in choices if choice in theirs), name)
-        found[named] = replace(view, info=replace(view.info, name=named))
-    return found
+        choice = next((choice for choice in choices if choice in theirs), None)
+        if choice is not None:
+            found[name] = theirs[choice]
+            leads[_lead(choice)] = _lead(theirs[choice])
+    for name in views.keys() - found.keys():
+        found[name] = leads.get(_lead(name), _lead(name)) + name.removeprefix(_lead(name))
+    return {found[name]: replace(view, info=replace(view.info, name=found[name])) for name, view in views.items()}
+
+
+def _lead(name: str) -> str:
+    """What a name begins with before the layers."""
+    return name.partition("layers.")[0] if "layers." in name else ""

@@ -106,7 +106,7 @@ def wanted(name: str, target: str | None) -> Arrays:
     each = experts()
     words = {"dbrx": ("w1", "v1", "w2")}.get(name, SPLIT)
     stack = dict(zip(words, each.values()))
-    if target in ("compressed-tensors", "awq", "gptq"):
+    if target in ("compressed-tensors", "awq", "gptq", "bnb-nf4"):
         return single(MIXTRAL, each, ("w1", "w3", "w2")) if name == "mixtral" else single(prefix, each)
     if target == "mlx" and name == "dbrx":
         return single(prefix.removesuffix(".mlp"), each, words)
@@ -124,7 +124,8 @@ def wanted(name: str, target: str | None) -> Arrays:
 
 CASES = [(name, target) for name in STORED for target in (None, "mlx")]
 CASES += [(name, "compressed-tensors") for name in ("qwen3-moe", "llama4", "mixtral", "single")]
-CASES += [("qwen3-moe", "gguf"), ("single", "gguf"), ("llama4", "awq"), ("qwen3-moe", "gptq")]
+CASES += [("qwen3-moe", "gguf"), ("single", "gguf"), ("llama4", "awq"), ("llama4", "bnb-nf4"),
+          ("qwen3-moe", "gptq")]  # fmt: skip
 
 
 @pytest.mark.parametrize("band", [1 << 12, bands.BAND])
@@ -148,7 +149,7 @@ def test_experts_are_arranged_for_every_target(
     source.close()
 
 
-@pytest.mark.parametrize(("name", "target"), [c for c in CASES if c[1] not in ("gguf", "awq", "gptq")])
+@pytest.mark.parametrize(("name", "target"), [c for c in CASES if c[1] not in ("gguf", "awq", "gptq", "bnb-nf4")])
 def test_quantized_experts_decode_to_what_was_stored(name: str, target: str | None, tmp_path: Path) -> None:
     """8 bits in groups along the input; compare finds them under whatever names they have."""
     source, out = folder_of(name, tmp_path), tmp_path / "out"
@@ -246,7 +247,9 @@ def test_experts_that_every_loader_reads_wrong_are_refused(tmp_path: Path) -> No
 
 def test_the_report_and_the_terminal_say_what_was_done(tmp_path: Path) -> None:
     source = folder_of("llama4", tmp_path)
-    ran = run("quantize", source, "--to", "compressed-tensors", "--group-size", "16", "-o", tmp_path / "out")
+    loaded = run("quantize", source, "--to", "compressed-tensors", "--group-size", "16", "-o", tmp_path / "loaded")
+    assert loaded.code == 0 and "as vLLM loads them" not in loaded.err
+    ran = run("quantize", source, "--to", "awq", "--group-size", "16", "-o", tmp_path / "out")
     said = f"3 experts transposed and split: {LLAMA4}.{{down_proj,gate_up_proj}} -> {LLAMA4}.N."
     assert said in ran.out and "as vLLM loads them" in " ".join(ran.err.split())
     report = run("quantize", source, "--to", "mlx", "-o", tmp_path / "mlx", "--group-size", "32", "--json").json

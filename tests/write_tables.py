@@ -25,7 +25,7 @@ from quantcli.layouts.gguf.images.models import IMAGE_MODELS
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
 from quantcli.planning.named import listed, stored_by
-from quantcli.planning.reasons import REASONS
+from quantcli.planning.reasons import LEFT_OUT, REASONS
 from quantcli.reports import gates
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,7 +170,10 @@ def layouts_read() -> str:
 
 def reasons() -> str:
     """Why a tensor was quantized or kept."""
-    rows = [[f"`{r.name}`", "quantized" if r.quantized else "kept", r.says] for r in REASONS.values()]
+    became = {True: "quantized", False: "kept"}
+    rows = [
+        [f"`{r.name}`", "left out" if r.name == LEFT_OUT else became[r.quantized], r.says] for r in REASONS.values()
+    ]
     return table(["reason", "the tensor is", "because"], rows)
 
 

@@ -209,14 +209,21 @@ def _renames(number: int) -> tuple[Rename, ...]:
 def of(config: Mapping[str, Any]) -> Architecture | None:
     """The architecture of a checkpoint by its config.json; None where that does not name a model.
 
-    Classes of a type may read files in different ways; an unknown class is assumed to read them as most do.
+    Classes of a type may read files in different ways; an unknown class is assumed to read them as most do. A type that
+    is not known, but its class, is read as that class (Kimi K2 is a DeepSeek V3): vLLM goes by the class alone.
+
+    >>> of({"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"]}).model_type
+    'deepseek_v3'
     """
     if isinstance(config.get("_class_name"), str) and "_diffusers_version" in config:
         return _of_diffusers(config["_class_name"])
     model_type, classes = config.get("model_type"), config.get("architectures")
     if not isinstance(model_type, str) and not isinstance(classes, list):
         return None
-    facts = _facts()["types"].get(model_type) if isinstance(model_type, str) else None
+    types, first = _facts()["types"], classes[0] if isinstance(classes, list) and classes else None
+    facts = types.get(model_type) if isinstance(model_type, str) else None
+    if facts is None and isinstance(first, str):
+        model_type, facts = next(((t, f) for t, f in types.items() if first in f["renames"]), (model_type, None))
     if facts is None:
         named_type = model_type if isinstance(model_type, str) else ""
         return Architecture(model_type=named_type, known=False, tied=_tied(config), layers=_layers(config))

@@ -299,20 +299,21 @@ def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tupl
     UsageError where nothing need be quantized."""
     from quantcli.folders.job import kept_tensors
     from quantcli.planning.plan import make
+    from quantcli.planning.reasons import is_left_out
 
     name, value = budget.target, budget.value
     if name not in ("target_size", "target_bpw"):
         return None, None
-    infos = [info for subject in subjects for info in subject.source.infos()]
-    parameters = sum(info.numel for info in [*infos, *(t.info for t in kept_tensors(chosen.kept))])
-    unit = unit_of(name, value.text, parameters)
-    target = int(value if name == "target_size" else value * parameters / 8)
-    whole = chosen.kept_bytes
+    whole, parameters = chosen.kept_bytes, sum(t.info.numel for t in kept_tensors(chosen.kept))
     for s in subjects:
         first = make(s.source.infos(), s.request)
         nbytes = s.nbytes_of(first)
         header = s.size_of(first) - sum(nbytes(t.info.name) for t in first.tensors)
-        whole += header + sum(info.nbytes for info in s.source.infos())
+        written = [t.info for t in first.tensors if not is_left_out(t.info, nbytes(t.info.name))]
+        whole += header + sum(info.nbytes for info in written)
+        parameters += sum(info.numel for info in written)
+    unit = unit_of(name, value.text, parameters)
+    target = int(value if name == "target_size" else value * parameters / 8)
     if KEEP in budget.bits and target >= whole:
         problem = f"{unit.asked} are enough for all of it as it is"
         raise UsageError(problem, place=[chosen.src, _asking.option_name(name)], hint="quantizing is not needed")

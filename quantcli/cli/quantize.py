@@ -201,12 +201,12 @@ def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Co
 
 
 def _print_details(done: Outcome) -> None:
-    """Say what was copied, and why a folder has no quantization_config."""
+    """Say what was copied, and why no loader of checkpoints takes a folder."""
     if done.copied:
         options.inform(f"copied {', '.join(done.copied)}")
     if done.obstacle:
         why = f"compressed-tensors does not support {done.obstacle}"
-        options.inform(f"config.json has no quantization_config: {why}")
+        options.inform(f"only quantcli reads this folder ({why}); `quantcli dequantize` makes floats of it")
 
 
 def _print_summary(report: RunReport) -> None:

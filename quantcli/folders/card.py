@@ -99,7 +99,7 @@ def card(
 ) -> bytes:
     """The card, as bytes: the original one, whatever its encoding, is part of it.
 
-    obstacle: why there is no quantization_config, empty when there is one. origin: the name of the model on the hub,
+    obstacle: why loaders do not take it, empty where they do. origin: the name of the model on the hub,
     where that is known. side: the files beside the weights. loading: what there is to know of loaders, None for what
     holds for transformers.
     """
@@ -224,7 +224,7 @@ def _loading(plan: Plan, obstacle: str) -> list[str]:
     if obstacle:
         return [
             *lines,
-            f"config.json has no quantization_config: compressed-tensors cannot express {markup.text(obstacle)}.",
+            f"transformers and vLLM do not: compressed-tensors cannot express {markup.text(obstacle)}.",
             "`quantcli dequantize` makes floating-point weights of this folder, the Python package quantcli reads it.",
         ]
     schemes = list(dict.fromkeys(tensor.scheme for tensor in plan.tensors if tensor.scheme is not None))

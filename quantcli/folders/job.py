@@ -132,7 +132,7 @@ def options_of(order: Order, *, force: bool, threads: int, progress: Progress | 
 
 class Outcome(NamedTuple):
     """What a run has done: the report, notes for whoever asked for it, the side files of a folder that were copied, and
-    why it has no quantization_config, if it has none."""
+    why no loader of checkpoints takes it, if none does."""
 
     report: RunReport
     notes: tuple[str, ...]

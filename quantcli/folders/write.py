@@ -217,10 +217,10 @@ def _finished(state: _State) -> Written:
     added, why = dict(model.conversion.config), ""
     if model.to is None:
         content = architectures.of(without_quantization(state.config or {})) or UNNAMED
-        from quantcli.passes.configuration import quantization_config  # of folders alone, and some milliseconds
+        from quantcli.passes.configuration import quantization_config, refused  # of folders alone, some milliseconds
 
         config, why = quantization_config(state.plan.tensors, content)
-        added = {"quantization_config": config} if config else {}
+        added = {"quantization_config": config} if config else refused(content)
     _describe(state.source, state.part, model, files, state.config, added)
     return Written(
         plan=state.plan,

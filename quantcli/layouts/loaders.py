@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from quantcli import architectures
 from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOADABLE, UNNAMED, Architecture
@@ -31,6 +31,15 @@ def not_linear(weight: Weight, model: Architecture) -> str | None:
 VLLM_ONLY = {"llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
 """Types of models whose experts vLLM loads one by one, though transformers holds them stacked."""
 
+IN_TURN = {"llama4", "llama4_text"}
+"""Those of which transformers holds experts one by one too, for its quantizers of compressed-tensors and
+bitsandbytes."""
+
+
+def in_turn(layer: Experts, types: Sequence[str], model: Architecture) -> Naming | None:
+    """How loaders that stack experts of most models want them: each by itself where they do not, else as stored."""
+    return Naming(stacked=False, prefix=layer.prefix) if not layer.single and IN_TURN.intersection(types) else None
+
 
 def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Naming | str | None:
     """How loaders of integer codes want experts: each by itself, under the names from which transformers or vLLM stack
@@ -50,9 +59,9 @@ def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Nam
     return f"neither vLLM nor transformers loads integer codes for the experts of {types[-1]}"
 
 
-def loads_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
-    """A note for a model whose experts only vLLM loads."""
-    if model.model_type not in VLLM_ONLY or not any(SINGLE.fullmatch(t.info.name) for t in tensors if t.scheme):
+def loads_experts(tensors: Sequence[Weight], model: Architecture, types: Collection[str] = VLLM_ONLY) -> list[str]:
+    """A note for a model whose experts only vLLM loads. types: those of which that holds in a layout."""
+    if model.model_type not in types or not any(SINGLE.fullmatch(t.info.name) for t in tensors if t.scheme):
         return []
     version = architectures.version_of("transformers")
     return [f"experts are stored one by one, as vLLM loads them: transformers {version} takes no packed experts there"]

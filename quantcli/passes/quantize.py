@@ -55,7 +55,7 @@ class Options:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """An output that was written: the plan as it turned out, the model it leads to, what is known of each tensor, and
-    bytes of all its weights; for a folder why it has no quantization_config, if it has none, and what else whoever
+    bytes of all its weights; for a folder why no loader of checkpoints takes it, if none does, and what else whoever
     asked for it must know."""
 
     plan: Plan

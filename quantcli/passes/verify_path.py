@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, VersionError
-from quantcli.matching import Pair, open_original, paired, under_one_name
-from quantcli.models import Model, open_model
+from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
+from quantcli.models import Model, View, open_model
 from quantcli.passes import verify
 from quantcli.passes.findings import Finding, Verified, joined
 from quantcli.planning.statistics import load
@@ -105,9 +105,13 @@ def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:
         return verify.verify(model.stored, known, threads=how.threads, progress=how.progress, importance=weighed)
     if not model.quantized and not pair.name:
         raise DataError("it holds no quantized tensor", place=[model.path], hint="inspect shows any file")
-    ours, theirs, note = under_one_name(before, model) if before is not None else (None, model, "")
-    if note:
-        how.say(prefixed(pair.name, note))
+    ours: Mapping[str, View] | None = None
+    theirs: Mapping[str, View] = model
+    if before is not None:
+        ours, theirs, note = under_one_name(before, model)
+        ours, left = without_left_out(ours, theirs, before, model)
+        for line in filter(None, (note, left)):
+            how.say(prefixed(pair.name, line))
     check = verify.decodable if model.quantized else verify.unchanged
     return check(theirs, ours, against, threads=how.threads)
 

@@ -206,9 +206,11 @@ def _check_native(asked: Order) -> None:
 def _unsuited(source: Source, asked: Order, model: Architecture) -> str:
     """Why a model that is to stay loadable is not written for the usual target; empty where it may be."""
     if model.library == "diffusers":
-        return "written in quantcli's own layout, which diffusers refuses to load; it loads --to bnb-nf4"
+        own = "written in quantcli's own layout, which diffusers refuses to load; it loads --to bnb-nf4"
+        return f"{own}, and what `quantcli dequantize` makes of this"
     if embeddings_alone(source.infos()):
-        return f"config.json gets no quantization_config: loaders of {USUAL} do not quantize embeddings"
+        own = "written in quantcli's own layout, which only quantcli reads"
+        return f"{own}: loaders of {USUAL} take no quantized embeddings; `quantcli dequantize` makes floats of it"
     _check_loadable(source, asked)
     return ""
 

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quantcli.architectures import EMBEDDING
+from quantcli.tensors.info import TensorInfo
 
 SMALL = 1024
 """Tensors of fewer elements are kept: their codes would save next to nothing."""
+
+LEFT_OUT = "left-out"
+"""The reason of a tensor that the output does not hold, whatever was planned for it."""
 
 OVERRIDE, ALL, TABLES_TOO = "--override", "--no-default-keep", "--no-keep-embeddings"
 """Options that quantize what is kept otherwise."""
@@ -110,6 +114,7 @@ _ALL = (
     ),
     Reason(name="component", says="a part of a pipeline that is kept whole"),
     Reason(name="experts", says="stacked experts whose axes or order of rows cannot be determined"),
+    Reason(name=LEFT_OUT, says="not in the output, because what the target is for does not use it", wanted=True),
     Reason(name="nonfinite", says="NaN or infinite values, left alone on request", wanted=True),
     Reason(name="moved", says="the codes of another tool's file, as export moved them", quantized=True),
     Reason(name="plain", says="in floating point in the file that export took the codes from", wanted=True),
@@ -126,6 +131,11 @@ def which(test: Callable[[Reason], object]) -> frozenset[str]:
     ['one-dimensional', 'small']
     """
     return frozenset(reason.name for reason in _ALL if test(reason))
+
+
+def is_left_out(info: TensorInfo, bytes_out: int) -> bool:
+    """Whether an output that has so many bytes of a tensor does not hold it."""
+    return not bytes_out and info.nbytes > 0
 
 
 TABLES = which(lambda reason: TABLES_TOO in reason.ways)

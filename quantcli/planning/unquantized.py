@@ -129,12 +129,28 @@ def pattern_of(name: str, reason: str = "") -> str:
 _NUMBER = re.compile(r"(?<![A-Za-z])\d+(?![A-Za-z])")
 
 
+def common_name(names: Sequence[str], reason: str = "") -> str:
+    """What names of one `pattern_of` have in common: a star for every number that is not the same in all.
+
+    >>> common_name(["layers.61.experts.0.up_proj", "layers.61.experts.1.up_proj"]), common_name(["clip_2/norm"])
+    ('layers.61.experts.*.up_proj', 'clip_2/norm')
+    """
+    if reason == "component":
+        return pattern_of(names[0], reason)
+    columns = map(set, zip(*map(_NUMBER.findall, names)))
+    parts = iter(["*" if len(column) > 1 else column.pop() for column in columns])
+    return _NUMBER.sub(lambda _: next(parts), names[0])
+
+
 def grouped(tensors: Iterable[Sized]) -> list[Group]:
     """Sized tensors by what they are called and why they are kept, the largest groups first."""
     found: dict[tuple[str, str], list[Sized]] = {}
     for t in tensors:
         found.setdefault((pattern_of(t.info.name, t.reason), t.note or t.reason), []).append(t)
-    groups = [Group(pattern, why, tuple(held)) for (pattern, why), held in found.items()]
+    groups = [
+        Group(common_name([t.info.name for t in held], held[0].reason), why, tuple(held))
+        for (_, why), held in found.items()
+    ]
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 
 
@@ -151,7 +167,8 @@ def mostly_kept(tensors: Sequence[Sized], request: Request | None = None, *, wha
     if room < FLOOR or room <= MUCH * whole:
         return []
     groups = [g for g in grouped(kept) if g.bytes_out > LIGHT * room][:_SHOWN]
-    ways = [_way(group, request) if request is not None else "" for group in groups]
+    others = [t.info.name for t in tensors if t.scheme is not None] if request is not None else []
+    ways = [_way(group, request, others) if request is not None else "" for group in groups]
     rest = room - sum(g.bytes_out for g in groups)
     more = f"; and {size(rest)} more" if rest > LIGHT * room else ""
     if len(set(ways)) == 1:
@@ -171,16 +188,20 @@ def _together(groups: Sequence[Group]) -> str:
     return f"{first}; likewise {named}"
 
 
-def _way(group: Group, request: Request) -> str:
-    """The options with which a group would be quantized, found by planning it again; empty where there are none."""
+def _way(group: Group, request: Request, others: Sequence[str]) -> str:
+    """The options with which a group would be quantized, found by planning it again; empty where there are none.
+    others: names of tensors that are quantized, which no suggested rule may change."""
     alone = replace(request, include=(), exclude=(), ties=(), importance=None)
     alone = replace(alone, rules=tuple(replace(rule, optional=True) for rule in request.rules))
-    way = next((options for options, other in _others(group, alone) if _quantizes(group, other)), "")
+    named_alone = bool(_PLAIN.fullmatch(group.pattern)) and not any(map(compiled(group.pattern, OVERRIDE), others))
+    ways = _others(group, alone, named_alone=named_alone)
+    way = next((options for options, other in ways if _quantizes(group, other)), "")
     return f"{way} (not for loaders of {request.to})" if way.startswith("--to native") else way
 
 
-def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
-    """Other requests that might quantize a group, with the options that make them."""
+def _others(group: Group, request: Request, *, named_alone: bool) -> Iterator[tuple[str, Request]]:
+    """Other requests that might quantize a group, with the options that make them. named_alone: whether a rule can name
+    the group by its pattern, and it alone."""
     scheme, reason = request.scheme, group.tensors[0].reason
     native = replace(request, to=None, container=False, unsplit={})
     if reason == "target" and request.to is not None:
@@ -191,7 +212,7 @@ def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
     if OVERRIDE not in ways:
         return
     for option, other in [("", request), *([("--to native ", native)] if request.to is not None else [])]:
-        for bits in dict.fromkeys((8, scheme.bits)) if _PLAIN.fullmatch(group.pattern) else ():
+        for bits in dict.fromkeys((8, scheme.bits)) if named_alone else ():
             for changes in ({}, *({"group_size": group_size} for group_size in _smaller(other))):
                 sized = "".join(f",group-size={group_size}" for group_size in changes.values())
                 with_rule = _with_rule(other, group, {"bits": bits, **changes})

@@ -15,6 +15,7 @@ from quantcli.layouts.native.stored import StoredTensor
 from quantcli.metrics import Metrics
 from quantcli.planning.entry import WIDER
 from quantcli.planning.plan import UNWEIGHTED
+from quantcli.planning.reasons import LEFT_OUT, is_left_out
 from quantcli.planning.request import Request
 from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
 from quantcli.reports.joined import Reported, equal, named
@@ -50,22 +51,9 @@ def of_plan(
     what it follows, where that is known."""
     nothing, known = Result(None, None), results or {}
     found = [known.get(t.info.name, nothing) for t in plan]
-    entries = sized(plan, nbytes)
+    entries = [t for t in sized(plan, nbytes) if not is_left_out(t.info, t.bytes_out)]
     metrics = [r.metrics for r in found]
-    tensors = [
-        tensor_report(
-            t.info,
-            r.scheme or t.scheme,
-            reason=t.reason,
-            note=t.note,
-            scale_dtype=t.scale_dtype,
-            bytes_out=nbytes(t.info.name),
-            metrics=m,
-            minmax_sse=r.minmax_sse,
-            digest=r.digest,
-        )
-        for t, m, r in zip(plan, metrics, found)
-    ]
+    tensors = [_planned(t, r, nbytes(t.info.name)) for t, r in zip(plan, found)]
     warnings = [
         *named(
             "float32 scales, because float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
@@ -89,6 +77,22 @@ def of_plan(
         warnings=warnings,
         equal=equal(tensors),
         summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+    )
+
+
+def _planned(t: Decided, r: Result, bytes_out: int) -> TensorReport:
+    """The report of one tensor of a plan."""
+    gone = is_left_out(t.info, bytes_out)
+    return tensor_report(
+        t.info,
+        None if gone else r.scheme or t.scheme,
+        reason=LEFT_OUT if gone else t.reason,
+        note=t.note,
+        scale_dtype="" if gone else t.scale_dtype,
+        bytes_out=bytes_out,
+        metrics=r.metrics,
+        minmax_sse=r.minmax_sse,
+        digest=r.digest,
     )
 
 

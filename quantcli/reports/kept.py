@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantcli.planning.reasons import REASONS
-from quantcli.planning.unquantized import pattern_of
+from quantcli.planning.unquantized import common_name, pattern_of
 from quantcli.reports.records import TensorReport
 
 
@@ -48,7 +48,7 @@ def groups(tensors: Sequence[TensorReport]) -> list[Group]:
         if is_notable(t):
             found.setdefault((pattern_of(t.name, t.reason), t.reason), []).append(t)
     made = [
-        Group(pattern if len(held) > 1 else held[0].name, reason, tuple(held))
-        for (pattern, reason), held in found.items()
+        Group(common_name([t.name for t in held], reason) if len(held) > 1 else held[0].name, reason, tuple(held))
+        for (_, reason), held in found.items()
     ]
     return sorted(made, key=lambda g: (-g.bytes_out, g.name))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import origins
 from quantcli.layouts.native.model import stored_tensors
-from quantcli.matching import Pair, open_original, paired, under_one_name
+from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
 from quantcli.metrics import Metrics
 from quantcli.models import Model, View, open_model
 from quantcli.passes import compare, examine, measure
@@ -134,8 +134,9 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
             for line in original.source.warnings:
                 how.say(line)
             before, views, note = under_one_name(original, model)
-            if note:
-                how.say(note)
+            before, left = without_left_out(before, views, original, model)
+            for line in filter(None, (note, left)):
+                how.say(line)
             pairs, new, vanished = compare.pairs_of(before, views, model.path)
             if new or vanished:
                 name, where = (new[0], model.path) if new else (vanished[0], pair.before.path)

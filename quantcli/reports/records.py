@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from quantcli.metrics import Metrics, decibels, together
+from quantcli.planning import reasons
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from quantcli.passes.examine import Examined, Histogram
     from quantcli.theory.bounds import Theory
 
+
+LEFT_OUT = "left out"
+"""The disposition of a tensor that the output does not hold."""
 
 _OF_SCHEMES = ("bits", "format", "granularity", "symmetric", "calibration", "rounding")
 _OF_METRICS = ("mse", "nmse", "sqnr_db", "max_abs_error", "clipped_fraction")
@@ -28,7 +32,8 @@ _figures, _UNMEASURED = attrgetter(*_OF_METRICS), dict.fromkeys(_OF_METRICS)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
     """One tensor. Errors are None for kept tensors (and where nothing was measured); `sqnr_db` is None and `exact`
-    True when every weight is decoded to itself, for JSON has no infinity. source_scheme: of the codes that were decoded
+    True when every weight is decoded to itself, for JSON has no infinity. disposition: `quantized`, `kept`, or `left
+    out` of the output; `changed` of floats that are compared. source_scheme: of the codes that were decoded
     to make it; source_sqnr_db: what these had cost, where their file says."""
 
     name: str
@@ -65,14 +70,20 @@ class TensorReport:
 
     @property
     def kept(self) -> bool:
-        """Whether it is stored as it was."""
-        return self.disposition == "kept"
+        """Whether it is not quantized: stored as it was, or left out."""
+        return self.disposition in ("kept", LEFT_OUT)
+
+    @property
+    def became(self) -> str:
+        """The scheme it has, or why it has none."""
+        return self.scheme or (LEFT_OUT if self.disposition == LEFT_OUT else f"kept: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The whole model. mse, nmse and sqnr_db are over the quantized weights; bits_per_weight counts every byte of the
-    output, headers and kept tensors included; coverage is the share of parameters quantized."""
+    """The whole output. mse, nmse and sqnr_db are over the quantized weights; bits_per_weight counts every byte of the
+    output, headers and kept tensors included; coverage is the share of parameters quantized. Tensors that are left out
+    of the output count in no figure."""
 
     parameters: int
     tensors: int
@@ -232,7 +243,7 @@ def tensor_report(
         name=info.name,
         dtype=info.dtype,
         shape=list(info.shape),
-        disposition="kept" if scheme is None else "quantized",
+        disposition=LEFT_OUT if reason == reasons.LEFT_OUT else "kept" if scheme is None else "quantized",
         reason=reason,
         note=note,
         **_of_scheme(scheme),
@@ -276,14 +287,15 @@ def summarize(
     """The summary of these tensors."""
     known = [m for m in metrics if m is not None]
     whole = together(known)
-    sizes = [math.prod(t.shape) for t in tensors]
+    written = [t for t in tensors if t.disposition != LEFT_OUT]
+    sizes = [math.prod(t.shape) for t in written]
     parameters = sum(sizes)
-    covered = sum(n for n, t in zip(sizes, tensors) if t.disposition == "quantized")
-    kept = Counter(t.reason for t in tensors if t.kept)
+    covered = sum(n for n, t in zip(sizes, written) if t.disposition == "quantized")
+    kept = Counter(t.reason for t in written if t.kept)
     return Summary(
         parameters=parameters,
-        tensors=len(tensors),
-        quantized=len(tensors) - sum(kept.values()),
+        tensors=len(written),
+        quantized=len(written) - sum(kept.values()),
         kept=dict(kept),
         coverage=covered / parameters if parameters else 0.0,
         bits_per_weight=8 * bytes_out / parameters if parameters else 0.0,

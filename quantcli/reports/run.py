@@ -14,7 +14,15 @@ from quantcli.notebook import table
 from quantcli.planning import kinds
 from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
 from quantcli.reports.kept import groups
-from quantcli.reports.records import Comparison, ComponentReport, FileReport, GateResult, Summary, TensorReport
+from quantcli.reports.records import (
+    LEFT_OUT,
+    Comparison,
+    ComponentReport,
+    FileReport,
+    GateResult,
+    Summary,
+    TensorReport,
+)
 
 KEPT = 20
 """Groups of kept tensors that are shown at least beside the rows of a table."""
@@ -68,6 +76,11 @@ class RunReport:
     def name(self) -> str:
         """The file it is about."""
         return self.output or self.source
+
+    @property
+    def left_out(self) -> int:
+        """How many tensors of the source the output does not hold."""
+        return sum(tensor.disposition == LEFT_OUT for tensor in self.tensors)
 
     def failed(self) -> Mapping[str, Sequence[GateResult]]:
         """The gates that tensors do not pass, by the names of these."""
@@ -211,9 +224,11 @@ def _head(report: RunReport) -> Iterator[Line]:
     yield Line(f"{covered}, {s.bits_per_weight:.3f} bits per weight, {measured}")
     time = f", {s.seconds:.2f} s" if s.seconds is not None else ""
     yield Line(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({t.change(s.bytes_in, s.bytes_out)}){time}")
-    if s.kept:
-        counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
-        yield Line("kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts))
+    counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
+    kept = "kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts) if counts else ""
+    left = f"left out: {report.left_out}, which the target does not use" if report.left_out else ""
+    if kept or left:
+        yield Line("; ".join(line for line in (kept, left) if line))
     if report.command == "report" and s.sqnr_db is None and not s.exact:
         yield Line("the file stores no errors: --against ORIGINAL measures them")
     if any(r.scheme and r.source_sqnr_db is None and _is_coded(r.source_scheme) for r in report.tensors):
@@ -313,7 +328,7 @@ def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display
             r.name,
             t.shape(r.shape),
             *([r.source_scheme or "-", t.decibels(r.source_sqnr_db, False)] if earlier else []),
-            r.scheme or f"kept: {r.reason}",
+            r.became,
             "-" if r.kept else t.decibels(r.sqnr_db, r.exact),
             t.number(r.max_abs_error),
             "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %",
@@ -328,7 +343,7 @@ def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display
             g.name,
             t.shape(g.shape) if g.shape is not None else "",
             *(["-", "-"] if earlier else []),
-            f"kept: {g.reason}",
+            g.tensors[0].became,
             *("-", "-", "-"),
             f"{g.tensors[0].bits_per_weight:.3f}",
             t.size(g.bytes_out),
@@ -353,12 +368,13 @@ def _style(tensor: TensorReport) -> str:
 def _left_out(rows: Sequence[TensorReport]) -> str:
     """How many tensors there are of each kind, and the range of their SQNR."""
     known = [r.sqnr_db for r in rows if r.sqnr_db is not None]
-    kept = sum(r.kept for r in rows)
+    gone = sum(r.disposition == LEFT_OUT for r in rows)
+    kept = sum(r.kept for r in rows) - gone
     parts = []
-    if len(rows) > kept:
+    if len(rows) > kept + gone:
         spread = f" ({min(known):.2f} to {max(known):.2f} dB)" if known else ""
-        parts.append(f"{len(rows) - kept} quantized{spread}")
-    return ", ".join([*parts, *([f"{kept} kept"] if kept else [])])
+        parts.append(f"{len(rows) - kept - gone} quantized{spread}")
+    return ", ".join([*parts, *(f"{n} {word}" for n, word in ((kept, "kept"), (gone, LEFT_OUT)) if n)])
 
 
 def _theory(rows: Sequence[TensorReport]) -> t.Table:

@@ -159,7 +159,8 @@ def test_a_packed_embedding_is_not_promised(tmp_path: Path) -> None:
     native = run("quantize", tmp_path / "m", "-o", tmp_path / "native", "--recipe", "embedding", "--to", "native",
                  "--json")  # fmt: skip
     assert {r["name"]: r["disposition"] for r in native.json["tensors"]}[row["name"]] == "quantized"
-    assert "quantization_config" not in json.loads((tmp_path / "native" / "config.json").read_text())
+    config = json.loads((tmp_path / "native" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] is None  # at which transformers stops
 
 
 def test_names_of_the_model_beside_those_of_the_file(tmp_path: Path) -> None:
@@ -272,3 +273,21 @@ def test_names_that_diffusers_looks_for_stay(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     assert run("quantize", source, "--to", "bnb-nf4", "-o", tmp_path / "out", "-q").code == 0
     assert (tmp_path / "out" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_an_unknown_type_is_read_as_its_class(tmp_path: Path) -> None:
+    """Kimi K2 is a DeepSeek V3, of which vLLM loads experts of ModelOpt with measured scales of inputs alone."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    experts = {f"model.layers.1.mlp.experts.{i}.{n}.weight": gaussian(64, 64) for i in range(2) for n in names}
+    fates = []
+    for model_type in ("deepseek_v3", "kimi_k2"):
+        folder = tmp_path / model_type
+        folder.mkdir()
+        save(folder / "model.safetensors", {**experts, "model.layers.1.self_attn.o_proj.weight": gaussian(64, 64)})
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": model_type, "architectures": ["DeepseekV3ForCausalLM"]})
+        )
+        ran = run("quantize", folder, "--to", "modelopt", "--scheme", "NVFP4A16", "--dry-run", "--json")
+        assert ran.code == 0 and "does not know" not in ran.err, ran.err
+        fates.append({t["name"]: t["reason"] for t in ran.json["tensors"]})
+    assert fates[0] == fates[1] and {"default", "target"} == set(fates[0].values())

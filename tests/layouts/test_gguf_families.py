@@ -154,6 +154,7 @@ def test_keys_of_families() -> None:
         48, 32, 48, 1]  # fmt: skip
     assert (mla["deepseek2.expert_gating_func"], mla["deepseek2.expert_group_count"]) == (2, 2)
     assert made("deepseek2").keys["deepseek2.expert_gating_func"] == 1
+    assert made("deepseek3", model_type="kimi_k2").keys == mla  # as transformers saves it, without scoring_func
     assert made("falcon-40b").keys["falcon.attention.head_count_kv"] == 2
     assert made("glm4").keys["glm4.rope.dimension_count"] == 16
     assert made("bert").keys["tokenizer.ggml.token_type_count"] == 2

@@ -88,11 +88,48 @@ def test_llama_cpp_with_one_table_for_both(head: bool) -> None:
     model(tied=True, head=head)
     assert made("--to", "gguf") == {
         "model.embed_tokens.weight": "w8g32",
-        **({"lm_head.weight": "lm-head"} if head else {}),
+        **({"lm_head.weight": "left-out"} if head else {}),
     }
     found, keys = inside(Path("out"))
     assert found["token_embd.weight"] == "Q8_0" and "output.weight" not in found
     assert keys["general.file_type"] == 2  # as its layers are
+
+
+def test_what_is_left_out_counts_in_no_figure() -> None:
+    """Bits per weight and coverage are those of the file, so that a budget in bits per weight is that of its weights:
+    those of a head that is left out are no room for others."""
+    model(tied=True)
+    for words in ([], ["--target-bpw", 6.5]):
+        ran = run("quantize", "model", "--to", "gguf", "-o", "out", "--force", "--json", *words)
+        file = run("report", "out", "--json")
+        assert ran.code == file.code == 0, ran.err
+        said, real = ran.json["summary"], file.json["summary"]
+        for figure in ("parameters", "tensors", "quantized", "coverage", "bits_per_weight", "bytes_out"):
+            assert said[figure] == real[figure], figure
+        head = next(t for t in ran.json["tensors"] if t["name"] == "lm_head.weight")
+        assert (head["disposition"], head["bytes_out"], head["scheme"]) == ("left out", 0, None)
+    assert 6 < real["bits_per_weight"] <= 6.5
+    shown = run("quantize", "model", "--to", "gguf", "-o", "out", "--force").out
+    assert "kept: 5 norm; left out: 1, which the target does not use" in shown
+    assert any(line.split() == ["lm_head.weight", "1024x256", "left", "out", "-", "-", "-", "0.000", "0", "B"]
+               for line in shown.splitlines())  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_parts_that_a_target_leaves_out_fail_no_check(target: str) -> None:
+    """llama.cpp and mlx-lm have no layer behind the last, which predicts further tokens; one of the model that is
+    missing is an error still."""
+    source = model(num_hidden_layers=1, num_nextn_predict_layers=1)  # of two
+    ran = run("quantize", source, "--to", target, "-o", "out", "--json")
+    drafts = {t["name"] for t in ran.json["tensors"] if t["disposition"] == "left out"}
+    assert drafts == {f"model.layers.1.{n}.weight" for n in (*MATRICES, "input_layernorm", "post_attention_layernorm")}
+    report = run("report", "out", "--against", source, "--json")
+    assert report.code == 0 and "and 8 more are not in it" in report.err, report.err
+    assert report.json["summary"]["parameters"] == ran.json["summary"]["parameters"]
+    assert run("verify", "out", "--source", source).code == 0
+    (source / "config.json").write_text(json.dumps({**CONFIG, "tie_word_embeddings": False}))
+    assert run("report", "out", "--against", source).code == 2
+    assert run("verify", "out", "--source", source).code == 1
 
 
 def test_mlx() -> None:

@@ -52,6 +52,27 @@ def llama() -> Path:
     return folder("llama", LLAMA, tensors)
 
 
+def test_options_that_are_named_change_nothing_else(llama: Path) -> None:
+    """A layer that predicts further tokens has the names of all others but for its number; where a pattern would reach
+    more than what is kept, no rule is named."""
+    drafts = layers("model.layers", 3)
+    save(llama / "model.safetensors", {"model.embed_tokens.weight": weight(64, 256), **drafts})
+    (llama / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": 64, "num_nextn_predict_layers": 1}))
+    first = run("quantize", llama, "-o", "first", "--json")
+    [line] = [w for w in first.json["warnings"] if "is not quantized" in w]
+    named = set(re.findall(r"--override '([^']*)'", line))
+    assert named and all(n.startswith("model.layers.2.") for n in named), line
+    again = run("quantize", llama, "-o", "again", "--json", *(w for n in named for w in ("--override", n)))
+    changed = {t["name"] for t, before in zip(again.json["tensors"], first.json["tensors"]) if t != before}
+    assert again.code == 0 and changed == {n.removesuffix(":bits=8") for n in named}
+
+    (llama / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": 64, "num_hidden_layers": 1,
+                                                   "num_nextn_predict_layers": 2}))  # fmt: skip
+    several = run("quantize", llama, "-o", "several", "--json")
+    [line] = [w for w in several.json["warnings"] if "is not quantized" in w]
+    assert "model.layers.*.mlp" in line and "--override" not in line, line
+
+
 @pytest.fixture
 def moe() -> Path:
     """Experts in one tensor of three dimensions, of which no loader takes integer codes."""

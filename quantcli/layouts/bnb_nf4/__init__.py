@@ -32,6 +32,7 @@ from __future__ import annotations
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.bnb_nf4.read import find
 from quantcli.layouts.bnb_nf4.write import convert, module, shape
+from quantcli.layouts.loaders import in_turn
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Runtime, Writer
 
@@ -44,6 +45,7 @@ WRITES = Writer(
     shape=shape,
     convert=convert,
     module=module,
+    experts=in_turn,
     usual={"format": "nf4", "group_size": 64},
     runtimes=(
         Runtime(

@@ -18,7 +18,16 @@ from quantcli.layouts.compressed_tensors.formats import BYTES, FLOATS, PACKED, f
 from quantcli.layouts.compressed_tensors.read import BITS
 from quantcli.layouts.config import architecture
 from quantcli.layouts.joined import unjoined
-from quantcli.layouts.loaders import ignored, inputs_in_groups, loads_experts, modules, not_linear, unknown
+from quantcli.layouts.loaders import (
+    IN_TURN,
+    VLLM_ONLY,
+    ignored,
+    inputs_in_groups,
+    loads_experts,
+    modules,
+    not_linear,
+    unknown,
+)
 from quantcli.layouts.pieces import facts, not_a_matrix, quantized
 from quantcli.layouts.writer import Beside, Conversion, Weight
 from quantcli.patterns import module_of
@@ -130,7 +139,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
             *_notes(tensors, found),
             *_of_experts(tensors, model),
             *unknown(model),
-            *loads_experts(tensors, model),
+            *loads_experts(tensors, model, VLLM_ONLY - IN_TURN),
             *_sentences(beside),
         ],
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.layouts.gguf.families import classes
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.names import gguf_name, hf_name
@@ -128,6 +128,15 @@ def rebuilt(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str,
     settings = _settings(config, infos)
     found = {info.name: family.rebuilt(info, settings) for info in infos}
     return {name: tensors for name, tensors in found.items() if tensors is not None}
+
+
+def unused(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> frozenset[str]:
+    """The names of tensors of a checkpoint that its GGUF does not hold; none of a model that is not supported."""
+    try:
+        held = {tensor.source for tensor in model_of(config, infos).tensors}
+    except QuantcliError:
+        return frozenset()
+    return frozenset(info.name for info in infos if info.name not in held)
 
 
 def _described(left: Sequence[str]) -> str:

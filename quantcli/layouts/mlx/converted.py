@@ -1,20 +1,23 @@
-"""Tensors that mlx-lm changes once, when it first loads a model: of Qwen3-Next.
+"""Tensors that mlx-lm changes once, when it first loads a model, of Qwen3-Next; and those that it does not load.
 
-It adds 1 to the weights of norms, stores convolutions [channels, width, 1] in place of [channels, 1, width], and takes
-none that predict further tokens. A model whose experts are stacked it takes for one that was changed before. Experts
-have to be stacked to be quantized, so all of that is done here.
+Of Qwen3-Next it adds 1 to the weights of norms, stores convolutions [channels, width, 1] in place of
+[channels, 1, width], and takes none that predict further tokens. A model whose experts are stacked it takes for one
+that was changed before. Experts have to be stacked to be quantized, so all of that is done here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from quantcli import architectures
+from quantcli.architectures import UNNAMED
 from quantcli.dtypes import from_float32, to_float32
+from quantcli.errors import printable
 from quantcli.layouts.pieces import plain
 from quantcli.layouts.writer import Job, Raw, Weight, Write
 from quantcli.tensors.info import TensorInfo
@@ -42,21 +45,29 @@ def done_before(infos: Iterable[TensorInfo]) -> bool:
 
 
 def changed(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Changed:
-    """What becomes of the tensors of a model that mlx-lm would change."""
+    """What becomes of the tensors of a model that mlx-lm would change, or does not load: it has no layers behind the
+    last one, drops those of DeepSeek V3 by the number 61, and refuses others."""
+    model = architectures.of(config) or UNNAMED
+    left = frozenset(t.info.name for t in tensors if model.behind(t.info.name) is not None)
     if config.get("model_type") != "qwen3_next":
-        return Changed({}, frozenset(), "")
+        return Changed({}, left, "; ".join(_left(left)))
     tied = config.get("tie_word_embeddings") is True
-    left = frozenset(
-        t.info.name for t in tensors if _DRAFT.search(t.info.name) or (tied and t.info.name == "lm_head.weight")
-    )
+    left |= {t.info.name for t in tensors if _DRAFT.search(t.info.name) or (tied and t.info.name == "lm_head.weight")}
     jobs: dict[str, Job] = {}
     if not done_before(t.info for t in tensors):
         norms = [i for i in _kept(tensors, left) if NORM.search(i.name) and len(i.shape) == 1]
         jobs = {info.name: _raised(info) for info in norms}
         jobs |= {i.name: _turned(i) for i in _kept(tensors, left) if CONVOLUTION.search(i.name) and len(i.shape) == 3}
     notes = ["1 is added to norms, and convolutions have their axes exchanged, as mlx-lm stores them"] if jobs else []
-    notes += [f"{len(left)} tensors are left out that mlx-lm does not load, such as {min(left)}"] if left else []
-    return Changed(jobs, left, "; ".join(notes))
+    return Changed(jobs, left, "; ".join([*notes, *_left(left)]))
+
+
+def _left(names: Collection[str]) -> list[str]:
+    """What there is to say of tensors that are left out."""
+    if not names:
+        return []
+    many = f"{len(names)} tensors are" if len(names) > 1 else "1 tensor is"
+    return [f"{many} left out that mlx-lm does not load, such as {printable(min(names), 200)}"]
 
 
 def _kept(tensors: Sequence[Weight], left: frozenset[str]) -> list[TensorInfo]:

@@ -159,13 +159,14 @@ def _figures(report: RunReport) -> str:
     error = "not measured" if s.sqnr_db is None and not s.exact else f"largest error {t.number(s.max_abs_error)}"
     kept = sorted(s.kept.items(), key=lambda kv: (-kv[1], kv[0]))
     reasons = ", ".join(f"{n:,} <bdi>{escaped(reason, 60)}</bdi>" for reason, n in kept[:12])
+    others = [f"kept: {reasons}" if kept else "", f"left out: {report.left_out:,}" if report.left_out else ""]
     than = f"{(change := t.change(s.bytes_in, s.bytes_out))} {'as' if change == 'as large' else 'than'}"
     found = [
         ("SQNR", measured, error),
         ("bits per weight", f"{s.bits_per_weight:.3f}", "every byte of the output counted"),
         ("size", _united(t.size(s.bytes_out)), f"{than} {t.size(s.bytes_in)}"),
         ("coverage", f"{100 * s.coverage:.1f} <small>%</small>", f"of {t.count(s.parameters)} parameters quantized"),
-        ("tensors quantized", f"{s.quantized:,} <small>of {s.tensors:,}</small>", f"kept: {reasons}" if kept else ""),
+        ("tensors quantized", f"{s.quantized:,} <small>of {s.tensors:,}</small>", "; ".join(filter(None, others))),
     ]
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><dd>{more}</dd></div>\n" for name, value, more in found)
     return f'<dl class="figures">\n{items}</dl>'
@@ -273,7 +274,7 @@ def _tensor(number: int, r: TensorReport, failed: Sequence[GateResult]) -> str:
         cell(str(number)),
         f'<th scope="row">{breakable(r.name)}{marks}</th>',
         cell(t.shape(r.shape), value=math.prod(r.shape)),
-        cell(escaped(f"kept: {r.reason}" if r.kept else r.scheme or "-", NAME), numeric=False),
+        cell(escaped(r.became if r.kept else r.scheme or "-", NAME), numeric=False),
         cell("-") if r.kept else decibels_cell(r.sqnr_db, r.exact),
         cell(t.number(r.max_abs_error)),
         cell("-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %"),

@@ -106,9 +106,8 @@ def _table(tensors: Sequence[TensorReport]) -> list[str]:
     lines = ["| tensor | shape | scheme | SQNR dB | max error | bits/w |", "| --- | --- | --- | ---: | ---: | ---: |"]
     for r in tensors:
         sqnr = "-" if r.kept else t.decibels(r.sqnr_db, r.exact)
-        scheme = r.scheme or f"kept: {r.reason}"
         lines.append(
-            f"| {code(r.name)} | {t.shape(r.shape)} | {text(scheme)} | {sqnr} | {t.number(r.max_abs_error)} "
+            f"| {code(r.name)} | {t.shape(r.shape)} | {text(r.became)} | {sqnr} | {t.number(r.max_abs_error)} "
             f"| {r.bits_per_weight:.3f} |"
         )
     return lines

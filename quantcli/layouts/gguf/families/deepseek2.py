@@ -102,7 +102,7 @@ def _experts(config: Config, hidden: int) -> Shapes:
 
 def _sigmoid(config: Config) -> bool:
     """Whether experts are weighed by a sigmoid, with a bias for choosing them, as in V3."""
-    usual = "sigmoid" if config.get("model_type") == "deepseek_v3" else "softmax"
+    usual = "sigmoid" if config.get("model_type") in ("deepseek_v3", "kimi_k2") else "softmax"
     return bool(config.get("scoring_func", usual) == "sigmoid")
 
 
