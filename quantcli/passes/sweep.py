@@ -21,11 +21,13 @@ from quantcli.kernels import Sums, Tile, row_bytes
 from quantcli.metrics import Metrics, total
 from quantcli.passes.quantize import count_nonfinite, with_wider_scales
 from quantcli.passes.tiles import Progress, Visit, begun, walk
+from quantcli.planning.entry import without_statistics
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fit import Misfit, NotFinite, Trials
 from quantcli.tensors.rows import TileSpan
+from quantcli.tensors.second_order import Degenerate, SecondOrder, learned
 from quantcli.tensors.tiles import read_span, read_tile, rotated, span_bytes
 
 if TYPE_CHECKING:

@@ -63,6 +63,8 @@ def of_plan(
             metrics=m,
             minmax_sse=r.minmax_sse,
             digest=r.digest,
+            weighted=t.importance is not None,
+            output=r.output,
         )
         for t, m, r in zip(plan, metrics, found)
     ]
@@ -186,6 +188,8 @@ def of_stored(
             minmax_sse=s.minmax_sse,
             digest=s.digest,
             examined=e,
+            weighted=s.importance is not None,
+            output=s.cost,
         )
         for s, m, e in zip(stored, metrics, examined or [None] * len(stored))
     ]

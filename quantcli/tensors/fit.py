@@ -339,9 +339,7 @@ class Trials:
             sums = rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
         return Made(sums, params, self._rival_error(kernels, tile, span))
 
-    def _made_good(
-        self, how: SecondOrder, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None
-    ) -> Made:
+    def _made_good(self, how: SecondOrder, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
         """What `encode` gives with second-order rounding, and what it costs in the output of the layer."""
         fit, scheme = self.chosen, self.chosen.scheme
         grid, plain_scheme = code_grid(scheme), plainly_rounded(scheme)
