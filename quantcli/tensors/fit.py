@@ -344,7 +344,8 @@ class Trials:
         fit, scheme = self.chosen, self.chosen.scheme
         grid, plain_scheme = code_grid(scheme), plainly_rounded(scheme)
         plain = fit.params(kernels, tile, span)
-        params = self.params(kernels, tile, span) if self.weighs_rows else plain
+        weighed = replace(tile, importance=how.counts) if self.weighs_rows else tile
+        params = fit.params(kernels, weighed, span) if weighed is not tile else plain
         room = np.empty((2, span.rows * row_bytes(span.cols, grid.bits)), np.uint8)
         written = room[1] if packed is None else packed
         kernels.encode(tile, plain, grid, room[0], preserve=plain_scheme.preserves_sums)

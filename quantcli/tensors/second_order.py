@@ -78,6 +78,15 @@ class SecondOrder:
     how: Feedback
     damping: float
 
+    @property
+    def counts(self) -> Doubles:
+        """How much the error of each column counts for its scale: what of it those rounded later cannot make good. With
+        the mean squares of columns instead MiniLM's embeddings were 0.9382 / 0.9825 like the original's at 3 / 4 bits
+        in groups of 64, with these 0.9405 / 0.9836, and all columns alike 0.9351 / 0.9816."""
+        found = np.empty(len(self.how.order))
+        found[self.how.order] = self.how.pivots
+        return found
+
     def costs(
         self, kernels: Kernels, tile: Tile, params: QuantParams | None, grid: CodeGrid, done: Done, packed: Bytes | None
     ) -> Doubles:
@@ -149,6 +158,8 @@ def learned(kernels: Kernels, columns: Columns) -> Rounds:
     damping = damping_of(columns)
     if not damping > 0:
         raise Degenerate
+    # Columns of large inputs first: their errors have most columns left to be made good in. In file order MiniLM's
+    # embeddings were 0.9358 / 0.9801 like the original's at 3 / 4 bits, in this one 0.9382 / 0.9825.
     order = np.argsort(-columns.values, kind="stable").astype(np.int32)
     if columns.matrix is None:
         return SecondOrder(_ranked(columns, order, damping), damping)
