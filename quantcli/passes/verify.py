@@ -71,6 +71,9 @@ def verify(
     )
 
 
+WEIGHTED = ("scales weighted by importances", "--importance"), ("codes and scales chosen by statistics", "--statistics")
+
+
 class _Run:
     """One pass over the tensors of a model, and the passes it takes to find parameters again."""
 
@@ -177,10 +180,8 @@ class _Run:
         columns = None
         if stored.importance is not None:
             if self.importance is None:
-                second = stored.scheme.second_order
-                what = "codes and scales chosen by statistics" if second else "scales weighted by importances"
-                option = "--statistics" if second else "--importance"
-                self.unchecked.append(f"{what} are not recomputed without {option}")
+                known = WEIGHTED[stored.scheme.second_order]
+                self.unchecked.append(f"{known[0]} are not recomputed without {known[1]}")
                 return None
             columns = self.importance.of(stored.info, stored.grouping)
             if columns is None or columns.digest != stored.importance:
@@ -264,12 +265,12 @@ class _Run:
         span: TileSpan,
         params: QuantParams,
         again: Trials,
-        wanted: QuantParams | None = None,
+        made: QuantParams | None = None,
     ) -> None:
         """Whether the parameters of a tile are those that its method finds, which may be known."""
         scheme, plan = again.chosen.scheme, again.plan
         try:
-            wanted = again.params(self.table, tile, span) if wanted is None else wanted
+            wanted = again.params(self.table, tile, span) if made is None else made
         except (NotFinite, Misfit):
             self.add(name, "scales", "its method finds no scales for the weights of the original")
             return
