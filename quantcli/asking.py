@@ -12,7 +12,7 @@ from quantcli import registry
 from quantcli import scheme as record
 from quantcli.deciding import FIELDS, Asked, calibrator, decide, suits
 from quantcli.errors import QuantcliError, UsageError
-from quantcli.scheme import AUTO, IN_SUPER_BLOCKS, Granularity
+from quantcli.scheme import AUTO, IN_SUPER_BLOCKS, SECOND_ORDER, Granularity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -198,6 +198,12 @@ def changed(scheme: record.Scheme, **asked: Any) -> Scheme:
     'w4g32'
     """
     return SchemeRequest(**{**scheme.as_dict(), **asked}).decided()
+
+
+@functools.lru_cache(maxsize=256)
+def second_order(scheme: record.Scheme) -> record.Scheme:
+    """A scheme with second-order rounding; one whose columns are rotated as it is."""
+    return scheme if scheme.rotation else changed(scheme, rounding=SECOND_ORDER)
 
 
 @functools.lru_cache(maxsize=256)

@@ -136,9 +136,9 @@ def test_newer_versions_are_refused(
         line = one_line(run(command[0], path, *words), code)
         assert line.startswith(str(path)) and ("use a newer quantcli" in line or "start from the original" in line)
         if command[0] not in ("quantize", "plan", "sweep"):
-            assert "quantcli header: format version 3 is unknown, this quantcli reads versions up to 2; " in line
+            assert "quantcli header: format version 4 is unknown, this quantcli reads versions up to 3; " in line
         assert not (tmp_path / "out").exists()
-        with pytest.raises(quantcli.DataError, match="format version 3 is unknown"):
+        with pytest.raises(quantcli.DataError, match="format version 4 is unknown"):
             quantcli.open(str(path))
 
 

@@ -13,6 +13,8 @@ import documents
 import pytest
 from making import ROOT
 
+from quantcli import registry
+
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "quantcli" / "docs").glob("*.md"))]
 TEXT = "".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -121,7 +123,7 @@ def test_every_option_named_is_one() -> None:
     """An option that README or a topic names exists."""
     words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     text = "--version"
-    for name in ("quantize", "dequantize", "inspect", "report", "compare", "sweep", "plan", "export", "verify"):
+    for name in registry.commands():
         command = [sys.executable, "-m", "quantcli", name, "--help"]
         text += subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert not {w for w in words if w not in text}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 GATES = (
     ("min_sqnr", "DB", "Least SQNR of all quantized weights together."),
     ("min_tensor_sqnr", "DB", "Least SQNR of any quantized tensor."),
+    ("min_output_sqnr", "DB", "Least predicted SQNR of the output of any layer that --statistics were given for."),
     ("max_mse", "MSE", "Largest mean squared error of any quantized tensor."),
     ("max_bpw", "BITS", "Most bits per weight, everything in the file counted."),
     ("max_size", "SIZE", "Largest file: bytes, or with a unit such as 3.9GB or 500MiB."),

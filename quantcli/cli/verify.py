@@ -28,8 +28,10 @@ from quantcli.errors import UsageError
 @_sources.variant
 @_help.option(
     "--importance",
+    "--statistics",
+    "importance",
     type=_help.FILE,
-    help="What its columns were weighed by; needed to find such scales again.",
+    help="What its columns were weighed by, importances or statistics; needed to find such scales and codes again.",
     group="Common",
 )
 @_help.option("--all", "show_all", is_flag=True, help="Show every tensor, also where nothing is wrong.", group="Output")

@@ -60,6 +60,8 @@ inline void store_doubles(const Doubles& v, double* p) { std::memcpy(p, &v, size
 
 // ---- the factors of H, panel by panel from the last ---------------------------------------------------------------
 
+constexpr int ACROSS = 4 * DOUBLES;  // columns that are subtracted from at once
+
 // One panel of columns: U of it replaces what is left of H, and `raw` (PANEL, cols) is U D transposed.
 struct Panel {
   double* triangle;
@@ -103,44 +105,50 @@ struct Panel {
 
   // Rows above the panel: the columns before it.
   void rest(int64_t from, int64_t to) const {
-    for (int64_t j = from; j < to; j += 4) {
-      const int n = int(std::min<int64_t>(4, to - j));
-      double* row[4];
-      for (int i = 0; i < 4; ++i) row[i] = row_of(triangle, j + (i < n ? i : 0), cols);
-      int64_t k = j / PANEL * PANEL;
-      for (; n == 4 && k + 4 * DOUBLES <= first; k += 4 * DOUBLES) tile<4>(row, k);
-      for (; n == 4 && k + DOUBLES <= first; k += DOUBLES) tile<1>(row, k);
-      for (int i = 0; i < n; ++i)
-        for (int64_t m = last - 1; m >= first; --m) {
-          const double u = row[i][m];
-          const double* const own = raw + (m - first) * cols;
-          for (int64_t c = k; c < first; ++c) row[i][c] -= u * own[c];
-        }
+    double near[PANEL * ACROSS];
+    for (int64_t k = from / PANEL * PANEL; k < first; k += ACROSS) {  // `first` and k are multiples of it
+      for (int64_t m = first; m < last; ++m)
+        std::memcpy(near + (m - first) * ACROSS, raw + (m - first) * cols + k, sizeof(double) * ACROSS);
+      const int64_t end = std::min(to, k / PANEL * PANEL + PANEL);  // rows with columns from k on
+      for (int64_t j = from; j < end; j += 4) {
+        double *row[4], spare[2 * PANEL + ACROSS];
+        for (int i = 0; i < 4; ++i) row[i] = j + i < end ? row_of(triangle, j + i, cols) : nullptr;
+        for (int i = 0; i < 4; ++i)
+          if (!row[i]) std::memset(spare, 0, sizeof spare);
+        tile(row, k, near, spare);
+      }
     }
   }
 
-  template <int V>
-  void tile(double* const* row, int64_t k) const {
+  // Four rows, or those there are, of ACROSS columns.
+  void tile(double* const* row, int64_t k, const double* near, double* spare) const {
+    constexpr int V = ACROSS / DOUBLES;
     Doubles sum[4][V];
-    for (int i = 0; i < 4; ++i)
-      for (int v = 0; v < V; ++v) sum[i][v] = load_doubles(row[i] + k + v * DOUBLES);
+    const double* times[4];
+    double* to[4];
+    for (int i = 0; i < 4; ++i) {
+      times[i] = row[i] ? row[i] + first : spare;
+      to[i] = row[i] ? row[i] + k : spare + PANEL;
+      for (int v = 0; v < V; ++v) sum[i][v] = load_doubles(to[i] + v * DOUBLES);
+    }
     for (int64_t m = last - 1; m >= first; --m) {
-      const double* const own = raw + (m - first) * cols + k;
+      const double* const own = near + (m - first) * ACROSS;
       Doubles term[V];
       for (int v = 0; v < V; ++v) term[v] = load_doubles(own + v * DOUBLES);
       for (int i = 0; i < 4; ++i) {
-        const Doubles u = Doubles{} + row[i][m];
+        const Doubles u = Doubles{} + times[i][m - first];
         for (int v = 0; v < V; ++v) sum[i][v] = sum[i][v] - u * term[v];
       }
     }
     for (int i = 0; i < 4; ++i)
-      for (int v = 0; v < V; ++v) store_doubles(sum[i][v], row[i] + k + v * DOUBLES);
+      for (int v = 0; v < V; ++v) store_doubles(sum[i][v], to[i] + v * DOUBLES);
   }
 };
 
 // ---- rows ---------------------------------------------------------------------------------------------------------
 
-constexpr int STRIP = 32;  // rows that are rounded side by side
+constexpr int AT_ONCE = 64;  // columns of a panel that are copied: its rows lie in the same few lines of a cache
+constexpr int STRIP = 64;  // rows that are rounded side by side
 
 // What is done with the rows of a tile: their codes are chosen, or given; or the weights stand for errors themselves.
 enum Done : int32_t { CHOSEN = 0, GIVEN = 1, ALL_LOST = 2 };
@@ -184,6 +192,7 @@ class Strip {
   std::vector<double> sums;
   RowParams own[STRIP];
   double costs[STRIP], squares[STRIP], error[PANEL * STRIP], seen[STRIP], value[STRIP];
+  double near[PANEL * AT_ONCE];
   int rows = 0;
 
   int64_t width() const { return cols + 40; }
@@ -289,12 +298,16 @@ class Strip {
           for (int r = 0; r < STRIP; ++r) sum[r] += lost[r] * u[c];
         }
       }
-      const double* const u = row_of(feedback.triangle, first, cols);
-      int64_t c = last;
-      for (; c + 4 <= cols; c += 4)
-        for (int r = 0; r < STRIP; r += RUNS * DOUBLES) spread<4>(u, c, r, int(last - first), cols - first);
-      for (; c < cols; ++c)
-        for (int r = 0; r < STRIP; r += RUNS * DOUBLES) spread<1>(u, c, r, int(last - first), cols - first);
+      for (int64_t c = last; c < cols; c += AT_ONCE) {
+        const int n = int(std::min<int64_t>(AT_ONCE, cols - c));
+        for (int64_t j = first; j < last; ++j)
+          std::memcpy(near + (j - first) * AT_ONCE, row_of(feedback.triangle, j, cols) + c, size_t(n) * 8);
+        int i = 0;
+        for (; i + 4 <= n; i += 4)
+          for (int r = 0; r < STRIP; r += RUNS * DOUBLES) spread<4>(near + i, c + i, r, int(last - first));
+        for (; i < n; ++i)
+          for (int r = 0; r < STRIP; r += RUNS * DOUBLES) spread<1>(near + i, c + i, r, int(last - first));
+      }
     }
   }
 
@@ -304,20 +317,20 @@ class Strip {
   static constexpr int RUNS = 2;
 #endif
 
-  // Adds the errors of the n columns of a panel to N columns after it, for some rows. u: the first row of the panel,
-  // `stride` before the next.
+  // Adds the errors of the n columns of a panel to N columns after it, for some rows. u: the first of them in the first
+  // row of the panel, AT_ONCE before that in the next.
   template <int N>
-  void spread(const double* u, int64_t c, int r, int n, int64_t stride) {
+  void spread(const double* u, int64_t c, int r, int n) {
     double* const to = sums.data() + c * STRIP + r;
     Doubles sum[N][RUNS];
     for (int i = 0; i < N; ++i)
       for (int v = 0; v < RUNS; ++v) sum[i][v] = load_doubles(to + i * STRIP + v * DOUBLES);
-    for (int j = 0; j < n; ++j, u += stride) {
+    for (int j = 0; j < n; ++j, u += AT_ONCE) {
       const double* const lost = error + j * STRIP + r;
       Doubles term[RUNS];
       for (int v = 0; v < RUNS; ++v) term[v] = load_doubles(lost + v * DOUBLES);
       for (int i = 0; i < N; ++i) {
-        const Doubles times = Doubles{} + u[c + i];
+        const Doubles times = Doubles{} + u[i];
         for (int v = 0; v < RUNS; ++v) sum[i][v] = sum[i][v] + term[v] * times;
       }
     }

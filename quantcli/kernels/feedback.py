@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels.table import Doubles
+    Doubles = NDArray[np.float64]
 
 PANEL = 64
 """Rows of a panel of the triangle."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantcli.kernels import numpy_sums
 from quantcli.kernels.block_types import BlockField, BlockScales, BlockType
 from quantcli.kernels.numpy_packing import fill_blocks, pack, unpack
-from quantcli.kernels.numpy_tiles import CHUNK, floats_of, grouped, scratch, steps
+from quantcli.kernels.numpy_tiles import CHUNK, extremes, floats_of, grouped, scratch, silent, steps
 from quantcli.kernels.table import (
     BF16,
     BINARY,
@@ -37,19 +35,6 @@ if TYPE_CHECKING:
     from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.feedback import Done, Feedback
     from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats
-
-T = TypeVar("T")
-
-
-def _extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
-    """Signed value of largest magnitude along the last axis; the first one wins a tie."""
-    found = np.where(hi > -lo, hi, lo)
-    tied = (hi == -lo) & (hi > 0)
-    if tied.any():
-        part = x[tied]
-        found[tied] = part[np.arange(len(part)), np.abs(part).argmax(axis=1)]
-    extremes: Floats = found + np.float32(0)
-    return extremes
 
 
 def _views(
@@ -144,24 +129,7 @@ def _values(codes: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArr
         np.multiply(out, scale, out=out)
 
 
-def _silent(kernels: type[T]) -> type[T]:
-    """A table whose methods, like the native ones, do not warn of infinities and NaN: callers check results."""
-
-    def silent(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def call(*arguments: Any, **named: Any) -> Any:
-            with np.errstate(all="ignore"):
-                return method(*arguments, **named)
-
-        return call
-
-    for name, method in list(vars(kernels).items()):
-        if inspect.isfunction(method) and not name.startswith("_"):
-            setattr(kernels, name, silent(method))
-    return kernels
-
-
-@_silent
+@silent
 class NumpyKernels:
     """The kernels in numpy."""
 
@@ -175,7 +143,7 @@ class NumpyKernels:
                 part = np.s_[first:last, at : at + view.shape[1]]
                 np.minimum.reduce(view, axis=2, out=lo[part])
                 np.maximum.reduce(view, axis=2, out=hi[part])
-                extreme[part] = _extremes(view, lo[part], hi[part])
+                extreme[part] = extremes(view, lo[part], hi[part])
                 at += view.shape[1]
         return Ranges(lo, hi, extreme, bool(np.isfinite(lo).all() and np.isfinite(hi).all()))
 

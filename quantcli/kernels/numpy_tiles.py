@@ -6,8 +6,11 @@ ones fall out of the cache.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.table import Floats
+
+T = TypeVar("T")
 
 CHUNK = 1 << 18
 """Weights that go through the scratch arrays at a time."""
@@ -76,3 +81,31 @@ def grouped(array: NDArray[Any], group: int) -> list[NDArray[Any]]:
     if whole < cols:
         views.append(array[:, whole:].reshape(rows, 1, cols - whole))
     return views
+
+
+def extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
+    """Signed value of largest magnitude along the last axis; the first one wins a tie."""
+    found = np.where(hi > -lo, hi, lo)
+    tied = (hi == -lo) & (hi > 0)
+    if tied.any():
+        part = x[tied]
+        found[tied] = part[np.arange(len(part)), np.abs(part).argmax(axis=1)]
+    signed: Floats = found + np.float32(0)
+    return signed
+
+
+def silent(kernels: type[T]) -> type[T]:
+    """A table whose methods, like the native ones, do not warn of infinities and NaN: callers check results."""
+
+    def quiet(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*arguments: Any, **named: Any) -> Any:
+            with np.errstate(all="ignore"):
+                return method(*arguments, **named)
+
+        return call
+
+    for name, method in list(vars(kernels).items()):
+        if inspect.isfunction(method) and not name.startswith("_"):
+            setattr(kernels, name, quiet(method))
+    return kernels

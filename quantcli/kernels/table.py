@@ -154,8 +154,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What `quantize` made: sums as of `encode`, parameters, and the squared error of the rival. output: what the errors
-    cost in the output of the layer, where that is known."""
+    """What `quantize` made: sums as of `encode`, parameters, and the squared error of the rival. output: what the
+    errors cost in the output of the layer, where that is known."""
 
     sums: Sums
     params: QuantParams

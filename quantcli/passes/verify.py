@@ -33,6 +33,7 @@ from quantcli.passes.tiles import COPY, Progress, Task, Visit, begun, once, walk
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import Misfit, NotFinite, Trials
 from quantcli.tensors.rows import TileSpan
+from quantcli.tensors.second_order import Degenerate
 from quantcli.tensors.tiles import as_tile, read_span, span_bytes
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ def verify(
         unchecked=tuple(dict.fromkeys(run.unchecked)),
         checks=CHECKS if original is not None else tuple(c for c in CHECKS if c not in OF_ORIGINALS),
     )
+
+
+WEIGHTED = ("scales weighted by importances", "--importance"), ("codes and scales chosen by statistics", "--statistics")
 
 
 class _Run:
@@ -157,7 +161,7 @@ class _Run:
                 try:
                     yield from self._largest.tell(again)
                     yield from searching(again, partial(self._see, name, again))
-                except (NotFinite, Misfit):
+                except (NotFinite, Misfit, Degenerate):
                     self.add(name, "scales", "its method finds no scales for the weights of the original")
                     again = None
             first: list[Task] = [partial(checks.whole, partial(self.add, name), tensor), *weights.apart()]
@@ -176,7 +180,8 @@ class _Run:
         columns = None
         if stored.importance is not None:
             if self.importance is None:
-                self.unchecked.append("scales weighted by importances are not recomputed without --importance")
+                known = WEIGHTED[stored.scheme.second_order]
+                self.unchecked.append(f"{known[0]} are not recomputed without {known[1]}")
                 return None
             columns = self.importance.of(stored.info, stored.grouping)
             if columns is None or columns.digest != stored.importance:
@@ -247,17 +252,25 @@ class _Run:
             sums = None
             if params is not None:
                 tile = as_tile(raw, tensor.dtype, span, plan.group)
-                sums = self._codes(name, tile, span, params, packed), span.rows * span.cols
-                if again is not None:
+                sums = self._codes(name, tile, span, params, packed, again), span.rows * span.cols
+                if again is not None and again.second_order is None:
                     self._params(name, tile, span, params, again)
         self._advance(len(raw))
         return sums
 
-    def _params(self, name: str, tile: Tile, span: TileSpan, params: QuantParams, again: Trials) -> None:
-        """Whether the parameters of a tile are those that its method finds."""
+    def _params(
+        self,
+        name: str,
+        tile: Tile,
+        span: TileSpan,
+        params: QuantParams,
+        again: Trials,
+        made: QuantParams | None = None,
+    ) -> None:
+        """Whether the parameters of a tile are those that its method finds, which may be known."""
         scheme, plan = again.chosen.scheme, again.plan
         try:
-            wanted = again.params(self.table, tile, span)
+            wanted = again.params(self.table, tile, span) if made is None else made
         except (NotFinite, Misfit):
             self.add(name, "scales", "its method finds no scales for the weights of the original")
             return
@@ -273,13 +286,27 @@ class _Run:
                 where = checks.differ(stored, found)
                 checks.place_in(partial(self.add, name), f"{what} is not what its method computes", where, span, plan)
 
-    def _codes(self, name: str, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes) -> Sums:
-        """The errors of a tile; its codes are found again with the very rounding they were made with."""
+    def _codes(
+        self, name: str, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes, trials: Trials | None
+    ) -> Sums:
+        """The errors of a tile; its codes are found again with the very rounding they were made with. trials: with
+        which parameters are found again."""
         stored = self.model[name].stored
         assert stored.scheme is not None and stored.grouping is not None
         grid = code_grid(stored.scheme)
         again = np.empty(len(packed), np.uint8)
-        sums = self.table.encode(tile, params, grid, again, preserve=stored.scheme.preserves_sums)
+        if trials is not None and trials.second_order is not None:
+            try:
+                made = trials.encode(self.table, tile, span, again)
+            except (NotFinite, Misfit):
+                self.add(name, "scales", "its method finds no scales for the weights of the original")
+                return self.table.measure(tile, params, grid, packed)
+            self._params(name, tile, span, params, trials, made.params)
+            sums = made.sums
+        elif stored.scheme.second_order:  # codes follow from the statistics, which are not at hand
+            return self.table.measure(tile, params, grid, packed)
+        else:
+            sums = self.table.encode(tile, params, grid, again, preserve=stored.scheme.preserves_sums)
         if np.array_equal(again, packed):
             return sums
         expected, found = (checks.unpacked(self.table, p, span, grid.bits).ravel() for p in (again, packed))

@@ -38,6 +38,9 @@ SLACK = 1e-4
 """How far, relative to what they are compared with, stored numbers may be off by rounding: sums of float32 over many
 samples, divided and rounded again."""
 
+TINY = 1e-9
+"""What is nothing beside the mean square of the largest input."""
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -181,7 +184,7 @@ def _check(values: Array, mean: Array | None, place: Sequence[str]) -> None:
         at = int(wrong.argmax())
         raise DataError(f"the mean square of input {at} is {values[at]:g}, not a number of 0 or more", place=place)
     if mean is not None:
-        low = values < mean * mean * (1 - SLACK)
+        low = values < mean * mean * (1 - SLACK) - TINY * values.max()
         if low.any():
             at = int(low.argmax())
             problem = f"the mean square of input {at} is {values[at]:g}, below the square of its mean {mean[at]:g}"

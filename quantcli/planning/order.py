@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from quantcli import registry
 from quantcli.architectures import Architecture
-from quantcli.asking import candidates
+from quantcli.asking import candidates, second_order
 from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.experts import arranged, loadable
 from quantcli.layouts.config import json_beside, stated
@@ -297,9 +297,15 @@ def request_of(
     preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
     if note:
         warn(note)
+    given = asked.recipe.asked.rounding is not None
+    rounds = importance is not None and importance.key == STATISTICS and not given
+    default, rules = asked.recipe.default, asked.recipe.rules
+    if rounds:
+        default = second_order(default)
+        rules = tuple(r if r.scheme is None else replace(r, scheme=second_order(r.scheme)) for r in rules)
     return Request(
-        scheme=asked.recipe.default,
-        rules=(*kept, *asked.recipe.rules),
+        scheme=default,
+        rules=(*kept, *rules),
         preset=preset,
         ties=asked.recipe.ties,
         include=asked.include,
@@ -308,7 +314,7 @@ def request_of(
         keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
         importance=importance,
-        rounding_given=asked.recipe.asked.rounding is not None,
+        rounding_given=given,
         allow_unweighted=asked.allow_unweighted,
         inputs=inputs.load(asked.activation_scales) if asked.activation_scales is not None else None,
         to=to,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantcli.asking import changed, plainly_rounded, weighs
+from quantcli.asking import plainly_rounded, second_order, weighs
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native import parts as native
@@ -17,7 +17,6 @@ from quantcli.planning.keeping import embeddings_alone, why_kept
 from quantcli.planning.reasons import ALL, NAMED, TABLES, VECTORS, which
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.statistics import HELP, NO_MOMENTS, InputStatistics
-from quantcli.scheme import SECOND_ORDER
 from quantcli.stores import signals
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
@@ -55,7 +54,7 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
     if tensor.scheme.rotation:
         raise UsageError("its columns are rotated, which importances are not", place=place, hint="leave it out")
     if columns.correlated and (tensor.scheme.second_order or not request.rounding_given):
-        return replace(tensor, scheme=changed(tensor.scheme, rounding=SECOND_ORDER), importance=columns)
+        return replace(tensor, scheme=second_order(tensor.scheme), importance=columns)
     if tensor.scheme.second_order:
         raise UsageError(NO_MOMENTS, place=place, hint=HELP)
     if tensor.grouping.shared is not None or tensor.grouping.two_pass:

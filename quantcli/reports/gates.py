@@ -30,7 +30,7 @@ _UNITLESS = (
     "memory",
 )
 _SIZES = ("max_size", "target_size", "max_shard_size", "memory")
-TENSOR_GATES = ("min_tensor_sqnr", "max_mse", "max_outlier_gap", "max_regression")
+TENSOR_GATES = ("min_tensor_sqnr", "min_output_sqnr", "max_mse", "max_outlier_gap", "max_regression")
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
@@ -49,7 +49,8 @@ class GateRule:
 class Gates:
     """Limits, None where there is none.
 
-    min_sqnr: dB, all quantized weights together. min_tensor_sqnr: dB, every quantized tensor. max_mse: mean squared
+    min_sqnr: dB, all quantized weights together. min_tensor_sqnr: dB, every quantized tensor. min_output_sqnr: dB, the
+    output of every layer that is quantized by statistics, as these predict it. max_mse: mean squared
     error of every quantized tensor. max_bpw: bits per weight of the file, everything counted. max_size: bytes of the
     file. min_coverage: share of the parameters that are quantized. max_outlier_gap: dB a tensor may lie below the
     median of those with as many bits. max_regression: dB a tensor may lose against the baseline.
@@ -57,6 +58,7 @@ class Gates:
 
     min_sqnr: float | None = None
     min_tensor_sqnr: float | None = None
+    min_output_sqnr: float | None = None
     max_mse: float | None = None
     max_bpw: float | None = None
     max_size: float | None = None
@@ -102,7 +104,7 @@ def parsed(name: str, value: Any) -> float:
         raise UsageError(f"{printable(repr(value), 60)} has an unknown unit", place=place, hint=_hint(name))
     if name == "min_coverage" and not 0 <= number <= 1:
         raise UsageError(f"{printable(str(value), 60)} is not a share", place=place, hint="write 95% or 0.95")
-    if not math.isfinite(number) or (number < 0 and name not in ("min_sqnr", "min_tensor_sqnr")):
+    if not math.isfinite(number) or (number < 0 and name not in ("min_sqnr", "min_tensor_sqnr", "min_output_sqnr")):
         raise UsageError(f"{printable(str(value), 60)} is out of range", place=place)
     return number
 
@@ -229,6 +231,12 @@ def _values(report: RunReport, gate: str, baseline: Mapping[str, Any] | None) ->
         return {t.name: _regression(before[t.name], t) for t in report.tensors if t.name in before}
     if gate == "max_mse":
         return {t.name: (math.nan if t.mse is None else t.mse, "") for t in measured}
+    if gate == "min_output_sqnr":
+        outputs = {t.name: t.output for t in measured if t.output is not None}
+        return {
+            name: (None if o.error == 0 else -math.inf if o.sqnr_db is None else o.sqnr_db, "")
+            for name, o in outputs.items()
+        }
     sqnr = {t.name: math.inf if t.exact else math.nan if t.sqnr_db is None else t.sqnr_db for t in measured}
     if gate == "min_tensor_sqnr":
         return {name: (None if math.isinf(v) else v, "") for name, v in sqnr.items()}

@@ -6,14 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from operator import attrgetter
+from functools import lru_cache, reduce
+from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any
 
 from quantcli.metrics import Metrics, decibels, together
 from quantcli.planning import reasons
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.second_order import Output
 
 if TYPE_CHECKING:
     from quantcli.passes.examine import Examined, Histogram
@@ -30,11 +31,35 @@ _figures, _UNMEASURED = attrgetter(*_OF_METRICS), dict.fromkeys(_OF_METRICS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputReport:
+    """What errors cost in the output of a layer, as statistics of its inputs predict it: squared error, that without
+    statistics, and power; in dB, None where one of the two is 0."""
+
+    error: float
+    plain_error: float
+    power: float
+    sqnr_db: float | None
+    plain_sqnr_db: float | None
+
+    @classmethod
+    def of(cls, found: Output) -> OutputReport:
+        """The report on such costs."""
+        return cls(
+            error=found.error,
+            plain_error=found.plain,
+            power=found.power,
+            sqnr_db=found.sqnr_db,
+            plain_sqnr_db=found.plain_sqnr_db,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
     """One tensor. Errors are None for kept tensors (and where nothing was measured); `sqnr_db` is None and `exact`
     True when every weight is decoded to itself, for JSON has no infinity. disposition: `quantized`, `kept`, or `left
     out` of the output; `changed` of floats that are compared. source_scheme: of the codes that were decoded
-    to make it; source_sqnr_db: what these had cost, where their file says."""
+    to make it; source_sqnr_db: what these had cost, where their file says. weighted: whether it was quantized by what
+    is known of its layer's inputs; output: what its errors cost there, if all of that is known."""
 
     name: str
     dtype: str
@@ -67,6 +92,8 @@ class TensorReport:
     histogram: Histogram | None = None
     source_scheme: str | None = None
     source_sqnr_db: float | None = None
+    weighted: bool = False
+    output: OutputReport | None = None
 
     @property
     def kept(self) -> bool:
@@ -83,7 +110,8 @@ class TensorReport:
 class Summary:
     """The whole output. mse, nmse and sqnr_db are over the quantized weights; bits_per_weight counts every byte of the
     output, headers and kept tensors included; coverage is the share of parameters quantized. Tensors that are left out
-    of the output count in no figure."""
+    of the output count in no figure. weighted: tensors that were quantized by what is known of their layers' inputs;
+    output: sums over those for which costs there are known."""
 
     parameters: int
     tensors: int
@@ -101,6 +129,8 @@ class Summary:
     bytes_out: int
     ratio: float
     seconds: float | None
+    weighted: int = 0
+    output: OutputReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +266,8 @@ def tensor_report(
     minmax_sse: float | None,
     digest: str | None,
     examined: Examined | None = None,
+    weighted: bool = False,
+    output: Output | None = None,
 ) -> TensorReport:
     """The report of one tensor."""
     minmax = None if metrics is None or minmax_sse is None else decibels(minmax_sse, metrics.power)
@@ -257,6 +289,8 @@ def tensor_report(
         digest=digest,
         theory=examined.theory if examined else None,
         histogram=examined.histogram if examined else None,
+        weighted=weighted,
+        output=None if output is None else OutputReport.of(output),
     )
 
 
@@ -305,4 +339,12 @@ def summarize(
         bytes_out=bytes_out,
         ratio=bytes_in / bytes_out if bytes_out else 0.0,
         seconds=seconds,
+        weighted=sum(t.weighted for t in tensors),
+        output=_outputs(tensors),
     )
+
+
+def _outputs(tensors: Sequence[TensorReport]) -> OutputReport | None:
+    """What errors cost in the outputs of all layers for which that is known."""
+    found = [Output(t.output.error, t.output.plain_error, t.output.power) for t in tensors if t.output is not None]
+    return OutputReport.of(reduce(add, found)) if found else None

@@ -224,6 +224,8 @@ def _head(report: RunReport) -> Iterator[Line]:
     yield Line(f"{covered}, {s.bits_per_weight:.3f} bits per weight, {measured}")
     time = f", {s.seconds:.2f} s" if s.seconds is not None else ""
     yield Line(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({t.change(s.bytes_in, s.bytes_out)}){time}")
+    if s.weighted:
+        yield Line(weighted_line(report))
     counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
     kept = "kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts) if counts else ""
     left = f"left out: {report.left_out}, which the target does not use" if report.left_out else ""
@@ -240,6 +242,16 @@ def _head(report: RunReport) -> Iterator[Line]:
         yield Line()
     for gate in report.gates:
         yield Line(f"{gate.title} {gate.shown_limit}: {gate.message}", passed=gate.passed)
+
+
+def weighted_line(report: RunReport) -> str:
+    """How many tensors were quantized by what is known of their layers' inputs, and what that is worth there."""
+    s = report.summary
+    line = f"{s.weighted} of {s.quantized} quantized tensors weighted by their layers' inputs"
+    if s.output is None:
+        return line
+    costs = [t.decibels(v, v is None) for v in (s.output.sqnr_db, s.output.plain_sqnr_db)]
+    return f"{line}: predicted SQNR of outputs {costs[0]} dB, {costs[1]} dB without"
 
 
 def _components(found: Sequence[ComponentReport]) -> Iterator[Part]:
@@ -304,10 +316,19 @@ def _changes(found: Comparison, display: Display, *, alone: tuple[str, str], nam
         yield Line(f"and {len(found.changes) - len(table.rows)} more changes; --all shows them")
 
 
+def _costs(tensor: TensorReport) -> tuple[str, str]:
+    """The predicted SQNR of the output of a layer, and what it would be without statistics."""
+    found = tensor.output
+    if found is None:
+        return "-", "-"
+    return t.decibels(found.sqnr_db, found.error == 0), t.decibels(found.plain_sqnr_db, found.plain_error == 0)
+
+
 def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display: Display) -> Iterator[Part]:
     """Some tensors; of the others those that were kept and must be seen, in groups, and the rest in a line. Where the
     errors of codes are known that were decoded to make these, they stand beside."""
     earlier = any(r.source_sqnr_db is not None for r in seen)
+    weighted = any(r.output is not None for r in (*seen, *rest))
     before = [t.Column("source", from_width=110), t.Column("source dB", right=True, from_width=90)] if earlier else []
     table = t.Table(
         [
@@ -316,6 +337,7 @@ def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display
             *before,
             t.Column("scheme"),
             t.Column("SQNR dB", right=True),
+            *([t.Column("output dB", right=True), t.Column("without", right=True, from_width=90)] if weighted else []),
             t.Column("max error", right=True, from_width=100),
             t.Column("clipped", right=True, from_width=110),
             t.Column("bits/w", right=True, from_width=90),
@@ -330,6 +352,7 @@ def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display
             *([r.source_scheme or "-", t.decibels(r.source_sqnr_db, False)] if earlier else []),
             r.became,
             "-" if r.kept else t.decibels(r.sqnr_db, r.exact),
+            *(_costs(r) if weighted else []),
             t.number(r.max_abs_error),
             "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %",
             f"{r.bits_per_weight:.3f}",
@@ -344,7 +367,7 @@ def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display
             t.shape(g.shape) if g.shape is not None else "",
             *(["-", "-"] if earlier else []),
             g.tensors[0].became,
-            *("-", "-", "-"),
+            *("-", "-", "-", *(["-", "-"] if weighted else [])),
             f"{g.tensors[0].bits_per_weight:.3f}",
             t.size(g.bytes_out),
             g.note,

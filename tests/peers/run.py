@@ -4,7 +4,7 @@
 
 The parts are the targets of cells.py, whose weights every client decodes, `text`, a model that generates, `families`,
 the architectures and tokenizers that llama.cpp runs, `zoo`, models of many architectures in transformers, `mlx-models`,
-those of mlx-lm, `experts`, `onnx-graphs` and `vllm`.
+those of mlx-lm, `experts`, `onnx-graphs`, `statistics` and `vllm`.
 --write puts the tables of those that are as they should be into RESULTS.md. Environments that are missing are made.
 """
 
@@ -22,6 +22,7 @@ import experts
 import families
 import graphs
 import mlx_models
+import observing
 import serving
 import text
 import zoo
@@ -51,6 +52,7 @@ NEEDS: dict[str, list[str]] = {
     "experts": ["current", "llamacpp"],
     "mlx-models": ["current"],
     "onnx-graphs": ["onnx"],
+    "statistics": ["current"],
 }
 """The environments of the parts that are not targets."""
 PARTS = [*CLIENTS, *NEEDS]
@@ -89,6 +91,12 @@ GRAPHS = """ONNX models out of packages and a small random BERT, quantized with 
 difference from the float model with the weights that quantcli decodes, as a share of the largest output."""
 
 
+STATISTICS = """Statistics that the script of `quantcli help statistics` collects in torch and transformers
+{transformers}, and what they bring: the cosine of embeddings of 256 sentences, or the divergence of the letters of a
+Llama from those of the float model, in nats, on samples that no statistics are of. And those that `quantcli observe`
+collects with onnxruntime {onnxruntime}, beside torch's own: the largest difference as a share of the largest moment."""
+
+
 WHOLE: dict[str, tuple[str, Callable[..., tuple[list[str], int]]]] = {
     "text": (TEXT, text.run),
     "families": (FAMILIES, families.run),
@@ -97,6 +105,7 @@ WHOLE: dict[str, tuple[str, Callable[..., tuple[list[str], int]]]] = {
     "experts": (EXPERTS, experts.run),
     "mlx-models": (MLX_MODELS, mlx_models.run),
     "onnx-graphs": (GRAPHS, graphs.run),
+    "statistics": (STATISTICS, observing.run),
 }
 """The texts above the tables of parts that are not targets, and what makes these."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from itertools import islice
 from json.encoder import encode_basestring_ascii as quoted
@@ -27,8 +27,9 @@ from quantcli.tensors.decided import Decided
 from quantcli.tensors.second_order import Output
 
 KEY = "quantcli"
-VERSION = 2
-"""The newest version of the format. 2 added scales of one byte for floats, blocks, and how inputs are quantized."""
+VERSION = 3
+"""The newest version of the format. 2 added scales of one byte for floats, blocks, and how inputs are quantized; 3
+second-order rounding."""
 _WIDEST = 1.7976931348623157e308
 """The longest text of a float: a placeholder for the sums that are known only at the end."""
 
@@ -39,8 +40,8 @@ DIGEST_SIZES = {"xxh3": 32, "sha256": 64, "none": 0}
 @dataclass(frozen=True, slots=True)
 class Result:
     """The result of a written tensor: its errors when quantized, its digest, the scheme that was chosen for it, and the
-    squared error min-max would have had (None where that is not compared). output: what its errors cost in the output of
-    the layer, where its inputs are known."""
+    squared error min-max would have had (None where that is not compared). output: what its errors cost in the output
+    of the layer, where its inputs are known."""
 
     metrics: Metrics | None
     digest: str | None
@@ -91,9 +92,10 @@ def _entry(tensor: Decided, place: int, result: Result | None, digest: str) -> s
     m = result.metrics
     assert m is not None
     other = "" if result.minmax_sse is None else f'"minmax_sse":{_number(result.minmax_sse)},'
+    cost = "" if result.output is None else _costs(*(_number(v) for v in astuple(result.output)))
     return (
         f'{quoted(tensor.info.name)}:{{"clipped":{m.clipped},{told}{first}"max_abs_error":{_number(m.max_abs_error)},'
-        f'{other}{note}"power":{_number(m.power)},{last}"sse":{_number(m.sse)}}}'
+        f'{other}{note}{cost}"power":{_number(m.power)},{last}"sse":{_number(m.sse)}}}'
     )
 
 
@@ -118,8 +120,14 @@ def _unwritten(scheme: Scheme | None, first: str, note: str, last: str, digits: 
     if scheme is None:
         return f"{told}{first}{note}{last}"
     other = "" if rival(scheme) is None else f'"minmax_sse":{_WIDEST},'
-    largest = f'"max_abs_error":{_WIDEST},{other}{note}"power":{_WIDEST},{last}"sse":{_WIDEST}'
+    cost = _costs(*(str(_WIDEST),) * 3) if scheme.second_order else ""
+    largest = f'"max_abs_error":{_WIDEST},{other}{note}{cost}"power":{_WIDEST},{last}"sse":{_WIDEST}'
     return f'"clipped":{numel},{told}{first}{largest}'
+
+
+def _costs(error: str, plain: str, power: str) -> str:
+    """What errors cost in the output of the layer, as entries have it."""
+    return f'"output_error":{error},"output_plain":{plain},"output_power":{power},'
 
 
 def _number(value: float) -> str:
@@ -131,6 +139,8 @@ def _number(value: float) -> str:
 
 def _version(scheme: Scheme) -> int:
     """The first version of the format that has a scheme."""
+    if scheme.second_order:
+        return 3
     older = scheme.storage == "plain" and scheme.granularity != "block" and scheme.activations == "none"
     return 1 if older else 2
 

@@ -17,6 +17,7 @@ from quantcli.scheme import Scheme, scale_dtype_name
 from quantcli.tensors.decided import Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, grouping_of
+from quantcli.tensors.second_order import Output
 
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class StoredKept:
     metrics: ClassVar[None] = None
     minmax_sse: ClassVar[None] = None
     importance: ClassVar[None] = None
+    cost: ClassVar[None] = None
 
     @property
     def decided(self) -> Kept:
@@ -56,7 +58,8 @@ class StoredKept:
 class StoredQuantized:
     """A quantized tensor of a native file: where it came from, what was done to it and what that cost.
 
-    importance: the digest of the importances its columns had. digest: of the original's bytes.
+    importance: the digest of the importances, or statistics, its columns had. digest: of the original's bytes. cost:
+    what its errors cost in the output of the layer, as those predict it.
     """
 
     info: TensorInfo
@@ -69,6 +72,7 @@ class StoredQuantized:
     digest: str | None
     note: str
     importance: str | None
+    cost: Output | None = None
 
     @property
     def decided(self) -> Quantized:
@@ -250,4 +254,16 @@ def _checked(
         digest=digest,
         note=note or "",
         importance=weighed,
+        cost=_output(entry),
     )
+
+
+def _output(entry: dict[str, Any]) -> Output | None:
+    """What errors cost in the output of a layer, where an entry tells. Raises DataError for what they cannot."""
+    names = ("output_error", "output_plain", "output_power")
+    if not any(name in entry for name in names):
+        return None
+    found = Output(*(_field(entry, name, float) for name in names))
+    if not (0 <= found.error <= found.plain and found.power >= 0):
+        raise DataError("what its errors cost in the output contradicts itself")
+    return found

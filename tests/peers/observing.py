@@ -1,0 +1,52 @@
+"""The script of `quantcli help statistics` in torch, onnxruntime in `quantcli observe`, and what statistics bring.
+
+A torch model is run by tests/bench/evaluated.py with the script as the topic has it. Of a random ONNX model the inputs
+that onnxruntime shows are those that torch computes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from models import MODEL, answered, quantcli, script
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+SCHEMES = ["--bits 3 --group-size 64", "--bits 4 --group-size 64"]
+
+
+def run(pythons: dict[str, Any], work: Path) -> tuple[list[str], int]:
+    """The table, and how many of its rows are not as they should be."""
+    sys.path.insert(0, str(BENCH))
+    import rounding
+
+    python = pythons["current"]
+    work.mkdir(parents=True)
+    answered(script(python, "hf_packaged.py", "minilm", work / "minilm"))
+    lines = ["| model | scheme | figure | without | vectors | matrices |", "| --- | --- | --- | --- | --- | --- |"]
+    wrong = 0
+    for name, folder, figure in (("minilm", work / "minilm", "cosine"), ("llama", MODEL, "divergence")):
+        own = work / f"{name}-statistics"
+        own.mkdir()
+        statistics = rounding.observed(name, folder, own, str(python))
+        ways = {
+            "": [],
+            "VECTORS": ["--statistics", statistics["VECTORS"]],
+            "MATRICES": ["--statistics", statistics["MATRICES"]],
+        }
+        for scheme in SCHEMES:
+            made = []
+            for way, more in ways.items():
+                codes, floats = own / f"{way}codes.safetensors", own / f"{way}floats.safetensors"
+                quantcli("quantize", rounding.weights_of(folder), *scheme.split(), *more, "-o", codes, "--force", "-q")
+                quantcli("dequantize", codes, "--dtype", "float32", "-o", floats, "--force", "-q")
+                made.append(floats)
+            cells = dict(zip(ways, rounding.figures(str(python), name, folder, made)))
+            better = cells["MATRICES"] > cells[""] if figure == "cosine" else cells["MATRICES"] < cells[""]
+            wrong += not better
+            shown = " | ".join(f"{cells[way]:.4g}" for way in ("", "VECTORS", "MATRICES"))
+            lines.append(f"| {name} | {scheme} | {figure} | {shown} |")
+    said = answered(script(python, "observing_client.py", sys.executable, work))
+    wrong += said.count("differs")
+    return [*lines, "", *said.splitlines()], wrong
