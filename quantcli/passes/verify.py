@@ -265,7 +265,7 @@ class _Run:
         span: TileSpan,
         params: QuantParams,
         again: Trials,
-        wanted: QuantParams | None = None,
+        made: QuantParams | None = None,
     ) -> None:
         """Whether the parameters of a tile are those that its method finds, which may be known."""
         scheme, plan = again.chosen.scheme, again.plan
