@@ -197,6 +197,23 @@ selection = _help.options(
 )
 """Which tensors: --include, --exclude, --no-default-keep and --keep-embeddings."""
 
+statistics = _help.options(
+    _help.option(
+        "--statistics",
+        type=_help.FILE,
+        group="Search",
+        help="Means and second moments of the inputs of layers, in .safetensors or a folder (quantcli help "
+        "statistics): codes and scales are chosen for the least error of a layer's output.",
+    ),
+    _help.option(
+        "--allow-unweighted",
+        is_flag=True,
+        group="Search",
+        help="Quantize layers that --statistics has nothing of, as without it.",
+    ),
+)
+"""--statistics and --allow-unweighted."""
+
 recipe = _help.options(
     _help.option(
         "--recipe",
@@ -219,26 +236,13 @@ recipe = _help.options(
         ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
     ),
     _help.option(
-        "--statistics",
-        type=_help.FILE,
-        group="Search",
-        help="Means and second moments of the inputs of layers, in .safetensors or a folder (quantcli help "
-        "statistics): codes and scales are chosen for the least error of a layer's output.",
-    ),
-    _help.option(
-        "--allow-unweighted",
-        is_flag=True,
-        group="Search",
-        help="Quantize layers that --statistics has nothing of, as without it.",
-    ),
-    _help.option(
         "--activation-scales",
         type=_help.FILE,
         group="Scheme",
         help="Measured scales of inputs for the schemes FP8 and NVFP4: MODULE.input_scale in .safetensors or a folder.",
     ),
 )
-"""--recipe, --override, --importance and --statistics."""
+"""--recipe, --override and --importance."""
 
 
 def granularity(granularity: str | None, group_size: int | None, axis: int | None) -> dict[str, Any]:

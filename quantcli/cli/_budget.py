@@ -162,6 +162,7 @@ budget = _help.options(
         "--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.", group="Search"
     ),
     _asking.recipe,
+    _asking.statistics,
     _help.option(
         "--uniform-groups",
         is_flag=True,

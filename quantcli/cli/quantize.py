@@ -43,6 +43,7 @@ MUCH = 64 << 20
 )
 @options.output
 @_asking.recipe
+@_asking.statistics
 @_asking.selection
 @_help.option("--save-recipe", type=_help.FILE, help="Write the recipe of this run.", group="Output")
 @_help.option(

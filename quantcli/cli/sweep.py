@@ -48,6 +48,7 @@ BITS = (2, 3, 4, 8)
 @_asking.calibrations("Calibrations, rounded to nearest.")
 @_asking.symmetric
 @_asking.selection
+@_asking.statistics
 @_help.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.", group="Output")
 @options.document
 @options.threads
