@@ -120,7 +120,8 @@ def check_exact(name: str, pythons: Mapping[str, Path], work: Path) -> tuple[str
     folder, path = work / "model", work / "exact.gguf"
     answered(script(pythons["current"], "hf_model.py", name, folder, "float32"))
     config = json.loads((folder / "config.json").read_text())
-    row = [max((i * 11 + 3) % config["vocab_size"], 2) for i in range(WORDS)]  # 1 is padding in some
+    words = config.get("text_config", config)["vocab_size"]
+    row = [max((i * 11 + 3) % words, 2) for i in range(WORDS)]  # 1 is padding in some
     with open_model(str(folder)) as model:
         chosen = next(n for n in model if re.search(OUTPUT, n))
     options = ["--bits", "8", "--include", chosen, "--to", "gguf", "-o", path, "--json", "-q"]
