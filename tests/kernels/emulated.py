@@ -29,7 +29,7 @@ PACKAGES = """
 WHEELS = "numpy safetensors xxhash pyyaml click rich pytest pytest-xdist hypothesis ml_dtypes"
 
 
-def run(words: Sequence[str | Path], folder: Path, env: Mapping[str, str] | None = None) -> None:
+def run(words: Sequence[object], folder: Path, env: Mapping[str, str] | None = None) -> None:
     """Run a command in a folder; what it says is shown, and where it fails all ends."""
     subprocess.run([str(word) for word in words], cwd=folder, env={**os.environ, **(env or {})}, check=True)
 
