@@ -174,7 +174,7 @@ class _Run:
                 self.add(name, "source", "the original's bytes do not have the digest in the header")
 
     def _trials(self, stored: StoredQuantized) -> Trials | None:
-        """What finds the parameters of a tensor again; None where its importances are not known."""
+        """What finds the parameters of a tensor again; None where its importances or statistics are not known."""
         columns = None
         if stored.importance is not None:
             if self.importance is None:
@@ -183,7 +183,8 @@ class _Run:
                 return None
             columns = self.importance.of(stored.info, stored.grouping)
             if columns is None or columns.digest != stored.importance:
-                self.add(stored.info.name, "scales", "it was weighted by other importances")
+                what = "statistics" if stored.scheme.second_order else "importances"
+                self.add(stored.info.name, "scales", f"it was weighted by other {what}")
                 return None
         return Trials(replace(stored.decided, importance=columns), rival=None)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, to_float32, to_float64
+from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import UsageError, printable
 from quantcli.patterns import module_of, near_misses
 from quantcli.planning import batch_norms, moments
@@ -44,8 +44,8 @@ MOST = 1 << 28
 @dataclass(frozen=True, slots=True)
 class InputStatistics:
     """The entries of a file, and the XXH3-128 of them all. strict: whether every entry must belong to a tensor, and
-    every tensor that is quantized have one, as in files of second moments. key: of a
-    recipe, or option, that names such a file."""
+    every tensor that is quantized have one, as in files of second moments. key: of a recipe, or option, that names such
+    a file."""
 
     path: str
     entries: Mapping[str, Entry]
@@ -135,18 +135,19 @@ def load(path: str, digest: str | None = None, *, diagonals: bool = False) -> In
         found = {name: Entry(entry.values) for name, entry in found.items()}
     correlated = any(entry.mean is not None or entry.matrix is not None for entry in found.values())
     key = STATISTICS if correlated else IMPORTANCE
-    return InputStatistics(path, found, _checked(found, digest, path), strict, key)
+    return InputStatistics(path, found, _checked(found, digest, path, key), strict, key)
 
 
 def of_norms(source: Source, digest: str | None = None) -> InputStatistics:
     """The statistics that follow from the batch norms of a source, which are to have this digest. Raises UsageError
     where there are none, or others."""
     found = batch_norms.entries(source)
-    return InputStatistics(batch_norms.NAME, found, _checked(found, digest, source.path), False, STATISTICS)
+    return InputStatistics(batch_norms.NAME, found, _checked(found, digest, source.path, STATISTICS), False, STATISTICS)
 
 
-def _checked(found: Mapping[str, Entry], digest: str | None, place: str) -> str:
-    """The digest of all entries. Raises UsageError where it is to be another one."""
+def _checked(found: Mapping[str, Entry], digest: str | None, place: str, key: str) -> str:
+    """The digest of all entries. key: of a recipe that names such a file. Raises UsageError where the digest is to be
+    another one."""
     from xxhash import xxh3_128
 
     whole = xxh3_128()
@@ -156,7 +157,8 @@ def _checked(found: Mapping[str, Entry], digest: str | None, place: str) -> str:
         if entry.matrix is not None or entry.mean is not None:
             whole.update(_digest(values, entry.mean, entry).encode())
     if digest is not None and digest != whole.hexdigest():
-        raise UsageError("these are not the importances the recipe was made with", place=[place])
+        what = "importances" if key == IMPORTANCE else "statistics"
+        raise UsageError(f"these are not the {what} the recipe was made with", place=[place])
     return str(whole.hexdigest())
 
 
@@ -195,6 +197,5 @@ def _tensors(source: Source) -> dict[str, Array]:
             raise UsageError(f"{info.dtype} is not a float type", place=[source.path, printable(info.name)])
         buffer = np.empty(info.nbytes, np.uint8)
         source.read(info.name, 0, buffer.data)
-        values = buffer.view("<f8") if info.dtype == "F64" else to_float32(buffer, info.dtype)
-        entries[info.name] = to_float64(values).reshape(info.shape)
+        entries[info.name] = floats(buffer, info.dtype).reshape(info.shape)
     return entries
