@@ -201,7 +201,7 @@ recipe = _help.options(
         type=_help.FILE,
         group="Search",
         help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
-        ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
+        ".npy or .npz, or an importance matrix of llama.cpp (GGUF or .dat).",
     ),
     _help.option(
         "--activation-scales",

@@ -19,7 +19,7 @@ import numpy as np
 from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import UsageError, printable
 from quantcli.patterns import module_of, near_misses
-from quantcli.planning import batch_norms, moments
+from quantcli.planning import batch_norms, imatrix, moments
 from quantcli.planning.moments import Entry
 from quantcli.stores import Source, open_source
 from quantcli.tensors.decided import Columns
@@ -62,6 +62,8 @@ class InputStatistics:
         name, expert = found
         entry, place = self.entries[name], [self.path, printable(name)]
         values = entry.values
+        if values.ndim == 1 and values.size % plan.cols == 0 and (expert is not None or len(info.shape) == 3):
+            values = values.reshape(-1, plan.cols)  # of all experts, as llama.cpp once wrote them
         if expert is not None:
             if values.ndim != 2 or expert >= len(values):
                 raise UsageError(f"the entry has no expert {expert}: its shape is {list(values.shape)}", place=place)
@@ -165,19 +167,10 @@ def _checked(found: Mapping[str, Entry], digest: str | None, place: str, key: st
 def _importances(path: str) -> dict[str, Array]:
     """Importances by name. Raises UsageError for what is not finite or below 0."""
     if path.lower().endswith((".yaml", ".yml", ".json")):
-        problem = "importances are numbers by column, in .safetensors, .npy, .npz or GGUF"
+        problem = "importances are numbers by column, in .safetensors, .npy, .npz, GGUF or .dat"
         hint = "a recipe is given with --recipe" if not path.lower().endswith(".json") else None
         raise UsageError(problem, place=[path], hint=hint)
-    with contextlib.closing(open_source(path)) as source:
-        total = sum(info.nbytes for info in source.infos())
-        if total > MOST:
-            raise UsageError(f"the importances have {total} bytes, more than the limit of {MOST}", place=[path])
-        if source.kind == "gguf":
-            from quantcli.planning.imatrix import importances
-
-            entries = dict(importances(source))
-        else:
-            entries = _tensors(source)
+    entries = imatrix.legacy(path, MOST) if imatrix.is_legacy(path) else _stored(path)
     if not entries:
         raise UsageError("the file holds no importances", place=[path])
     for name, values in entries.items():
@@ -187,6 +180,15 @@ def _importances(path: str) -> dict[str, Array]:
             problem = f"importance {values.ravel()[at]:g} at {at} is not a number of 0 or more"
             raise UsageError(problem, place=[path, printable(name)])
     return entries
+
+
+def _stored(path: str) -> dict[str, Array]:
+    """The entries of a source: an importance matrix in GGUF, or tensors."""
+    with contextlib.closing(open_source(path)) as source:
+        total = sum(info.nbytes for info in source.infos())
+        if total > MOST:
+            raise UsageError(f"the importances have {total} bytes, more than the limit of {MOST}", place=[path])
+        return dict(imatrix.importances(source)) if source.kind == "gguf" else _tensors(source)
 
 
 def _tensors(source: Source) -> dict[str, Array]:

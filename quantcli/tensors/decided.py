@@ -49,6 +49,17 @@ class Columns:
         return self.mean is not None or self.matrix is not None
 
     @property
+    def weights(self) -> NDArray[np.float64]:
+        """How much the error of each column counts in the search of scales: its mean square and that of all columns.
+        The latter stands for what the samples did not show. Without it, weights on inputs that were 0 in all samples
+        are rounded to anything: Silero VAD's error at 4 bits in groups of 64 was 0.810 instead of 0.0191.
+
+        >>> Columns(np.array([0.0, 1.0, 5.0]), "").weights.tolist()
+        [2.0, 3.0, 7.0]
+        """
+        return self.values + float(self.values.mean())
+
+    @property
     def typical(self) -> float:
         """The median, or, where more than half of the columns count nothing, the mean."""
         return float(np.median(self.values)) or float(self.values.mean())

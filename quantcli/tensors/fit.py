@@ -262,7 +262,7 @@ class Trials:
         info, self.plan = tensor.info, tensor.grouping
         self.info = info
         self.columns = tensor.importance
-        self._importance = None if self.columns is None else self.columns.values
+        self._weights = None if self.columns is None else self.columns.weights
         self.second_order: SecondOrder | None = None
         self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]
         self.rival: Fit | None = None
@@ -361,7 +361,7 @@ class Trials:
         self, fit: Fit, rival: Fit | None, kernels: Kernels, tile: Tile, packed: Bytes | None
     ) -> Made | None:
         """What `encode` gives, where the kernels know the scheme and find nothing out of the ordinary."""
-        rule = fit.rule if self._importance is None and tile.original is None else None
+        rule = fit.rule if self._weights is None and tile.original is None else None
         other = None if rival is None else rival.rule
         if rule is None or (rival is not None and other is None):
             return None
@@ -369,19 +369,19 @@ class Trials:
 
     def params(self, kernels: Kernels, tile: Tile, span: TileSpan) -> QuantParams:
         """The parameters of a tile."""
-        if self._importance is not None:
-            tile = replace(tile, importance=self._importance[span.col : span.col + span.cols])
+        if self._weights is not None:
+            tile = replace(tile, importance=self._weights[span.col : span.col + span.cols])
         return self.chosen.params(kernels, tile, span)
 
     def weighted(
         self, kernels: Kernels, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes
     ) -> tuple[float, float]:
         """Squared error and power of a tile whose codes are in `packed`, weighted by the importance of each column."""
-        assert self._importance is not None
+        assert self.columns is not None
         grid = code_grid(self.chosen.scheme)
         weights = numpy_tiles.floats(tile)
         error = weights - kernels.decode(packed, weights.shape, tile.group, params, grid)
-        counts = self._importance[span.col : span.col + span.cols]
+        counts = self.columns.values[span.col : span.col + span.cols]
         sums = [ordered_sum(ordered_sum(v.astype(np.float64) ** 2 * counts)) for v in (error, weights)]
         return float(sums[0]), float(sums[1])
 

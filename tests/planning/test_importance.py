@@ -208,6 +208,98 @@ def test_an_importance_matrix_of_llama_cpp(model: Path) -> None:
     assert "not an importance matrix" in one_line(run("quantize", model, "--importance", "model.gguf", "-o", "c"), 1)
 
 
+# ---- the format before GGUF: every byte by its description -------------------------------------------------------
+
+
+def legacy(entries: dict[str, tuple[int, list[float]]], tail: bytes = b"") -> bytes:
+    """An importance matrix as llama-imatrix wrote it until 2025: sums and the number of calls by name."""
+    raw = struct.pack("<i", len(entries))
+    for name, (calls, sums) in entries.items():
+        raw += struct.pack("<i", len(name.encode())) + name.encode()
+        raw += struct.pack(f"<ii{len(sums)}f", calls, len(sums), *sums)
+    return raw + tail
+
+
+TAIL = struct.pack("<ii", 512, 4) + b"text"
+
+
+@pytest.mark.parametrize("tail", [b"", TAIL[:4], TAIL])
+@pytest.mark.parametrize("name", ["old.dat", "OLD.IMATRIX"])
+def test_an_importance_matrix_of_the_time_before_gguf(name: str, tail: bytes, model: Path) -> None:
+    entries = load_file("imp.safetensors")
+    q = entries["model.layers.0.self_attn.q_proj.weight"]
+    down = entries["model.layers.0.mlp.down_proj"]
+    sums = {"blk.0.attn_q.weight": (4, (q * 4).tolist()), "blk.0.ffn_down.weight": (0, down.tolist())}
+    Path(name).write_bytes(legacy(sums, tail))
+    del entries["conv.weight"]
+    save(Path("same.safetensors"), entries)
+    for path, importance in (("a", name), ("b", "same.safetensors")):
+        assert run("quantize", model, "--bits", 3, "--importance", importance, "-o", path, "-q").code == 0
+    ours, theirs = load_file("a"), load_file("b")
+    assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_experts_follow_each_other_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experts = [f"model.layers.0.mlp.experts.{i}.down_proj.weight" for i in range(3)]
+    save(tmp_path / "model.safetensors", {name: gaussian(32, 64, seed=i) for i, name in enumerate(experts)})
+    counts = np.random.default_rng(3).standard_normal((3, 64)).astype(np.float32) ** 4
+    Path("old.dat").write_bytes(legacy({"blk.0.ffn_down_exps.weight": (1, counts.ravel().tolist())}))
+    save(tmp_path / "same.safetensors", dict(zip(experts, counts, strict=True)))
+    for path, importance in (("a", "old.dat"), ("b", "same.safetensors")):
+        ran = run("quantize", "model.safetensors", "--bits", 3, "--importance", importance, "-o", path, "-q")
+        assert ran.code == 0, ran
+    ours, theirs = load_file("a"), load_file("b")
+    assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+
+
+GOOD = legacy({"other.weight": (1, [1.0] * 64)}, TAIL)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "4 bytes are to be at byte 0, of 0"),
+        (struct.pack("<i", 0), "the number of entries at byte 0 is 0"),
+        (struct.pack("<i", 2**31 - 1) + GOOD[4:-12], "bytes are to be at byte"),
+        (GOOD[:4] + struct.pack("<i", 2**31 - 1) + GOOD[8:], "2147483647 bytes are to be at byte 8"),
+        (GOOD[:4] + struct.pack("<i", -1) + GOOD[8:], "the number of bytes of a name at byte 4 is -1"),
+        (GOOD[:20] + struct.pack("<ii", -1, 64) + GOOD[28:], "the number of calls at byte 20 is -1"),
+        (GOOD[:24] + struct.pack("<i", 2**31 - 1) + GOOD[28:], "8589934588 bytes are to be at byte 28"),
+        (GOOD[:24] + struct.pack("<i", 0) + GOOD[28:], "the number of numbers at byte 24 is 0"),
+        (GOOD[:8] + b"\xff" + GOOD[9:], "the name at byte 4 is not UTF-8"),
+        (GOOD + b"\0", "1 bytes follow the last entry"),
+        (GOOD[:-1], "4 bytes are to be at byte"),
+        (struct.pack("<i", 2) + GOOD[4:-12] + GOOD[4:], "'other.weight' is the name of two entries"),
+        (legacy({"": (1, [1.0])}), "'' is the name of an entry"),
+        (legacy({"other.weight": (1, [float("nan")] * 64)}), "importance nan at 0 is not a number of 0 or more"),
+        (legacy({"other.weight": (1, [-1.0] * 64)}), "importance -1 at 0 is not a number of 0 or more"),
+    ],
+)
+def test_damaged_ones_are_refused_in_one_line(raw: bytes, says: str, model: Path) -> None:
+    Path("old.dat").write_bytes(raw)
+    ran = run("quantize", model, "--importance", "old.dat", "-o", "a")
+    assert says in one_line(ran, ran.code) and ran.code in (1, 2) and not os.path.exists("a")
+
+
+# ---- damping ------------------------------------------------------------------------------------------------------
+
+
+def test_weights_on_inputs_that_were_always_0_stay_what_they_are(model: Path) -> None:
+    """statistics are of samples: another may use those inputs"""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    importance = np.where(np.arange(96) % 3 == 0, 1.0, 0.0).astype(np.float32)
+    save(Path("dead.safetensors"), {name: importance})
+    for path, more in (("a", []), ("b", ["--importance", "dead.safetensors"])):
+        assert run("quantize", model, "--bits", 3, "--group-size", 32, *more, "-o", path, "-q").code == 0
+        assert run("dequantize", path, "-o", f"{path}.d", "-q").code == 0
+    original, plain, weighed = (load_file(p)[name] for p in ("model.safetensors", "a.d", "b.d"))
+    lost = [((v - original)[:, importance == 0] ** 2).sum() for v in (plain, weighed)]
+    assert lost[1] < 1.4 * lost[0]
+    used = [((v - original)[:, importance > 0] ** 2).sum() for v in (plain, weighed)]
+    assert used[1] < used[0]
+
+
 # ---- allocation ---------------------------------------------------------------------------------------------------
 
 
