@@ -111,6 +111,11 @@ def to_float64(values: NDArray[Any]) -> NDArray[np.float64]:
         return values.astype(np.float64)
 
 
+def floats(raw: NDArray[Any], dtype: str) -> NDArray[np.float64]:
+    """Stored numbers of a float dtype as float64; those of F64 as they are."""
+    return to_float64(raw.view("<f8") if dtype == "F64" else to_float32(raw, dtype))
+
+
 _PIECE = 1 << 16
 """Numbers that are rounded at a time, so that those on the way stay in the cache."""
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.stores import Source
+    from quantcli.stores.source import Unsplit
 
 MOVED, PLAIN = "moved", "plain"
 """Why tensors of another tool's file are quantized and kept."""
@@ -106,6 +107,7 @@ def _found(
         stored=stored,
         source=source if source.arranged else floats,
         before=source if isinstance(source, Derived) and source.arranged else None,
+        unsplit=source.unsplit,
         views=views,
         held=held,
         offsets=_offsets(held, views),
@@ -135,13 +137,14 @@ class _Making:
     """What tensors are made of.
 
     stored: as they are stored; source: of their floats. before: the same where experts were arranged, which tells of
-    what; views, held: by the names before. offsets: by bits and what the layout has. dtype: of what is decoded to stay
-    in floating point, where its layout tells none. to: the target.
+    what; unsplit: experts that were not; views, held: by the names before. offsets: by bits and what the layout has.
+    dtype: of what is decoded to stay in floating point, where its layout tells none. to: the target.
     """
 
     stored: Source
     source: Source
     before: Derived | None
+    unsplit: Mapping[str, Unsplit]
     views: Mapping[str, View]
     held: Mapping[str, Held | str]
     offsets: Mapping[tuple[int, str], str]
@@ -186,7 +189,10 @@ class _Making:
             if isinstance(held, str):
                 return held
             if held.turned:
-                return "its groups are not runs of its rows"
+                refused = self.unsplit.get(info.name)
+                return (
+                    refused.why if refused is not None and refused.by_loader else "its groups are not runs of its rows"
+                )
             if self.views[name].info.shape[-1] != cols or first % cols:
                 return "its rows are parts of rows"
             found.append((held, first // cols, count // cols))

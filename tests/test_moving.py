@@ -595,6 +595,8 @@ def test_experts_of_gpt_oss_as_mxfp4(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[f"model.layers.0.mlp.experts.{part}_proj.weight"], weight)
     refusal = one_line(run("export", source, "--to", "modelopt", "-o", tmp_path / "no", "-q"), 2)
     assert "its groups are not runs of its rows; --requantize" in refusal
+    refusal = one_line(run("export", source, "--to", "compressed-tensors", "-o", tmp_path / "no", "-q"), 2)
+    assert "neither vLLM nor transformers loads the experts of gpt_oss quantized in this layout" in refusal
 
 
 @pytest.mark.parametrize("inner", [64, 96])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import _help, options
+from quantcli.cli import _help, _patterns, options
 from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from quantcli.planning.order import Order
     from quantcli.planning.recipe import Recipe
 
@@ -136,50 +132,22 @@ schemes = _help.options(
 )
 """--bits and all else that makes a scheme."""
 
-
-_PLAIN = re.compile(r"[\w./:+][\w./:+-]*", re.ASCII)
-"""Names that mean nothing else to a shell, which takes what is offered as if it had been typed, and to a glob."""
-
-
-class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A glob, or a regular expression after re:; shells complete it to names of the source's tensors and modules."""
-
-    name = "pattern"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem, split_arg_string
-
-        from quantcli.patterns import module_of
-        from quantcli.stores import open_source
-        from quantcli.stores.pipelines import members, within
-
-        # Behind an option whose value is still missing, click has not told the arguments from the options.
-        words = split_arg_string(os.environ.get("COMP_WORDS", ""))[2:]
-        src = ctx.params.get("src") or next((w for w in words if os.path.exists(os.path.expanduser(w))), None)
-        if not isinstance(src, str):
-            return []
-        tensors = list[str]()
-        try:
-            for member in members(os.path.expanduser(src)):
-                with contextlib.closing(open_source(member.path)) as source:
-                    tensors += [within(member.name, info.name) for info in source.infos()]
-        except Exception:  # what cannot be read has no names
-            return []
-        names = dict.fromkeys([*tensors, *map(module_of, tensors)])
-        return [CompletionItem(n) for n in names if n.startswith(incomplete) and _PLAIN.fullmatch(n)]
-
-
 selection = _help.options(
     _help.option(
         "--include",
         multiple=True,
-        type=Pattern(),
+        type=_patterns.Pattern(),
         metavar="PATTERN",
         group="Selection",
         help="Quantize only these: a glob, or a regular expression after re:.",
     ),
     _help.option(
-        "--exclude", multiple=True, type=Pattern(), metavar="PATTERN", help="Keep these as they are.", group="Selection"
+        "--exclude",
+        multiple=True,
+        type=_patterns.Pattern(),
+        metavar="PATTERN",
+        help="Keep these as they are.",
+        group="Selection",
     ),
     _help.option(
         "--no-default-keep",

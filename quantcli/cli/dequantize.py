@@ -66,7 +66,8 @@ def command(
         folder = home is not None and not target.lower().endswith(".safetensors")
         real, side = prepare.destination(found.home, found.sources, found.kept, target, folder=folder, force=force)
         left = [prefixed(name, line) for name, model in found.models.items() for line in left_out(model.values())]
-        warnings = [*found.warnings, *left, *side.warnings()]
+        loading = dequantize.notes(found.models) if folder else []
+        warnings = [*found.warnings, *left, *loading, *side.warnings()]
         console.inform(*warnings)
         how: dict[str, Any] = {"dtype": LONG_NAMES[dtype] if dtype else None, "threads": options.thread_count(threads)}
         with console.bar(os.path.basename(target)) as bar:

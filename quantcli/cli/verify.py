@@ -28,10 +28,14 @@ from quantcli.errors import UsageError
 @_sources.variant
 @_help.option(
     "--importance",
-    "--statistics",
-    "importance",
     type=_help.FILE,
-    help="What its columns were weighed by, importances or statistics; needed to find such scales and codes again.",
+    help="The importances it was quantized with; needed to find its scales again.",
+    group="Common",
+)
+@_help.option(
+    "--statistics",
+    type=_help.FILE,
+    help="The statistics it was quantized with; needed to find its scales and codes again.",
     group="Common",
 )
 @_help.option("--all", "show_all", is_flag=True, help="Show every tensor, also where nothing is wrong.", group="Output")
@@ -44,6 +48,7 @@ def command(
     as_float: bool,
     variant: str | None,
     importance: str | None,
+    statistics: str | None,
     show_all: bool,
     output: str | None,
     threads: int | None,
@@ -58,7 +63,10 @@ def command(
     from quantcli.passes.verify_path import verify_path
     from quantcli.reports import verified
 
-    file = options.document_file(output, verified.VerifyReport, [src, original, importance])
+    if importance is not None and statistics is not None:
+        problem = "a file is quantized with importances or statistics, not both"
+        raise UsageError(problem, place=["--importance"], hint="leave out one of --importance and --statistics")
+    file = options.document_file(output, verified.VerifyReport, [src, original, importance, statistics])
     count = options.thread_count(threads)
     if as_float and original is None:
         raise UsageError("the original is needed", place=["--as-float"], hint="name it with --source")
@@ -68,7 +76,7 @@ def command(
             original,
             variant=variant,
             as_float=as_float,
-            importance=importance,
+            importance=importance or statistics,
             threads=count,
             progress=bar,
             say=console.inform,

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 
 from quantcli.folders import card
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
-from quantcli.layouts.config import json_beside, without_quantization
+from quantcli.layouts.config import architecture, json_beside, without_quantization
+from quantcli.layouts.loaders import decoded_experts
 from quantcli.models import Model
 from quantcli.passes import decode, outputs
 from quantcli.passes.tiles import Progress
 from quantcli.stores.folder import OutputFolder, json_bytes
+from quantcli.stores.pipelines import prefixed
 
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
@@ -48,6 +50,15 @@ def write(
             out.write(CARD, original)
         out.publish()
     return size
+
+
+def notes(models: Mapping[str, Model]) -> list[str]:
+    """What there is to say of the folder before it is written: what loaders do not take."""
+    return [
+        prefixed(name, line)
+        for name, model in models.items()
+        for line in decoded_experts(model, architecture(model.source.beside))
+    ]
 
 
 def _name(model: Model) -> str:

@@ -238,11 +238,15 @@ def layers(source: Source) -> dict[str, Any]:
     return found
 
 
+def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What may have a description of its own: a configuration, and that of the text in a multimodal model's."""
+    return [config, *(v for v in config.values() if isinstance(v, dict))][:100]
+
+
 def claimed(config: Mapping[str, Any]) -> str | None:
     """The claim of a configuration that its model is quantized; None without one."""
     keys = ("quantization_config", "compression_config", "quantization")
-    sections = [config, *(v for v in config.values() if isinstance(v, dict))]  # multimodal models have one for the text
-    for section in sections[:100]:
+    for section in _sections(config):
         for key in keys:
             claim = section.get(key)
             if isinstance(claim, dict) and claim and (section is config or key == keys[0]):
@@ -258,7 +262,7 @@ def claimed(config: Mapping[str, Any]) -> str | None:
 def _of_method(config: Mapping[str, Any]) -> Evidence | None:
     """Evidence from a configuration that names a method of which nothing is known, although tensors look like those of
     a layout."""
-    for section in [config, *(v for v in config.values() if isinstance(v, dict))][:100]:
+    for section in _sections(config):
         claim = section.get("quantization_config")
         method = claim.get("quant_method") if isinstance(claim, dict) else None
         if isinstance(claim, dict) and isinstance(method, str) and method.lower() not in METHODS:

@@ -79,6 +79,8 @@ if TYPE_CHECKING:
 BITS = (2, 3, 4, 8)
 VERSIONS = {"gptq": 1, "gptq_v2": 0}
 """The number to add to a stored zero point."""
+TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+"""Files by which a tokenizer is found."""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -301,7 +303,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         **({"dynamic": {f"-:^{re.escape(name)}$": {} for name in kept}} if kept else {}),
     }
     notes = [
-        "GPTQModel needs the tokenizer in the folder; mlx-lm does not load the model because of g_idx",
+        *([] if any(map(beside, TOKENIZERS)) else ["GPTQModel needs the tokenizer in the folder"]),
+        "mlx-lm does not load the model because of g_idx",
         *unknown(model),
         *loads_experts(tensors, model),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from quantcli import architectures
 from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOADABLE, UNNAMED, Architecture
@@ -42,7 +42,7 @@ def in_turn(layer: Experts, types: Sequence[str], model: Architecture) -> Naming
 
 
 def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Naming | str | None:
-    """How loaders of integer codes want experts: each by itself, under the names from which transformers or vLLM stack
+    """How loaders that transformers and vLLM share want experts: each by itself, under the names from which these stack
     them."""
     if layer.single:
         return None
@@ -56,7 +56,7 @@ def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Nam
             return Naming(stacked=False, prefix=prefix, words=words)
     if VLLM_ONLY.intersection(types) or not model.known:
         return Naming(stacked=False, prefix=prefix)
-    return f"neither vLLM nor transformers loads integer codes for the experts of {types[-1]}"
+    return f"neither vLLM nor transformers loads the experts of {types[-1]} quantized in this layout"
 
 
 def loads_experts(tensors: Sequence[Weight], model: Architecture, types: Collection[str] = VLLM_ONLY) -> list[str]:
@@ -65,6 +65,17 @@ def loads_experts(tensors: Sequence[Weight], model: Architecture, types: Collect
         return []
     version = architectures.version_of("transformers")
     return [f"experts are stored one by one, as vLLM loads them: transformers {version} takes no packed experts there"]
+
+
+def decoded_experts(names: Iterable[str], model: Architecture) -> list[str]:
+    """A note for experts that are decoded one by one, where transformers looks for stacked floats."""
+    if model.model_type not in VLLM_ONLY or not any(map(SINGLE.fullmatch, names)):
+        return []
+    version = architectures.version_of("transformers")
+    return [
+        f"experts are decoded one by one, as they are stored: transformers {version} takes those of {model.model_type} "
+        "stacked alone, and would fill them at random"
+    ]
 
 
 def unknown(model: Architecture) -> list[str]:
@@ -144,5 +155,6 @@ def inputs_in_groups(weight: Weight) -> str | None:
     groups."""
     scheme, plan = facts(weight)
     if scheme.activations == "fp8-group" and plan.cols % INPUTS:
-        return f"rows of {plan.cols} are not whole groups of {INPUTS}, in which inputs are quantized"
+        groups = f"rows of {plan.cols} are not whole groups of {INPUTS}, in which inputs are quantized"
+        return f"{groups}; FP8_DYNAMIC has no such groups"
     return None

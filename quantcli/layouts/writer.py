@@ -17,7 +17,7 @@ from quantcli.architectures import Architecture
 from quantcli.architectures.experts import Experts, Naming
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.accepts import Accepts
-from quantcli.scheme import AUTO, Scheme
+from quantcli.scheme import AUTO, PUBLISHED, Scheme
 from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
@@ -119,7 +119,8 @@ class Conversion:
     small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds these tensors.
     files(base, text, limit): for a container format, its files, the one that refers to the others first; base is the
     name of the output, limit the most bytes of a file, for targets with shards, and text goes into its metadata under
-    KEY. notes: limits of the loaders, for the user.
+    KEY. notes: limits of the loaders, for the user; in_folder: what they want of a folder into which a single file is
+    put.
     """
 
     jobs: Mapping[str, Job]
@@ -128,6 +129,7 @@ class Conversion:
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
     files: Callable[[str, str, int | None], Sequence[ContainerFile]] | None = None
     notes: Sequence[str] = ()
+    in_folder: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +282,11 @@ class Writer:
         if self.scale_dtype is None or scheme.scale_dtype != AUTO or scheme.shares_levels:
             return scheme
         return scheme.with_scale_dtype(self.scale_dtype)
+
+    def ignores_inputs(self, scheme: Scheme) -> bool:
+        """Whether what a scheme says of inputs does not count here, and its name says more than the target stores; that
+        of a format (MXFP4) does not, which the target calls so too."""
+        return self.own_inputs and scheme.activations != "none" and scheme.name not in PUBLISHED.values()
 
 
 def named(target: str) -> Writer:

@@ -49,12 +49,19 @@ class Moments:
         step = max(1, CHUNK // self.columns)
         for start in range(0, len(rows), step):
             part = np.ascontiguousarray(rows[start : start + step], np.float32)
-            self.total += part.sum(axis=0, dtype=np.float64)
-            if self.full:
-                self.products += part.T @ part
-            else:
-                self.products += np.einsum("ij,ij->j", part, part, dtype=np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):  # `fits` tells
+                self.total += part.sum(axis=0, dtype=np.float64)
+                if self.full:
+                    self.products += part.T @ part
+                else:
+                    self.products += np.einsum("ij,ij->j", part, part, dtype=np.float64)
         self.count += len(rows)
+
+    @property
+    def fits(self) -> bool:
+        """Whether float32 holds all moments so far: no product of two columns is beyond the larger of their squares."""
+        squares = np.diagonal(self.products) if self.full else self.products
+        return bool((squares <= float(np.finfo(np.float32).max) * self.count).all())
 
     @property
     def mean(self) -> NDArray[np.float64]:

@@ -83,7 +83,8 @@ def observe(source: Source, inputs: Source, path: str, request: Request, progres
     found = tapped(source.graph, source.infos())
     model = exposed(source.graph, found.taps)
     without = dict(found.without)
-    without |= {t.weight: "it is in a graph whose values cannot be had" for t in found.taps if t not in model.values}
+    hidden = "its inputs are inside a node other than If and Loop"
+    without |= {t.weight: hidden for t in found.taps if t not in model.values}
     if not model.values:
         raise DataError("no node multiplies a weight with inputs", place=[source.path])
     session = _session(ort, model, source.path, request.threads)
@@ -140,7 +141,7 @@ def _refused(error: Exception, path: str) -> DataError:
 
 @dataclass(slots=True)
 class _Run:
-    """Runs over the samples."""
+    """Runs of the model on its samples."""
 
     session: Any
     graph: Graph
@@ -148,7 +149,11 @@ class _Run:
     feeds: Feeds
     request: Request
     path: str
-    masked: bool = False
+
+    @property
+    def masked(self) -> bool:
+        """Whether an attention mask says which tokens are counted."""
+        return MASK in self.feeds.arrays
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
         """The weights in groups whose sums and values fit into memory, measured by a first sample."""
@@ -176,12 +181,12 @@ class _Run:
     def _sizes(self) -> dict[str, int]:
         """Bytes that every value takes for a sample."""
         names = list({v: None for values in self.model.values.values() for v in values if v})
-        return {name: value.nbytes for name, value in self._values(names, 0, 1).items()}
+        return {name: value.nbytes for name, value in self._values(names, self.feeds.of(0, 1), 0).items()}
 
-    def _values(self, names: Sequence[str], first: int, last: int) -> dict[str, NDArray[np.float32]]:
-        fed = self.feeds.of(first, last)
+    def _values(self, names: Sequence[str], fed: Mapping[str, Any], first: int) -> dict[str, NDArray[np.float32]]:
+        """Values of a run. first: the first of its samples, for errors."""
         try:
-            return dict(zip(names, self.session.run(list(names), fed)))
+            return dict(zip(names, self.session.run(list(names), dict(fed))))
         except Exception as error:
             raise _refused(error, self.path).within(self.feeds.source.path, f"sample {first}") from None
 
@@ -193,8 +198,9 @@ class _Run:
         with ThreadPoolExecutor(self.request.threads) as pool:
             for first in range(0, self.feeds.samples, self._batch()):
                 last = min(first + self._batch(), self.feeds.samples)
-                values = self._values(list(wanted), first, last)
-                mask = self._mask(first, last)
+                fed = self.feeds.of(first, last)
+                values = self._values(list(wanted), fed, first)
+                mask = fed[MASK] != 0 if self.masked else None
 
                 def add(name: str, values: Any = values, mask: Any = mask) -> None:
                     for tap in taps[name]:
@@ -212,17 +218,11 @@ class _Run:
 
     def _check_finite(self, found: Mapping[str, Moments], first: int) -> None:
         for name, sums in found.items():
-            if not np.isfinite(sums.total).all():
-                problem = f"the inputs of {printable(name)} are not finite"
+            finite = bool(np.isfinite(sums.total).all())
+            if not finite or not sums.fits:
+                what = "so large that float32 does not hold their squares" if finite else "not finite"
+                problem = f"the inputs of {printable(name)} are {what}"
                 raise DataError(problem, place=[self.feeds.source.path, f"sample {first}"])
-
-    def _mask(self, first: int, last: int) -> NDArray[np.bool_] | None:
-        """Which tokens are there, where the model is told."""
-        if MASK not in self.feeds.arrays:
-            return None
-        self.masked = True
-        mask: NDArray[np.bool_] = self.feeds.of(first, last)[MASK] != 0
-        return mask
 
 
 def _check(rows: NDArray[np.float32], tap: Tap, name: str) -> None:

@@ -105,7 +105,7 @@ def notes(model: Outgoing, *, folder: bool) -> list[str]:
     """What there is to say before a model is written, to a folder or a file: what the loader will and will not do, and
     without a config.json (a bare file has none, and none is made up) what it wants there."""
     found = model.conversion
-    lines = list(found.notes)
+    lines = [*found.notes, *([] if folder else found.in_folder)]
     if found.config and not (folder and model.beside("config.json") is not None):
         text = json.dumps(dict(found.config))
         lines.append(f"no config.json is written, and a loader of folders wants this in the model's own: {text}")

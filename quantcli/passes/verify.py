@@ -10,7 +10,6 @@ its parameters found again: a scale may differ in its last bit and leave all cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,16 +19,15 @@ import numpy as np
 from quantcli import __version__, kernels
 from quantcli import metrics as metric
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, printable
+from quantcli.errors import printable
 from quantcli.formats import code_grid
 from quantcli.kernels import QuantParams, Sums, Tile
 from quantcli.layouts.native.model import Model, Tensor
-from quantcli.models import View
-from quantcli.passes import checks, compare, folder_checks
+from quantcli.passes import checks, folder_checks
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.largest import Largest
 from quantcli.passes.producing import searching
-from quantcli.passes.tiles import COPY, Progress, Task, Visit, begun, once, walk
+from quantcli.passes.tiles import COPY, Progress, Task, Visit, begun, walk
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import Misfit, NotFinite, Trials
 from quantcli.tensors.rows import TileSpan
@@ -176,7 +174,7 @@ class _Run:
                 self.add(name, "source", "the original's bytes do not have the digest in the header")
 
     def _trials(self, stored: StoredQuantized) -> Trials | None:
-        """What finds the parameters of a tensor again; None where its importances are not known."""
+        """What finds the parameters of a tensor again; None where its importances or statistics are not known."""
         columns = None
         if stored.importance is not None:
             if self.importance is None:
@@ -185,7 +183,8 @@ class _Run:
                 return None
             columns = self.importance.of(stored.info, stored.grouping)
             if columns is None or columns.digest != stored.importance:
-                self.add(stored.info.name, "scales", "it was weighted by other importances")
+                what = "statistics" if stored.scheme.second_order else "importances"
+                self.add(stored.info.name, "scales", f"it was weighted by other {what}")
                 return None
         return Trials(replace(stored.decided, importance=columns), rival=None)
 
@@ -342,68 +341,3 @@ class _Run:
 
 def _read(tensor: Tensor, start: int, block: memoryview) -> None:
     block[:] = tensor.read_bytes(tensor.name, start, len(block)).data
-
-
-def decodable(
-    views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, *, threads: int
-) -> Verified:
-    """What is wrong with a model another tool quantized: whether all of it can be decoded, to finite numbers, and with
-    its original whether names and shapes are those. Its codes are not found again: how it rounds only it knows."""
-    found = Findings()
-    weights = {name: view for name, view in views.items() if view.scheme is not None}
-
-    def decode(name: str, first: int, last: int) -> None:
-        try:
-            if not np.isfinite(weights[name].read(first, last)).all():
-                found.add(name, "scales", "a decoded weight is not finite", first)
-        except DataError as error:
-            found.add(name, "scales", error.problem)
-
-    walk((once([partial(decode, n, *run) for run in view.blocks]) for n, view in weights.items()), threads=threads)
-    if before is not None:
-        _by_name(found, views, before)
-    return Verified(
-        tensors=len(views),
-        quantized=len(weights),
-        against=against,
-        findings=found.ordered(views),
-        unchecked=("another tool wrote it: there are no digests, and codes are not recomputed",),
-        checks=("structure", "scales", *(["source"] if before is not None else [])),
-    )
-
-
-def _by_name(found: Findings, views: Mapping[str, View], before: Mapping[str, View]) -> list[str]:
-    """Add what differs in names and shapes between a model and its original; the names of all tensors that do not."""
-    same = []
-    for name in dict.fromkeys([*views, *before]):
-        if name not in before:
-            found.add(name, "source", "it is not in the original")
-        elif name not in views:
-            found.add(name, "source", "it is missing here")
-        elif before[name].info.shape != views[name].info.shape:
-            found.add(name, "source", f"it is {list(before[name].info.shape)} in the original")
-        else:
-            same.append(name)
-    return same
-
-
-def unchanged(
-    views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, *, threads: int
-) -> Verified:
-    """What is wrong with a component that is kept whole: whether its tensors are those of the original. Values of
-    another dtype are not compared."""
-    found = Findings()
-    if before is not None:
-        names = _by_name(found, views, before)
-        pairs = {n: (before[n], views[n]) for n in names if before[n].info.dtype == views[n].info.dtype}
-        for name, metrics in compare.measure(pairs, threads=threads, progress=None).items():
-            if metrics is None or not metrics.exact:
-                found.add(name, "source", "its values are not those of the original")
-    return Verified(
-        tensors=len(views),
-        quantized=0,
-        against=against,
-        findings=found.ordered(views),
-        unchecked=() if before is not None else ("kept whole, so there is nothing to check without --source",),
-        checks=("structure", *(["source"] if before is not None else [])),
-    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from quantcli.errors import DataError, VersionError
 from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
 from quantcli.models import Model, View, open_model
-from quantcli.passes import verify
+from quantcli.passes import verify, verify_others
 from quantcli.passes.findings import Finding, Verified, joined
 from quantcli.planning.statistics import load
 from quantcli.stores import need_file
@@ -112,7 +112,7 @@ def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:
         ours, left = without_left_out(ours, theirs, before, model)
         for line in filter(None, (note, left)):
             how.say(prefixed(pair.name, line))
-    check = verify.decodable if model.quantized else verify.unchanged
+    check = verify_others.decodable if model.quantized else verify_others.unchanged
     return check(theirs, ours, against, threads=how.threads)
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, to_float32, to_float64
+from quantcli.dtypes import DTYPES, floats, to_float64
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.planning.moments import Entry
 
@@ -106,7 +106,7 @@ def entries(source: Source) -> dict[str, Entry]:
     return {f"{name}.weight": _entry(values, net.convolutions[name]) for name, values in found.items()}
 
 
-def said(count: int) -> str:
+def assumed(count: int) -> str:
     """What was assumed of so many convolutions."""
     which = "convolution by the batch norm before it" if count == 1 else "convolutions by the batch norms before them"
     return f"{NAME}: inputs of {count} {which}, as if through a ReLU"
@@ -148,7 +148,7 @@ class _Net:
         own = [(self.convolutions[stem].shape, norm) for _, _, stem, norm, _ in self._numbered() if norm is not None]
         return any(len(norm.mean) == shape[1] != shape[0] for shape, norm in own)
 
-    def _sees(self, stem: str, channels: int) -> bool:
+    def _takes(self, stem: str, channels: int) -> bool:
         """Whether a convolution takes so many channels, all or each alone."""
         shape = self.convolutions[stem].shape
         return shape[1] == channels or (shape[1] == 1 and shape[0] % channels == 0)
@@ -156,7 +156,7 @@ class _Net:
     def modules(self) -> Iterator[tuple[str, Normal]]:
         """Convolutions behind a norm of their own module."""
         for _, _, stem, _, before in self._numbered():
-            if before is not None and self._sees(stem, len(before.mean)):
+            if before is not None and self._takes(stem, len(before.mean)):
                 yield stem, before.clipped()
 
     def sequences(self) -> Iterator[tuple[str, Normal]]:
@@ -166,7 +166,7 @@ class _Net:
                 module, number = match["module"], int(match["number"])
                 norm = self.norms.get(f"{module}{number - 2}")
                 behind = f"{module}{number - 3}" in self.convolutions and f"{module}{number - 1}" not in self.norms
-                if norm is not None and behind and self._sees(stem, len(norm.mean)):
+                if norm is not None and behind and self._takes(stem, len(norm.mean)):
                     yield stem, norm.clipped()
 
     def blocks(self) -> Iterator[tuple[str, Normal]]:
@@ -179,7 +179,7 @@ class _Net:
             module = f"{root}layer{layer}.{block}."
             shortcuts = [f"{module}{word}" for word in _SHORTCUTS if f"{module}{word}.0" in self.convolutions]
             for stem in (f"{module}conv1", *(f"{shortcut}.0" for shortcut in shortcuts)):
-                if state is not None and stem in self.convolutions and self._sees(stem, len(state.mean)):
+                if state is not None and stem in self.convolutions and self._takes(stem, len(state.mean)):
                     yield stem, state
             norms = [norm for number in range(1, 9) if (norm := self._of(module, number)) is not None]
             side = self.norms.get(f"{shortcuts[0]}.1") if shortcuts else state
@@ -208,7 +208,7 @@ def _values(source: Source, info: TensorInfo) -> Array:
     """The numbers of a vector. Raises DataError where one is not finite."""
     raw = np.empty(info.nbytes, np.uint8)
     source.read(info.name, 0, raw.data)
-    found = to_float64(raw.view("<f8") if info.dtype == "F64" else to_float32(raw, info.dtype))
+    found = floats(raw, info.dtype)
     if not np.isfinite(found).all():
         raise DataError("a number is not finite", place=[source.path, printable(info.name)])
     return found

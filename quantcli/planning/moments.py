@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, to_float32, to_float64
+from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors import SafetensorsFile
@@ -87,7 +87,7 @@ class Matrix:
         size = DTYPES[self.info.dtype].bits // 8
         raw = np.empty((self.info.shape[0], size), np.uint8)
         self.source.read_runs(self.info.name, 0, (self.info.shape[0] + 1) * size, raw)
-        return _floats(raw.reshape(-1), self.info.dtype)
+        return floats(raw.reshape(-1), self.info.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +102,14 @@ class Entry:
 
 
 def is_statistics(path: str) -> bool:
-    """Whether a path is a folder, or a safetensors file that says it holds statistics."""
+    """Whether a path is a folder, or a safetensors file of statistics by its metadata or by the counts in it."""
     if os.path.isdir(path):
         return True
     if not path.lower().endswith(".safetensors"):
         return False
     source = SafetensorsFile(InputFile(path))
     try:
-        return KEY in source.metadata
+        return KEY in source.metadata or any(info.name.endswith(f".{COUNT}") for info in source.infos())
     finally:
         source.close()
 
@@ -155,13 +155,15 @@ def _entry(source: SafetensorsFile, name: str, parts: dict[str, TensorInfo]) -> 
     if missing := [part for part in (SECOND, COUNT) if part not in parts]:
         raise DataError(f"{name}.{missing[0]} is missing", place=[source.path])
     second, count = parts[SECOND], _count(source, parts[COUNT])
+    if not DTYPES[second.dtype].quantizable:
+        raise DataError(f"{second.dtype} is not a float type", place=[source.path, printable(second.name)])
     square = len(second.shape) == 2 and second.shape[0] == second.shape[1]
     if not second.numel or not (len(second.shape) == 1 or square):
         problem = f"second moments are (C,) or (C, C), not {list(second.shape)}"
         raise DataError(problem, place=place)
     if square and second.shape[0] > MOST_COLUMNS:
         raise DataError(
-            f"matrices of {second.shape[0]} columns are not supported, {MOST_COLUMNS} are",
+            f"a matrix of {second.shape[0]} columns is more than the limit of {MOST_COLUMNS}",
             place=place,
             hint="give a vector of mean squares and one of means",
         )
@@ -200,7 +202,7 @@ def _count(source: SafetensorsFile, info: TensorInfo) -> float:
     whole = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4"}.get(info.dtype)
     if whole is None and not DTYPES[info.dtype].quantizable:
         raise DataError(f"{info.dtype} is no type of a count", place=place, hint="use int64 or float32")
-    found = float(raw.view(whole)[0]) if whole is not None else float(_floats(raw, info.dtype)[0])
+    found = float(raw.view(whole)[0]) if whole is not None else float(floats(raw, info.dtype)[0])
     if not 0 < found < np.inf:
         raise DataError(f"a count of {found:g} is not a number above 0", place=place)
     return found
@@ -213,14 +215,10 @@ def _numbers(source: SafetensorsFile, info: TensorInfo, start: int, shape: tuple
         raise DataError(f"{info.dtype} is not a float type", place=place)
     raw = np.empty(int(np.prod(shape)) * DTYPES[info.dtype].bits // 8, np.uint8)
     source.read(info.name, start, raw.data)
-    found = _floats(raw, info.dtype).reshape(shape)
+    found = floats(raw, info.dtype).reshape(shape)
     if not np.isfinite(found).all():
         at = int((~np.isfinite(found)).argmax())
         raise DataError(
             f"{found.ravel()[at]} at {start * 8 // DTYPES[info.dtype].bits + at} is not finite", place=place
         )
     return found
-
-
-def _floats(raw: NDArray[np.uint8], dtype: str) -> Array:
-    return to_float64(raw.view("<f8") if dtype == "F64" else to_float32(raw, dtype))

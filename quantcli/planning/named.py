@@ -142,16 +142,22 @@ def instead(scheme: Scheme, accepts: Accepts) -> str:
 
 
 def stored_by(target: str) -> list[str]:
-    """The names whose schemes a target stores, of types of GGUF and ComfyUI its own.
+    """The names whose schemes a target stores, of types of GGUF and ComfyUI its own; not those that say more of inputs
+    than it stores.
 
-    >>> stored_by("mlx")[-3:], stored_by("fp8-blocks")
-    (['MXFP4', 'NVFP4A16', 'NVFP4'], ['FP8_BLOCK'])
+    >>> stored_by("mlx")[-4:], stored_by("fp8-blocks")
+    (['MXFP4A16', 'MXFP4', 'NVFP4A16', 'NVFP4'], ['FP8_BLOCK'])
     """
     from quantcli.layouts.writer import named as writer
 
     export, own = writer(target), _types_of().get(target, {})
     names = [name for name in usual_names() if name in own or name not in _types()]
-    return [name for name in names if export.accepts.obstacle(export.suited(_scheme(name))) is None]
+    schemes = {name: _scheme(name) for name in names}
+    return [
+        name
+        for name, scheme in schemes.items()
+        if not export.ignores_inputs(scheme) and export.accepts.obstacle(export.suited(scheme)) is None
+    ]
 
 
 def listed(names: Sequence[str]) -> list[str]:

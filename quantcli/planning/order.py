@@ -280,14 +280,13 @@ def importance_of(source: Source, asked: Order) -> tuple[InputStatistics | None,
     if path is None:
         if digest is not None:
             raise UsageError(f"the recipe was made with {key}", place=[f"--{key}"], hint="give the file")
-        if any(
-            s.second_order for s in (asked.recipe.default, *(r.scheme for r in asked.recipe.rules)) if s is not None
-        ):
+        schemes = (asked.recipe.default, *(rule.scheme for rule in asked.recipe.rules))
+        if any(scheme is not None and scheme.second_order for scheme in schemes):
             raise UsageError(NO_MOMENTS, place=["rounding"], hint=HELP)
         return None, ""
     if path == batch_norms.NAME and not diagonals:
         found = of_norms(source, digest)
-        return found, batch_norms.said(len(found.entries))
+        return found, batch_norms.assumed(len(found.entries))
     found = load(path, digest, diagonals=diagonals)
     unused = found.unused(source.infos())
     if not unused:
@@ -309,9 +308,8 @@ def request_of(
     if note:
         warn(note)
     given = asked.recipe.asked.rounding is not None
-    rounds = importance is not None and importance.key == STATISTICS and not given
     default, rules = asked.recipe.default, asked.recipe.rules
-    if rounds:
+    if importance is not None and importance.key == STATISTICS and not given:
         default = second_order(default)
         rules = tuple(r if r.scheme is None else replace(r, scheme=second_order(r.scheme)) for r in rules)
     return Request(

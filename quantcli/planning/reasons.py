@@ -73,7 +73,7 @@ _ALL = (
     Reason(
         name="norm",
         says="keep-list: normalization",
-        named=_expression(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)"),
+        named=_expression(r"(?:^|[._])(?:\w*norm(?!als?(?:[\W_]|$))\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)"),
         ways=(ALL,),
         vector=True,
         expected=True,

@@ -180,7 +180,8 @@ def _file(name: str, top: Mapping[str, Any], folder: str) -> tuple[str | None, s
     if value is None:
         return None
     if {IMPORTANCE, STATISTICS} <= top.keys():
-        raise UsageError("importances and statistics are one file", place=[name], hint="leave one of the keys out")
+        problem = "a recipe names importances or statistics, not both"
+        raise UsageError(problem, place=[name], hint="leave one of the keys out")
     found = mapping({"file": value} if isinstance(value, str) else value, name, ("file", "xxh3"))
     path, digest = found.get("file"), found.get("xxh3")
     for key, word in (("file", path), ("xxh3", digest)):

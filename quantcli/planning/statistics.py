@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, to_float32, to_float64
+from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
@@ -180,18 +180,19 @@ def load(path: str, digest: str | None = None, *, diagonals: bool = False) -> In
         found = {name: Entry(entry.values) for name, entry in found.items()}
     correlated = any(entry.mean is not None or entry.matrix is not None for entry in found.values())
     key = STATISTICS if correlated else IMPORTANCE
-    return InputStatistics(path, found, _checked(found, digest, path), strict, key)
+    return InputStatistics(path, found, _checked(found, digest, path, key), strict, key)
 
 
 def of_norms(source: Source, digest: str | None = None) -> InputStatistics:
     """The statistics that follow from the batch norms of a source, which are to have this digest. Raises UsageError
     where there are none, or others."""
     found = batch_norms.entries(source)
-    return InputStatistics(batch_norms.NAME, found, _checked(found, digest, source.path), False, STATISTICS)
+    return InputStatistics(batch_norms.NAME, found, _checked(found, digest, source.path, STATISTICS), False, STATISTICS)
 
 
-def _checked(found: Mapping[str, Entry], digest: str | None, place: str) -> str:
-    """The digest of all entries. Raises UsageError where it is to be another one."""
+def _checked(found: Mapping[str, Entry], digest: str | None, place: str, key: str) -> str:
+    """The digest of all entries. key: of a recipe that names such a file. Raises UsageError where the digest is to be
+    another one."""
     from xxhash import xxh3_128
 
     whole = xxh3_128()
@@ -201,7 +202,8 @@ def _checked(found: Mapping[str, Entry], digest: str | None, place: str) -> str:
         if entry.matrix is not None or entry.mean is not None:
             whole.update(_digest(values, entry.mean, entry).encode())
     if digest is not None and digest != whole.hexdigest():
-        raise UsageError("these are not the importances the recipe was made with", place=[place])
+        what = "importances" if key == IMPORTANCE else "statistics"
+        raise UsageError(f"these are not the {what} the recipe was made with", place=[place])
     return str(whole.hexdigest())
 
 
@@ -240,6 +242,5 @@ def _tensors(source: Source) -> dict[str, Array]:
             raise UsageError(f"{info.dtype} is not a float type", place=[source.path, printable(info.name)])
         buffer = np.empty(info.nbytes, np.uint8)
         source.read(info.name, 0, buffer.data)
-        values = buffer.view("<f8") if info.dtype == "F64" else to_float32(buffer, info.dtype)
-        entries[info.name] = to_float64(values).reshape(info.shape)
+        entries[info.name] = floats(buffer, info.dtype).reshape(info.shape)
     return entries

@@ -13,7 +13,7 @@ from quantcli.planning.entry import changed, quantized
 from quantcli.planning.named import instead
 from quantcli.planning.reasons import REASONS, SMALL, TABLES
 from quantcli.planning.request import Request
-from quantcli.scheme import PUBLISHED, Scheme
+from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.fused import partners
 from quantcli.tensors.info import TensorInfo
@@ -21,13 +21,12 @@ from quantcli.tensors.info import TensorInfo
 
 def suited(request: Request, say: Callable[[str], None]) -> Request:
     """A request with scales as its target stores them, so that the codes are made for those. say: called where what
-    a scheme says of inputs does not count, unless its name is that of a format, which the target calls so too."""
+    a scheme says of inputs does not count."""
     if request.to is None:
         return request
     export = named(request.to)
     schemes = [s for s in (request.scheme, *(r.scheme for r in request.rules)) if s is not None]
-    about_inputs = [s for s in schemes if s.activations != "none" and s.name not in PUBLISHED.values()]
-    if export.own_inputs and any(export.accepts.obstacle(export.suited(s)) is None for s in about_inputs):
+    if any(export.ignores_inputs(s) and export.accepts.obstacle(export.suited(s)) is None for s in schemes):
         say(f"{request.to} has schemes of weights alone: its programs decide how they compute with inputs")
     rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
     scheme = export.suited(request.scheme) if export.base is None else export.base(request.scheme)

@@ -12,8 +12,8 @@ from quantcli.errors import printable
 from quantcli.layouts.reader import is_published
 from quantcli.notebook import table
 from quantcli.planning import kinds
+from quantcli.reports import run_tables
 from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
-from quantcli.reports.kept import groups
 from quantcli.reports.records import (
     LEFT_OUT,
     Comparison,
@@ -23,9 +23,6 @@ from quantcli.reports.records import (
     Summary,
     TensorReport,
 )
-
-KEPT = 20
-"""Groups of kept tensors that are shown at least beside the rows of a table."""
 
 LEGEND = (
     "model: step^2/12 and what clipping cuts off, clipping being its share of the error; uniform, Lloyd-Max: the best "
@@ -102,20 +99,20 @@ class RunReport:
         for; of two models that are compared, what changed and what only one holds comes last."""
         yield from _head(self)
         if self.components:
-            yield from _components(self.components)
+            yield from run_tables.components(self.components)
         found, compared = self.comparison, self.command == "compare"
         if found is not None and not compared:
-            yield from _changes(found, display, alone=("new", "vanished"), named=10)
+            yield from run_tables.changes(found, display, alone=("new", "vanished"), named=10)
         yield Line()
         rows = sorted(self.tensors, key=lambda r: (r.kept, math.inf if r.sqnr_db is None else r.sqnr_db))
         seen = rows if display.limit is None else rows[: max(1, display.limit)]
-        yield from _tensors(seen, rows[len(seen) :], display)
+        yield from run_tables.tensors(seen, rows[len(seen) :], display)
         if found is not None and compared and (found.changes or found.new or found.vanished):
             alone = f"only in {printable(self.name, 200)}", f"only in {printable(self.source, 200)}"
-            yield from _changes(found, display, alone=alone, named=3)
+            yield from run_tables.changes(found, display, alone=alone, named=3)
         if any(r.theory is not None for r in rows):
             yield Line()
-            yield _theory(seen)
+            yield run_tables.theory(seen)
             yield Line()
             yield Line(LEGEND, wrapped=True)
 
@@ -252,184 +249,3 @@ def weighted_line(report: RunReport) -> str:
         return line
     costs = [t.decibels(v, v is None) for v in (s.output.sqnr_db, s.output.plain_sqnr_db)]
     return f"{line}: predicted SQNR of outputs {costs[0]} dB, {costs[1]} dB without"
-
-
-def _components(found: Sequence[ComponentReport]) -> Iterator[Part]:
-    """The components of a pipeline, one after another."""
-    table = t.Table(
-        [
-            t.Column("component"),
-            t.Column("class", from_width=100),
-            t.Column("tensors", right=True, from_width=90),
-            t.Column("quantized", right=True),
-            t.Column("SQNR dB", right=True),
-            t.Column("bits/w", right=True),
-            t.Column("bytes before", right=True, from_width=60),
-            t.Column("bytes", right=True),
-        ]
-    )
-    for c in found:
-        table.add(
-            c.name,
-            c.kind,
-            f"{c.tensors:,}",
-            f"{100 * c.coverage:.1f} %" if c.quantized else "-",
-            t.decibels(c.sqnr_db, c.exact) if c.quantized or c.sqnr_db is not None else "-",
-            f"{c.bits_per_weight:.3f}",
-            t.size(c.bytes_in),
-            t.size(c.bytes_out),
-            style="" if c.quantized else "dim",
-        )
-    yield Line()
-    yield table
-
-
-def _changes(found: Comparison, display: Display, *, alone: tuple[str, str], named: int) -> Iterator[Part]:
-    """What changed, most lost first. alone: what to call the tensors that one side has alone, of which so many are
-    named."""
-    counts = f"{len(found.changes)} changed, {len(found.new)} new, {len(found.vanished)} vanished"
-    yield Line()
-    yield Line(f"against {printable(found.baseline, 200)}: {counts}")
-    for what, names in zip(alone, (found.new, found.vanished)):
-        if names:
-            seen = names if display.limit is None else names[:named]
-            more = f" and {len(names) - len(seen)} more" if len(seen) < len(names) else ""
-            yield Line(f"{what}: {', '.join(printable(n) for n in seen)}{more}")
-    if not found.changes:
-        return
-    table = t.Table(
-        [
-            t.Column("changed"),
-            t.Column("before", from_width=70),
-            t.Column("dB", right=True),
-            t.Column("now", from_width=70),
-            t.Column("dB", right=True),
-            t.Column("change", right=True),
-        ]
-    )
-    for c in found.changes if display.limit is None else found.changes[: max(5, display.limit // 2)]:
-        delta = "-" if c.delta_db is None else f"{c.delta_db:+.2f}"
-        before, after = t.decibels(c.before_db, c.before_exact), t.decibels(c.after_db, c.after_exact)
-        table.add(c.tensor, c.before, before, c.after, after, delta, style="yellow" if c.lost else "")
-    yield table
-    if len(table.rows) < len(found.changes):
-        yield Line(f"and {len(found.changes) - len(table.rows)} more changes; --all shows them")
-
-
-def _costs(tensor: TensorReport) -> tuple[str, str]:
-    """The predicted SQNR of the output of a layer, and what it would be without statistics."""
-    found = tensor.output
-    if found is None:
-        return "-", "-"
-    return t.decibels(found.sqnr_db, found.error == 0), t.decibels(found.plain_sqnr_db, found.plain_error == 0)
-
-
-def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display: Display) -> Iterator[Part]:
-    """Some tensors; of the others those that were kept and must be seen, in groups, and the rest in a line. Where the
-    errors of codes are known that were decoded to make these, they stand beside."""
-    earlier = any(r.source_sqnr_db is not None for r in seen)
-    weighted = any(r.output is not None for r in (*seen, *rest))
-    before = [t.Column("source", from_width=110), t.Column("source dB", right=True, from_width=90)] if earlier else []
-    table = t.Table(
-        [
-            t.Column("tensor"),
-            t.Column("shape", from_width=60),
-            *before,
-            t.Column("scheme"),
-            t.Column("SQNR dB", right=True),
-            *([t.Column("output dB", right=True), t.Column("without", right=True, from_width=90)] if weighted else []),
-            t.Column("max error", right=True, from_width=100),
-            t.Column("clipped", right=True, from_width=110),
-            t.Column("bits/w", right=True, from_width=90),
-            t.Column("bytes", right=True, from_width=50),
-            t.Column("note", from_width=130),
-        ]
-    )
-    for r in seen:
-        table.add(
-            r.name,
-            t.shape(r.shape),
-            *([r.source_scheme or "-", t.decibels(r.source_sqnr_db, False)] if earlier else []),
-            r.became,
-            "-" if r.kept else t.decibels(r.sqnr_db, r.exact),
-            *(_costs(r) if weighted else []),
-            t.number(r.max_abs_error),
-            "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %",
-            f"{r.bits_per_weight:.3f}",
-            t.size(r.bytes_out),
-            r.note,
-            style=_style(r),
-        )
-    notable = groups(rest)[: max(KEPT, display.limit or 0)]
-    for g in notable:
-        table.add(
-            g.name,
-            t.shape(g.shape) if g.shape is not None else "",
-            *(["-", "-"] if earlier else []),
-            g.tensors[0].became,
-            *("-", "-", "-", *(["-", "-"] if weighted else [])),
-            f"{g.tensors[0].bits_per_weight:.3f}",
-            t.size(g.bytes_out),
-            g.note,
-            style="dim",
-        )
-    yield table
-    named = {tensor.name for g in notable for tensor in g.tensors}
-    left = [r for r in rest if r.name not in named]
-    if left:
-        yield Line(f"and {len(left)} more: {_left_out(left)}; --all shows them")
-
-
-def _style(tensor: TensorReport) -> str:
-    if tensor.kept:
-        return "dim"
-    if tensor.sqnr_db is None:
-        return ""
-    return "red" if tensor.sqnr_db < 10 else "yellow" if tensor.sqnr_db < 15 else ""
-
-
-def _left_out(rows: Sequence[TensorReport]) -> str:
-    """How many tensors there are of each kind, and the range of their SQNR."""
-    known = [r.sqnr_db for r in rows if r.sqnr_db is not None]
-    gone = sum(r.disposition == LEFT_OUT for r in rows)
-    kept = sum(r.kept for r in rows) - gone
-    parts = []
-    if len(rows) > kept + gone:
-        spread = f" ({min(known):.2f} to {max(known):.2f} dB)" if known else ""
-        parts.append(f"{len(rows) - kept - gone} quantized{spread}")
-    return ", ".join([*parts, *(f"{n} {word}" for n, word in ((kept, "kept"), (gone, LEFT_OUT)) if n)])
-
-
-def _theory(rows: Sequence[TensorReport]) -> t.Table:
-    """Theory next to measurement: SQNR in dB, the share of clipping in the error, entropy of the codes in bits."""
-    table = t.Table(
-        [
-            t.Column("tensor"),
-            t.Column("SQNR dB", right=True),
-            t.Column("model", right=True),
-            t.Column("clipping", right=True, from_width=90),
-            t.Column("uniform", right=True),
-            t.Column("Lloyd-Max", right=True),
-            t.Column("N uniform", right=True, from_width=120),
-            t.Column("N Lloyd-Max", right=True, from_width=120),
-            t.Column("Shannon", right=True, from_width=110),
-            t.Column("R(D)", right=True),
-            t.Column("entropy", right=True, from_width=80),
-            t.Column("saves", right=True, from_width=100),
-        ]
-    )
-    for r in rows:
-        if r.theory is None:
-            continue
-        h = r.theory
-        best = h.uniform_sqnr_db, h.lloyd_max_sqnr_db, h.gaussian_uniform_sqnr_db, h.gaussian_lloyd_max_sqnr_db
-        table.add(
-            r.name,
-            t.decibels(r.sqnr_db, r.exact),
-            t.decibels(h.predicted_sqnr_db, False),
-            f"{100 * h.clipping_share:.0f} %",
-            *(t.decibels(v, False) for v in (*best, h.shannon_db, h.rate_distortion_db)),
-            f"{h.code_entropy:.2f}",
-            t.size(h.saving_bytes),
-        )
-    return table

@@ -58,7 +58,7 @@ def weights_of(folder: Path) -> Path:
 
 def observed(name: str, folder: Path, work: Path, python: str) -> dict[str, Path]:
     """Statistics of a model, as options name them."""
-    code = re.search(r"```python\n(.*?)```", TOPIC.read_text(encoding="utf-8"), re.DOTALL)
+    code = re.search(r"```text\n(import torch.*?)```", TOPIC.read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
     (work / "observe.py").write_text(code[1], encoding="utf-8")
     found = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -780,6 +781,15 @@ def test_several_schemes(tmp_path: Path) -> None:
     run("quantize", source, "--bits", 4, "--override", "b.weight:bits=8,group-size=32", "-o", native, "--force")
     line = one_line(run("export", native, "--to", "gptq"), 2)
     assert "gptq cannot store them together: 4 bits (a.weight) and 8 bits (b.weight) in one model" in line
+
+
+def test_gptqmodel_wants_a_tokenizer_where_there_is_none(tmp_path: Path) -> None:
+    source, said = tmp_path / "in", "GPTQModel needs the tokenizer in the folder"
+    shutil.copytree(LLAMA, source)
+    assert said in run("quantize", source, "--to", "gptq", "-o", tmp_path / "out").err
+    (source / "tokenizer_config.json").write_text("{}")
+    ran = run("quantize", source, "--to", "gptq", "-o", tmp_path / "out", "--force")
+    assert ran.code == 0 and said not in ran.err and "because of g_idx" in ran.err
 
 
 @pytest.mark.parametrize(("cols", "group"), [(256, 128), (192, 64), (96, 32), (40, -1)])

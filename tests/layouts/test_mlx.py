@@ -283,6 +283,23 @@ def test_config_json_that_mlx_lm_does_not_load(tmp_path: Path) -> None:
     assert ["rope_scaling" in completed(config).missing for config in (plain, long)] == [True, False]
 
 
+def test_the_vocabulary_of_gemma_3_stands_beside_its_text() -> None:
+    """mlx-lm takes it from there alone, and 262208 words where it is not: a model of others would not load."""
+    config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "vocab_size": 1024}}
+    found = completed(config)
+    assert found.added["vocab_size"] == 1024 and "vocab_size" in found.names and not found.missing
+    assert "vocab_size" not in completed({**config, "vocab_size": 1024}).added
+    assert "vocab_size" not in completed({**config, "model_type": "qwen2_5_vl"}).added  # which reads that of the text
+
+
+def test_how_files_are_to_be_named_is_told_of_single_files(tmp_path: Path) -> None:
+    """Folders have such names."""
+    source, said = checkpoint("granite4", tmp_path / "in"), "from files named model*.safetensors"
+    assert said not in run("quantize", source, "--to", "mlx", "-o", tmp_path / "out").err
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert said in run("quantize", source, "--to", "mlx", "-o", tmp_path / "one.safetensors").err
+
+
 # ---- experts, and what mlx-lm changes ---------------------------------------------------------------------------
 
 

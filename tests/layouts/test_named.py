@@ -20,7 +20,7 @@ from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import F32, Kernels, QuantParams, row_bytes
 from quantcli.models import open_model
 from quantcli.naming import of_checkpoint
-from quantcli.planning.named import fields, usual_names
+from quantcli.planning.named import fields, stored_by, usual_names
 
 LLAMA = ROOT / "sample_models" / "tiny-llama"
 GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "named.json").read_text())
@@ -186,11 +186,27 @@ def test_folders_that_no_loader_would_understand_are_refused(words: list[str], w
     assert run("quantize", folder, *words, "--to", "native", "-o", tmp_path / "out", "-q").code == 0
 
 
+def test_listed_names_are_those_of_which_nothing_is_left_out(tmp_path: Path) -> None:
+    """llama.cpp and mlx-lm decide how they compute with inputs: a name that says it gives a warning, and is not listed.
+    MXFP4, MXFP8 and NVFP4 are also what these call their own formats."""
+    folder, said = model_of(tmp_path, hidden=128), "has schemes of weights alone"
+    for target in ("gguf", "mlx"):
+        listed = stored_by(target)
+        assert not {"W4A8", "W4AFP8", "W8A8", "INT8"} & {*listed} and {"W8A16", "MXFP4"} <= {*listed}
+        for name in ("W4A16", "MXFP4", "W8A8"):
+            words = ["--to", target, *(["--container"] if target == "gguf" else [])]
+            ran = run("quantize", folder, "--scheme", name, *words, "--dry-run")
+            assert ran.code == 0 and (said in ran.err) == (name not in listed), (target, name)
+    assert {"MXFP8", "NVFP4"} <= {*stored_by("mlx")} and "W8A8" in stored_by("compressed-tensors")
+
+
 def test_inputs_in_groups_need_rows_of_whole_groups(tmp_path: Path) -> None:
     """vLLM, SGLang and transformers divide inputs into groups of 128 without a rest."""
     folder = model_of(tmp_path, hidden=64)
     ran = run("quantize", folder, "--scheme", "FP8_BLOCK", "-o", tmp_path / "out")
     assert ran.code == 1 and "rows of 64 are not whole groups of 128, in which inputs are quantized" in ran.err
+    assert "FP8_DYNAMIC has no such groups" in ran.err
+    assert run("quantize", folder, "--scheme", "FP8_DYNAMIC", "-o", tmp_path / "dynamic", "-q").code == 0
     words = ["--type", "fp8-e4m3", "--granularity", "block"]
     assert run("quantize", folder, *words, "-o", tmp_path / "out", "-q").code == 0
 

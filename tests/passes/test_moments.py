@@ -86,7 +86,7 @@ def test_pads_that_are_made_up_keep_the_size(auto: str, size: int, count: int, z
 def test_states_are_those_before_every_step() -> None:
     from quantcli.layouts.onnx.taps import Tap
 
-    tap = Tap(weight="r", shape=(2, 12, 3), place=0, kind="states", values=("y", "h"), columns=3)
+    tap = Tap(weight="r", place=0, kind="states", values=("y", "h"), columns=3)
     after = RNG.standard_normal((4, 2, 5, 3)).astype(np.float32)
     start = RNG.standard_normal((2, 5, 3)).astype(np.float32)
     both = call("LSTM", {}, {"direction": "bidirectional"})

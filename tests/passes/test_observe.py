@@ -157,6 +157,7 @@ def test_names_are_those_that_quantize_uses(tmp_path: Path) -> None:
         ({"x": X[:, :4]}, "in.npz: x: its shape [20, 4] does not fit the model's [any, 6]"),
         ({"x": X[:0]}, "in.npz: no samples"),
         ({"x": np.where(X > 2, np.nan, X)}, "in.npz: sample 0: the inputs of w1 are not finite"),
+        ({"x": X * np.float32(1e25)}, "in.npz: sample 0: the inputs of w1 are so large that float32 does not hold"),
     ],
 )
 def test_wrong_samples_are_refused_in_a_line(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:

@@ -137,7 +137,7 @@ def test_verify_finds_the_codes_again(model: Path) -> None:
     ran = run("verify", "a", "--source", model)
     assert ran.code == 0 and "not recomputed without --statistics" in ran.out + ran.err, ran
     ran = run("verify", "a", "--source", model, "--statistics", "vectors.safetensors")
-    assert ran.code == 1 and "other importances" in ran.out, ran
+    assert ran.code == 1 and "other statistics" in ran.out, ran
     assert run("report", "a").code == 0
     ran = run("report", "a", "--min-output-sqnr", 60)
     assert ran.code == 1 and "min-output-sqnr" in ran.out
@@ -244,6 +244,7 @@ def _set(at: Any, value: float) -> Any:
 @pytest.mark.parametrize(("key", "change", "says"), [
     ("second", lambda v: v[:-1, :-1].copy(), "means of shape"),
     ("second", lambda v: v[:-1].copy(), "(C,) or (C, C)"),
+    ("second", lambda v: v.astype(np.int32), "I32 is not a float type"),
     ("second", _set((3, 3), np.nan), "input 3 is nan"),
     ("second", _set((3, 5), np.nan), "is not finite"),
     ("second", _set((3, 5), 1e9), "beyond their mean squares"),
@@ -277,6 +278,7 @@ def test_other_files_are_refused_in_one_line(model: Path) -> None:
     assert "names no tensor of the model" in refused({**known, "no.second": np.ones(4), "no.count": np.ones(1)})
     assert "neither NAME.mean" in refused({**known, "conv.weight.variance": np.ones(4)})
     assert "conv.weight.count is missing" in refused({k: v for k, v in known.items() if k != "conv.weight.count"})
+    assert "does not say that it holds statistics" in refused(known, {"of": "another tool"})
     assert "has format 7" in refused(known, {"quantcli_statistics": "7"})
     outputs = np.eye(48, dtype=np.float32)
     turned = {**known, "layers.0.attn.q_proj.weight.second": outputs, "layers.0.attn.q_proj.weight.mean": outputs[0]}

@@ -52,6 +52,9 @@ OF_TYPES: Mapping[str, Values] = {
 ALWAYS: Mapping[str, tuple[str, ...]] = {"minicpm3": ("rope_scaling",)}
 """Settings that the models of a type read as if they were always there, although they have a default."""
 
+ABOVE = frozenset(("vocab_size",))
+"""Settings of the text that some types (Gemma 3 and 4) read outside of its object alone."""
+
 OF_TEXT = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 """Types of models that read text only, and those that mlx-lm has them in, with all settings in one object."""
 
@@ -97,6 +100,9 @@ def completed(config: Values) -> Completed:
         own = _added({**outer, **text}, row["text"])
         own |= {key: value for key, value in outer.items() if text.get(key) != value and key in _all(row["text"])}
         missing += [f"text_config.{key}" for key in row["text"]["needs"] if key not in text and key not in own]
+        above = {key: text[key] for key in ABOVE & _all(row) if key in text and key not in config}
+        added |= above
+        names += above
         if own:
             added["text_config"] = {**text, **own}
             names += [f"text_config.{key}" for key in own]

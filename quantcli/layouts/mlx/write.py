@@ -133,6 +133,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         config={**keys.added, "quantization": found, "quantization_config": found},
         header=lambda names: {"format": "mlx"},
         notes=[*_on_loading(config, keys, jobs), *filter(None, [own.note]), *_notes(tensors)],
+        in_folder=["mlx-lm loads folders from files named model*.safetensors"],
     )
 
 
@@ -153,8 +154,7 @@ def _on_loading(config: Mapping[str, Any], keys: Completed, names: Iterable[str]
 
 
 def _notes(tensors: Sequence[Weight]) -> list[str]:
-    notes = ["mlx-lm loads folders from files named model*.safetensors"]
     rounded_biases = [w for w in quantized(tensors) if not facts(w)[0].symmetric and facts(w)[0].zero_point != "float"]
-    if rounded_biases:
-        notes.append("MLX stores -zero * scale, rounded to the scale's dtype; symmetric weights lose nothing")
-    return notes
+    if not rounded_biases:
+        return []
+    return ["MLX stores -zero * scale, rounded to the scale's dtype; symmetric weights lose nothing"]

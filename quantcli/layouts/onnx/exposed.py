@@ -2,7 +2,7 @@
 
 A value becomes an output by a Cast to float32 behind it. Where it is in a branch of If, that branch has an output more,
 the other branch one of no elements, and the If itself; in the body of a Loop the values of all rounds become one, with
-an axis more in front. Values in the graphs of other nodes, and in functions, cannot be had.
+an axis more in front. Values in the graphs of other nodes, and in functions, cannot become outputs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LIMIT = (1 << 31) - (1 << 20)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposed:
-    """A model with more outputs. values: the name of that of each value of a tap, empty for one it has not. Values of a
-    tap that is not there cannot be had."""
+    """A model with more outputs. values: the name of that of each value of a tap, empty for one it has not. Taps
+    whose values cannot become outputs are missing."""
 
     model: bytes
     values: dict[Tap, tuple[str, ...]]

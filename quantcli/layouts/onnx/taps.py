@@ -17,7 +17,7 @@ and their rows are of outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -44,14 +44,13 @@ _KEEPING_COLUMNS = ("Identity", "Cast", "Unsqueeze", "Squeeze", "Slice", "Split"
 class Tap:
     """A node that multiplies a weight with inputs.
 
-    weight: its name and shape. place: of the node. kind: how rows are made of the values. values: the names of the
+    weight: its name. place: of the node. kind: how rows are made of the values. values: the names of the
     inputs as the node has them; for states the outputs of all steps, empty where the node does not give them, and the
     states at the start, where there are such. columns: values of a row. first: whether the columns are those of the
     weight's first axis, as in a matrix that is stored [in, out]. kernel: the extent of patches along each axis.
     """
 
     weight: str
-    shape: tuple[int, ...]
     place: int
     kind: Kind
     values: tuple[str, ...]
@@ -105,9 +104,7 @@ def _tap(graph: Graph, info: TensorInfo, use: Use) -> Tap | str:
         return "it is in a function"
     if call.operator == "Gather":
         return "rows are looked up from it"
-    if call.operator == "ConvTranspose":
-        return "the rows of ConvTranspose are not summed over"
-    made = next(_of_operator(call, info, use), None)
+    made = _of_operator(call, info, use)
     if made is None:
         return f"inputs of {call.operator} are not observed"
     kind, values, columns, first = made
@@ -117,7 +114,6 @@ def _tap(graph: Graph, info: TensorInfo, use: Use) -> Tap | str:
         return f"{', '.join(dict.fromkeys(way))} may change its columns"
     return Tap(
         weight=info.name,
-        shape=info.shape,
         place=use.place,
         kind=kind,
         values=values,
@@ -127,23 +123,23 @@ def _tap(graph: Graph, info: TensorInfo, use: Use) -> Tap | str:
     )
 
 
-def _of_operator(call: Call, info: TensorInfo, use: Use) -> Iterator[tuple[Kind, tuple[str, ...], int, bool]]:
-    """Kind, values, columns and side of the tap of a node that takes a weight, if it has one."""
+def _of_operator(call: Call, info: TensorInfo, use: Use) -> tuple[Kind, tuple[str, ...], int, bool] | None:
+    """Kind, values, columns and `first` of the tap of a node that takes a weight; None where it has none."""
     shape, at = info.shape, use.at
-    columns = math.prod(shape[1:])
     if call.operator in _PRODUCTS and at in (0, 1) and len(shape) == 2 and call.takes[1 - at] and not use.changed:
         turned = use.turned != bool(call.numbers.get("transB" if at else "transA", 0))
         first = turned != bool(at)  # of A [M, K] the columns are summed over, of B [K, N] the rows
-        yield ("rows" if at else "columns"), (call.takes[1 - at],), shape[0] if first else shape[1], first
-    elif call.operator in _CONVOLUTIONS and at == 1 and not use.turned:
-        yield "patches", (call.takes[0],), columns, False
-    elif call.operator in _RECURRENT and at == 1 and not use.turned:
-        yield "steps", (call.takes[0],), shape[-1], False
-    elif call.operator in _RECURRENT and at == 2 and not use.turned and not _padded(call):
+        return ("rows" if at else "columns"), (call.takes[1 - at],), shape[0] if first else shape[1], first
+    if call.operator in _CONVOLUTIONS and at == 1 and not use.turned:
+        return "patches", (call.takes[0],), math.prod(shape[1:]), False
+    if call.operator in _RECURRENT and at == 1 and not use.turned:
+        return "steps", (call.takes[0],), shape[-1], False
+    if call.operator in _RECURRENT and at == 2 and not use.turned and not _padded(call):
         initial = call.takes[5] if len(call.takes) > 5 else ""
-        yield "states", (call.makes[0] if call.makes else "", initial), shape[-1], False
-    elif call.operator == "com.microsoft.Attention" and at == 1 and not use.turned and len(shape) == 2:
-        yield "rows", (call.takes[0],), shape[0], True
+        return "states", (call.makes[0] if call.makes else "", initial), shape[-1], False
+    if call.operator == "com.microsoft.Attention" and at == 1 and not use.turned and len(shape) == 2:
+        return "rows", (call.takes[0],), shape[0], True
+    return None
 
 
 def _padded(call: Call) -> bool:
