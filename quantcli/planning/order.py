@@ -20,7 +20,16 @@ from quantcli.planning.keeping import embeddings_alone
 from quantcli.planning.named import instead
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
 from quantcli.planning.request import Request
-from quantcli.planning.statistics import HELP, IMPORTANCE, NO_MOMENTS, STATISTICS, InputStatistics, load, of_norms
+from quantcli.planning.statistics import (
+    HELP,
+    IMPORTANCE,
+    NO_MOMENTS,
+    STATISTICS,
+    InputStatistics,
+    inputs_first,
+    load,
+    of_norms,
+)
 from quantcli.stores import Source
 
 USUAL = "compressed-tensors"
@@ -292,6 +301,8 @@ def request_of(
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
     says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
     again = named(to).again(source) if to is not None and not asked.container else None
+    if importance is not None and (again is None or again.matrices is None):
+        importance = replace(importance, inputs_first=inputs_first(source))
     said = asked.recipe.given or asked.include or not asked.keep_defaults or (again is not None and again.decides)
     preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
     if note:

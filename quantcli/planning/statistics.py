@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import UsageError, printable
+from quantcli.layouts.config import stated
+from quantcli.layouts.writer import named
 from quantcli.patterns import module_of, near_misses
 from quantcli.planning import batch_norms, imatrix, moments
 from quantcli.planning.moments import Entry
@@ -37,6 +40,10 @@ IMPORTANCE, STATISTICS = "importance", "statistics"
 NO_MOMENTS = "second-order rounding needs means or second moments of a layer's inputs"
 HELP = "give --statistics FILE; quantcli help statistics says what it holds"
 
+_EXPERT = re.compile(r"(.+)\.(?:experts(?:\.\d+)?|switch_mlp)\.(gate|up|down)_proj(?:\.weight)?")
+"""Experts one by one, or all of a kind in one tensor, also under mlx-lm's name."""
+
+
 MOST = 1 << 28
 """Bytes of importances that are read at most: those of a model of a trillion weights have some 50 MB."""
 
@@ -45,13 +52,14 @@ MOST = 1 << 28
 class InputStatistics:
     """The entries of a file, and the XXH3-128 of them all. strict: whether every entry must belong to a tensor, and
     every tensor that is quantized have one, as in files of second moments. key: of a recipe, or option, that names such
-    a file."""
+    a file. inputs_first: tensors whose columns are a layer's outputs, of which statistics of inputs say nothing."""
 
     path: str
     entries: Mapping[str, Entry]
     digest: str
     strict: bool = False
     key: str = IMPORTANCE
+    inputs_first: frozenset[str] = frozenset()
 
     def of(self, info: TensorInfo, plan: Grouping) -> Columns | None:
         """That of a tensor; None when there is no entry for it. Raises UsageError when the entry has another shape or
@@ -61,6 +69,10 @@ class InputStatistics:
             return None
         name, expert = found
         entry, place = self.entries[name], [self.path, printable(name)]
+        if info.name in self.inputs_first:
+            problem = f"{printable(info.name)} is stored (in, out): its columns are the layer's outputs, not its inputs"
+            hint = "leave it out with --exclude; of an .onnx file --to onnx reads such weights transposed"
+            raise UsageError(problem, place=place, hint=hint)
         values = entry.values
         if values.ndim == 1 and values.size % plan.cols == 0 and (expert is not None or len(info.shape) == 3):
             values = values.reshape(-1, plan.cols)  # of all experts, as llama.cpp once wrote them
@@ -90,6 +102,8 @@ class InputStatistics:
         problem = f"{size} {what} for {wanted} of {printable(info.name)} {list(info.shape)}"
         turned = len(info.shape) == 2 and size == info.shape[0]
         hint = "they are of the layer's outputs, or the weight is stored (in, out)" if turned and self.strict else None
+        if len(info.shape) > 2 and size == info.shape[-1]:
+            hint = f"use a --group-size of at most {size}: rows shorter than a group are joined"
         if self.strict and len(info.shape) > 2 and math.prod(info.shape[1:]) == size:
             hint = f"use a larger --group-size: rows of {plan.cols} columns end within a channel"
         raise UsageError(problem, place=place, hint=hint)
@@ -98,7 +112,7 @@ class InputStatistics:
         """The entry for a tensor, and which of the experts in it the tensor is."""
         from quantcli.layouts.gguf.names import imatrix_name  # here, for its package is all of GGUF: 15 ms
 
-        known = [(name, None), (module_of(name), None), imatrix_name(name)]
+        known = [(name, None), (module_of(name), None), imatrix_name(name), stacked_name(name)]
         return next((k for k in known if k is not None and k[0] in self.entries), None)
 
     def unused(self, infos: Sequence[TensorInfo]) -> list[str]:
@@ -108,12 +122,41 @@ class InputStatistics:
         if len(left) == len(self.entries) or (left and self.strict):
             names = [info.name for info in infos]
             more = ", nor does any other entry" if len(left) == len(self.entries) > 1 else ""
+            hint = near_misses(left[0], names)
+            if _EXPERT.match(left[0]):
+                hint = (
+                    "all experts are in one tensor there, which needs statistics of the inputs of all, under its name"
+                )
             raise UsageError(
                 f"{printable(repr(left[0]), 200)} names no tensor of the model{more}",
                 place=[self.path],
-                hint=near_misses(left[0], names),
+                hint=hint,
             )
         return left
+
+
+def stacked_name(name: str) -> tuple[str, None] | None:
+    """The tensor that the matrices of experts are part of where gate and up of all are stored in one, as transformers
+    has them: its statistics are over the inputs of all.
+
+    >>> stacked_name("model.layers.3.mlp.experts.17.up_proj.weight")
+    ('model.layers.3.mlp.experts.gate_up_proj', None)
+    """
+    found = _EXPERT.fullmatch(name)
+    return None if found is None else (f"{found[1]}.experts.{'down' if found[2] == 'down' else 'gate_up'}_proj", None)
+
+
+def inputs_first(source: Source) -> frozenset[str]:
+    """Matrices of a source whose columns are the layer's outputs: right-hand ones of products in an ONNX graph, and
+    those of modules of the class Conv1D, which GPT-2 has."""
+    infos = source.infos()
+    again = named("onnx").again(source)
+    if again is not None and again.matrices is not None:
+        return frozenset(name for name, outputs_first in again.matrices(infos).items() if not outputs_first)
+    model = stated(source.beside)
+    if model is None:
+        return frozenset()
+    return frozenset(i.name for i in infos if len(i.shape) == 2 and model.holder(module_of(i.name)) == "Conv1D")
 
 
 def _digest(values: Array, mean: Array | None, entry: Entry) -> str:
