@@ -136,7 +136,7 @@ struct Panel {
       Doubles term[V];
       for (int v = 0; v < V; ++v) term[v] = load_doubles(own + v * DOUBLES);
       for (int i = 0; i < 4; ++i) {
-        const Doubles u = Doubles{} + times[i][m - first];
+        const Doubles u = all_of(times[i][m - first]);
         for (int v = 0; v < V; ++v) sum[i][v] = sum[i][v] - u * term[v];
       }
     }
@@ -191,8 +191,8 @@ class Strip {
   std::vector<float> scale, zero;
   std::vector<double> sums;
   RowParams own[STRIP];
-  double costs[STRIP], squares[STRIP], error[PANEL * STRIP], seen[STRIP], value[STRIP];
-  double near[PANEL * AT_ONCE];
+  alignas(64) double error[PANEL * STRIP], costs[STRIP], squares[STRIP], seen[STRIP], value[STRIP];
+  double near[PANEL * AT_ONCE];  // by fours of columns, then rows of the panel
   int rows = 0;
 
   int64_t width() const { return cols + 40; }
@@ -298,16 +298,26 @@ class Strip {
           for (int r = 0; r < STRIP; ++r) sum[r] += lost[r] * u[c];
         }
       }
-      for (int64_t c = last; c < cols; c += AT_ONCE) {
-        const int n = int(std::min<int64_t>(AT_ONCE, cols - c));
-        for (int64_t j = first; j < last; ++j)
-          std::memcpy(near + (j - first) * AT_ONCE, row_of(feedback.triangle, j, cols) + c, size_t(n) * 8);
-        int i = 0;
-        for (; i + 4 <= n; i += 4)
-          for (int r = 0; r < STRIP; r += RUNS * DOUBLES) spread<4>(near + i, c + i, r, int(last - first));
-        for (; i < n; ++i)
-          for (int r = 0; r < STRIP; r += RUNS * DOUBLES) spread<1>(near + i, c + i, r, int(last - first));
+      for (int64_t c = last; c < cols; c += AT_ONCE) after(first, last, c);
+    }
+  }
+
+  // Adds the errors of a panel to up to AT_ONCE columns after it.
+  void after(int64_t first, int64_t last, int64_t c) {
+    const int n = int(std::min<int64_t>(AT_ONCE, cols - c));
+    for (int64_t j = first; j < last; ++j) {
+      const double* const row = row_of(feedback.triangle, j, cols) + c;
+      double* const to = near + (j - first) * 4;
+      if (n == AT_ONCE) {
+        for (int i = 0; i < AT_ONCE; i += 4) std::memcpy(to + i * PANEL, row + i, 32);
+      } else {
+        for (int i = 0; i < n; ++i) to[i / 4 * 4 * PANEL + i % 4] = row[i];
       }
+    }
+    for (int r = 0; r < STRIP; r += RUNS * DOUBLES) {
+      int i = 0;
+      for (; i + 4 <= n; i += 4) spread<4>(near + i * PANEL, c + i, r, int(last - first));
+      for (; i < n; ++i) spread<1>(near + i / 4 * 4 * PANEL + i % 4, c + i, r, int(last - first));
     }
   }
 
@@ -318,19 +328,19 @@ class Strip {
 #endif
 
   // Adds the errors of the n columns of a panel to N columns after it, for some rows. u: the first of them in the first
-  // row of the panel, AT_ONCE before that in the next.
+  // row of the panel, four before that in the next.
   template <int N>
   void spread(const double* u, int64_t c, int r, int n) {
     double* const to = sums.data() + c * STRIP + r;
     Doubles sum[N][RUNS];
     for (int i = 0; i < N; ++i)
       for (int v = 0; v < RUNS; ++v) sum[i][v] = load_doubles(to + i * STRIP + v * DOUBLES);
-    for (int j = 0; j < n; ++j, u += AT_ONCE) {
+    for (int j = 0; j < n; ++j, u += 4) {
       const double* const lost = error + j * STRIP + r;
       Doubles term[RUNS];
       for (int v = 0; v < RUNS; ++v) term[v] = load_doubles(lost + v * DOUBLES);
       for (int i = 0; i < N; ++i) {
-        const Doubles times = Doubles{} + u[i];
+        const Doubles times = all_of(u[i]);
         for (int v = 0; v < RUNS; ++v) sum[i][v] = sum[i][v] + term[v] * times;
       }
     }

@@ -30,6 +30,15 @@ inline Doubles lesser(Doubles a, Doubles b) { return of(a < b, a, b); }
 inline Doubles larger(Doubles a, Doubles b) { return of(a > b, a, b); }
 #endif
 
+// The same number in all. `Doubles{} + x` adds a zero to it at run time: a sum of -0 and 0 is not -0.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+inline Doubles all_of(double x) { return Doubles(_mm512_set1_pd(x)); }
+#elif defined(__AVX2__)
+inline Doubles all_of(double x) { return Doubles(_mm256_set1_pd(x)); }
+#else
+inline Doubles all_of(double x) { return Doubles{x, x, x, x}; }
+#endif
+
 inline Doubles bounded(Doubles value, double least, double most) {
   return larger(lesser(value, Doubles{} + most), Doubles{} + least);
 }
