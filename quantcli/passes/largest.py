@@ -11,9 +11,10 @@ import numpy as np
 from quantcli import kernels, scales
 from quantcli.dtypes import DTYPES
 from quantcli.passes.tiles import Visit
-from quantcli.tensors.fit import Trials, largest
+from quantcli.tensors.fit import largest
 from quantcli.tensors.fused import partners
 from quantcli.tensors.tiles import read_tile
+from quantcli.tensors.trials import Trials
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -33,10 +33,10 @@ from quantcli.stores import Source, is_stream
 from quantcli.tensors import second_order
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.digest import Digested
-from quantcli.tensors.fit import Trials
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.settle import part, spread
 from quantcli.tensors.tiles import read_span, span_bytes
+from quantcli.tensors.trials import Trials
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

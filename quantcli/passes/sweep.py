@@ -25,10 +25,11 @@ from quantcli.planning.entry import without_statistics
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided, Quantized
-from quantcli.tensors.fit import Misfit, NotFinite, Trials
+from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.second_order import Degenerate, SecondOrder, learned
 from quantcli.tensors.tiles import read_span, read_tile, rotated, span_bytes
+from quantcli.tensors.trials import Trials
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

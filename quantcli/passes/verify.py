@@ -29,10 +29,11 @@ from quantcli.passes.largest import Largest
 from quantcli.passes.producing import searching
 from quantcli.passes.tiles import COPY, Progress, Task, Visit, begun, walk
 from quantcli.tensors.digest import Digested, kind_of
-from quantcli.tensors.fit import Misfit, NotFinite, Trials
+from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.second_order import Degenerate
 from quantcli.tensors.tiles import as_tile, read_span, span_bytes
+from quantcli.tensors.trials import Trials
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

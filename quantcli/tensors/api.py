@@ -23,11 +23,12 @@ from quantcli.notebook import table
 from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Quantized
-from quantcli.tensors.fit import Misfit, NotFinite, Trials
+from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TILE, Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part
 from quantcli.tensors.tiles import as_tile, read_span, span_bytes
+from quantcli.tensors.trials import Trials
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -10,25 +9,18 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from quantcli import registry, scales
-from quantcli.asking import candidates, plainly_rounded, weighs
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
-from quantcli.formats import code_grid
-from quantcli.kernels import Kernels, Made, QuantParams, Rule, Sums, Tile, numpy_tiles, row_bytes
-from quantcli.metrics import Metrics, ordered_sum, total
+from quantcli.kernels import Kernels, QuantParams, Rule, Tile
 from quantcli.scales import Store
 from quantcli.tensors.blocks import as_rows, by_rows
-from quantcli.tensors.decided import Quantized
 from quantcli.tensors.direct import rule_of
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Grouping, TileSpan, column_repeats, grouping_of
-from quantcli.tensors.settle import default_scale_dtype, part, settle, spread, stored_params
-from quantcli.tensors.tiles import rotated_back
+from quantcli.tensors.rows import Grouping, TileSpan, column_repeats
+from quantcli.tensors.settle import part, settle, spread, stored_params
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Bytes
     from quantcli.scheme import Scheme
-    from quantcli.tensors.second_order import SecondOrder
 
 
 class NotFinite(Exception):  # noqa: N818 - a finding, not an error
@@ -249,153 +241,3 @@ def largest(kernels: Kernels, tile: Tile) -> Any:
     if not found.finite:
         raise NotFinite
     return np.abs(found.extreme).max(initial=np.float32(0))
-
-
-class Trials:
-    """All candidates for a tensor: its scheme, or those of `auto`; and beside them a rival (min-max) whose error is
-    only measured. Methods may be called from several threads.
-
-    While `spans` is not empty: `see` each span, then `conclude`. Then `encode` every tile.
-    """
-
-    def __init__(self, tensor: Quantized, *, rival: Scheme | None) -> None:
-        info, self.plan = tensor.info, tensor.grouping
-        self.info = info
-        self.columns = tensor.importance
-        self._weights = None if self.columns is None else self.columns.weights
-        self.second_order: SecondOrder | None = None
-        self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]
-        self.rival: Fit | None = None
-        if rival is not None and len(self.fits) == 1:
-            self.rival = Fit(info, rival, grouping_of(info.shape, rival), default_scale_dtype(rival, info.dtype))
-        self._errors: dict[int, list[Sums]] = {}
-        self._totals: list[Metrics] = []
-        self._begin()
-
-    @property
-    def chosen(self) -> Fit:
-        """The fit that is encoded: after the last pass the best of the candidates."""
-        return self.fits[0]
-
-    def take_largest(self, largest: float) -> None:
-        """Settle the scale of the tensor, given the largest magnitude of all weights that share it."""
-        for fit in (*self.fits, self.rival):
-            if fit is not None:
-                fit.take_largest(largest)
-        self._begin()
-
-    def _begin(self) -> None:
-        pending = [f for f in (*self.fits, self.rival) if f is not None and f.spans]
-        self.by_strips = bool(pending) and pending[0].by_strips
-        self._passing = [f for f in pending if f.by_strips == self.by_strips]
-        self.spans = pending[0].spans if pending else []
-        if not pending and len(self.fits) > 1:
-            self.spans = list(self.plan.tiles())
-
-    def see(self, kernels: Kernels, tile: Tile, index: int) -> None:
-        """Process a span of the pass."""
-        for fit in self._passing:
-            fit.see(kernels, tile, index)
-        if not self._passing:
-            self._errors[index] = [self._error(f, kernels, tile, self.spans[index]) for f in self.fits]
-
-    def _error(self, fit: Fit, kernels: Kernels, tile: Tile, span: TileSpan) -> Sums:
-        made = self._in_one_call(fit, None, kernels, tile, None)
-        if made is not None:
-            return made.sums
-        params = fit.params(kernels, tile, span)
-        return kernels.encode(tile, params, code_grid(fit.scheme), None, preserve=fit.scheme.preserves_sums)
-
-    def conclude(self) -> None:
-        """End the pass: all spans have been seen."""
-        for fit in self._passing:
-            if fit is self.rival:
-                with contextlib.suppress(Misfit):
-                    fit.conclude()
-                    continue
-                self.rival = None
-            else:
-                fit.conclude()
-        if not self._passing:
-            sizes = [s.rows * s.cols for s in self.spans]
-            self._totals = [
-                total([(self._errors[i][k], n) for i, n in enumerate(sizes)]) for k in range(len(self.fits))
-            ]
-            best = min(range(len(self.fits)), key=lambda k: self._totals[k].sse)  # the first of equal ones
-            self.fits = [self.fits[best]]
-        self._begin()
-
-    def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
-        """Write the codes of a tile; its errors, parameters, and the error of the rival. Without `packed` only squared
-        errors are found."""
-        if self.second_order is not None:
-            return self._made_good(self.second_order, kernels, tile, span, packed)
-        made = self._in_one_call(self.chosen, self.rival, kernels, tile, packed)
-        if made is not None:
-            return made
-        params, scheme = self.params(kernels, tile, span), self.chosen.scheme
-        sums = kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums)
-        if tile.original is not None and packed is not None:
-            sums = rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
-        return Made(sums, params, self._rival_error(kernels, tile, span))
-
-    def _made_good(self, how: SecondOrder, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
-        """What `encode` gives with second-order rounding, and what it costs in the output of the layer."""
-        fit, grid = self.chosen, code_grid(self.chosen.scheme)
-        preserve = plainly_rounded(fit.scheme).preserves_sums
-        plain = fit.params(kernels, tile, span)
-        params = fit.params(kernels, replace(tile, importance=how.counts), span) if self.weighs_rows else plain
-        room, spare = np.empty((2, span.rows * row_bytes(span.cols, grid.bits)), np.uint8)
-        written = spare if packed is None else packed
-        kernels.encode(tile, plain, grid, room, preserve=preserve)
-        params, output = how.better(kernels, tile, grid, params, (plain, room), written)
-        return Made(kernels.measure(tile, params, grid, written), params, None, output)
-
-    @property
-    def weighs_rows(self) -> bool:
-        """Whether every row has parameters of its own that depend on how much its columns count."""
-        fit = self.chosen
-        return weighs(fit.scheme) and fit.whole is None and self.plan.height == 1 and not fit.scheme.shares_levels
-
-    def _in_one_call(
-        self, fit: Fit, rival: Fit | None, kernels: Kernels, tile: Tile, packed: Bytes | None
-    ) -> Made | None:
-        """What `encode` gives, where the kernels know the scheme and find nothing out of the ordinary."""
-        rule = fit.rule if self._weights is None and tile.original is None else None
-        other = None if rival is None else rival.rule
-        if rule is None or (rival is not None and other is None):
-            return None
-        return kernels.quantize(tile, rule, other, packed)
-
-    def params(self, kernels: Kernels, tile: Tile, span: TileSpan) -> QuantParams:
-        """The parameters of a tile."""
-        if self._weights is not None:
-            tile = replace(tile, importance=self._weights[span.col : span.col + span.cols])
-        return self.chosen.params(kernels, tile, span)
-
-    def weighted(
-        self, kernels: Kernels, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes
-    ) -> tuple[float, float]:
-        """Squared error and power of a tile whose codes are in `packed`, weighted by the importance of each column."""
-        assert self.columns is not None
-        grid = code_grid(self.chosen.scheme)
-        weights = numpy_tiles.floats(tile)
-        error = weights - kernels.decode(packed, weights.shape, tile.group, params, grid)
-        counts = self.columns.values[span.col : span.col + span.cols]
-        sums = [ordered_sum(ordered_sum(v.astype(np.float64) ** 2 * counts)) for v in (error, weights)]
-        return float(sums[0]), float(sums[1])
-
-    def _rival_error(self, kernels: Kernels, tile: Tile, span: TileSpan) -> float | None:
-        """The squared error of a tile under the rival; None without one."""
-        if self.rival is None:
-            return None
-        try:
-            return self._error(self.rival, kernels, tile, span).sse
-        except Misfit:
-            self.rival = None
-            return None
-
-    @property
-    def minmax_sse(self) -> float | None:
-        """The squared error of min-max, where it was a candidate."""
-        return self._totals[0].sse if self._totals else None

@@ -16,10 +16,11 @@ from quantcli.kernels import BF16, F16, Kernels, Made, Tile, row_bytes
 from quantcli.kernels.numpy_kernels import NumpyKernels
 from quantcli.scheme import AUTO
 from quantcli.tensors.decided import Quantized
-from quantcli.tensors.fit import Misfit, Trials, largest
+from quantcli.tensors.fit import Misfit, largest
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, grouping_of
 from quantcli.tensors.settle import default_scale_dtype
+from quantcli.tensors.trials import Trials
 
 pytestmark = needs_native
 
