@@ -52,7 +52,7 @@ def _in_any_order(value: Any) -> Any:
     the order in which the source had them.
 
     >>> _in_any_order({"group_0": {"targets": ["b", "a"]}, "group_1": {"targets": ["a"]}})
-    [{'targets': ['a']}, {'targets': ['a', 'b']}]
+    [{'targets': ['a', 'b']}, {'targets': ['a']}]
     """
     if isinstance(value, list):
         return sorted(value) if all(isinstance(item, str) for item in value) else value
