@@ -18,6 +18,7 @@ from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors import SafetensorsFile
+from quantcli.tensors.decided import SLACK, TINY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,13 +35,6 @@ MEAN, SECOND, COUNT = "mean", "second", "count"
 MOST_COLUMNS = 1 << 15
 """Inputs of a layer whose matrix is used at most: as a triangle of float64 it takes 4 GiB."""
 
-SLACK = 1e-4
-"""How far, relative to what they are compared with, stored numbers may be off by rounding: sums of float32 over many
-samples, divided and rounded again."""
-
-TINY = 1e-9
-"""What is nothing beside the mean square of the largest input."""
-
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -54,11 +48,6 @@ class Matrix:
     info: TensorInfo
     taps: int = 1
     mean: Array | None = None
-
-    @property
-    def cols(self) -> int:
-        """Columns of the weight it belongs to."""
-        return self.info.shape[0] * self.taps
 
     @property
     def place(self) -> list[str]:

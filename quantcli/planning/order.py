@@ -35,6 +35,9 @@ from quantcli.stores import Source
 USUAL = "compressed-tensors"
 """The target of folders that transformers loads, where none is asked for."""
 
+NO_LOADER, ALONE = "no loader would know what the folder holds", "--to native for quantcli alone"
+"""What is wrong with a folder that only quantcli could read, and how to ask for it all the same."""
+
 LOADED = ("bnb-nf4",)
 """Other targets that transformers loads by itself."""
 
@@ -207,9 +210,8 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
 
 def _check_native(asked: Order) -> None:
     """Raise UsageError for a scheme that quantcli's own layout does not have."""
-    for scheme in (asked.recipe.default, *(rule.scheme for rule in asked.recipe.rules)):
-        if scheme is not None:
-            check_scheme(scheme)
+    for scheme in asked.recipe.schemes:
+        check_scheme(scheme)
 
 
 def _unsuited(source: Source, asked: Order, model: Architecture) -> str:
@@ -227,15 +229,13 @@ def _unsuited(source: Source, asked: Order, model: Architecture) -> str:
 def _check_loadable(source: Source, asked: Order) -> None:
     """Raise UsageError for a scheme with which loaders would not know what a folder holds."""
     accepts = named(USUAL).accepts
-    schemes = [s for s in (asked.recipe.default, *(r.scheme for r in asked.recipe.rules)) if s is not None]
-    for scheme in (c for s in schemes for c in candidates(s)):
+    for scheme in (c for s in asked.recipe.schemes for c in candidates(s)):
         if (why := accepts.obstacle(scheme)) is not None:
             other = next((to for to in LOADED if named(to).accepts.obstacle(scheme) is None), None)
             found = instead(scheme, accepts)
             ways = [f"--to {other}"] if other is not None else [found] if found else []
-            hint = f"use {', or '.join([*ways, '--to native for quantcli alone'])}"
-            problem = f"no loader would know what the folder holds: {USUAL} cannot store {why} ({scheme.name})"
-            raise UsageError(problem, place=[source.path], hint=hint)
+            hint = f"use {', or '.join([*ways, ALONE])}"
+            raise UsageError(f"{NO_LOADER}: {USUAL} cannot store {why} ({scheme.name})", place=[source.path], hint=hint)
 
 
 def _check_experts(source: Source, usual: Source) -> None:
@@ -244,9 +244,8 @@ def _check_experts(source: Source, usual: Source) -> None:
     if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
         return
     others = [f"--to {to}" for to in (GGUF, MLX) if _takes_experts(source, to)]
-    hint = f"use {', '.join(others)}{' or ' if others else ''}--to native for quantcli alone"
-    problem = f"no loader would know what the folder holds: {next(iter(usual.unsplit.values())).why}"
-    raise UsageError(problem, place=[source.path], hint=hint)
+    hint = f"use {', '.join(others)}{' or ' if others else ''}{ALONE}"
+    raise UsageError(f"{NO_LOADER}: {next(iter(usual.unsplit.values())).why}", place=[source.path], hint=hint)
 
 
 def _takes_experts(source: Source, to: str) -> bool:
@@ -280,8 +279,7 @@ def importance_of(source: Source, asked: Order) -> tuple[InputStatistics | None,
     if path is None:
         if digest is not None:
             raise UsageError(f"the recipe was made with {key}", place=[f"--{key}"], hint="give the file")
-        schemes = (asked.recipe.default, *(rule.scheme for rule in asked.recipe.rules))
-        if any(scheme is not None and scheme.second_order for scheme in schemes):
+        if any(scheme.second_order for scheme in asked.recipe.schemes):
             raise UsageError(NO_MOMENTS, place=["rounding"], hint=HELP)
         return None, ""
     if path == batch_norms.NAME and not diagonals:

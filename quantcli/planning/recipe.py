@@ -78,6 +78,11 @@ class Recipe:
     given: bool = False
     """Whether it was read from a file or is a preset that was named."""
 
+    @property
+    def schemes(self) -> list[Scheme]:
+        """The default scheme and those of the rules."""
+        return [self.default, *(rule.scheme for rule in self.rules if rule.scheme is not None)]
+
     def scheme(self, fields: Mapping[str, Any]) -> Scheme:
         """The default scheme with these fields on top."""
         return decided_at(self.asked.with_rule(fields, "default"), "default")

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SLACK = 1e-4
+"""How far stored moments may be off, relative to what they are compared with: sums over many samples in float32,
+divided and rounded again."""
+
+TINY = 1e-9
+"""What is nothing, relative to the mean square of the inputs: a number this small comes of rounding."""
+
+
 class SecondMoments(Protocol):
     """The mean of x x^T over the inputs x of a layer."""
-
-    @property
-    def cols(self) -> int:
-        """Inputs, the columns of the weight."""
 
     @property
     def place(self) -> list[str]:

@@ -20,6 +20,7 @@ from quantcli.errors import DataError
 from quantcli.kernels import BlockScales, QuantParams, row_bytes
 from quantcli.kernels.feedback import PANEL, Done, Feedback, panel_of, triangle_size
 from quantcli.metrics import decibels
+from quantcli.tensors.decided import SLACK, TINY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
 LEAST_DAMPING, FEW_SAMPLES = 0.01, 0.04
 """What is added to the mean square of every input, relative to the average one: with many samples, and how much more
 with only as many as there are inputs."""
-
-SLACK = 1e-4
-"""How far stored moments may be off by rounding, relative to the squares they are compared with."""
-
-TINY = 1e-9
-"""What is nothing beside the average mean square."""
 
 READ = 1 << 21
 """Numbers of a matrix that are read at a time."""
