@@ -61,6 +61,11 @@ class InputStatistics:
     key: str = IMPORTANCE
     inputs_first: frozenset[str] = frozenset()
 
+    @property
+    def of_outputs(self) -> bool:
+        """Whether they tell what errors cost in the output of a layer."""
+        return self.key == STATISTICS
+
     def of(self, info: TensorInfo, plan: Grouping) -> Columns | None:
         """That of a tensor; None when there is no entry for it. Raises UsageError when the entry has another shape or
         the layout mixes columns."""

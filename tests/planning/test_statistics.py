@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -159,7 +160,60 @@ def test_other_layouts_hold_the_same_codes(model: Path) -> None:
         assert lost[1] < 0.6 * lost[0], (to, lost)
 
 
-def test_sweep_and_plan_count_what_outputs_lose(model: Path) -> None:
+def test_sweep_shows_what_quantize_reports_of_outputs(model: Path) -> None:
+    arguments = ["--group-size", "32,160", "--statistics", "full.safetensors"]
+    ran = run("sweep", model, "--bits", "2,4", *arguments, "--plot", "-o", "page.html")
+    assert ran.code == 0 and "output dB" in ran.out and "dB of outputs" in ran.out, ran
+    assert "output dB" in Path("page.html").read_text()
+    points = json.loads(run("sweep", model, "--bits", "2,4", *arguments, "--json").out)["points"]
+    for point in points:
+        own = quantized("--bits", point["bits"], "--group-size", point["group_size"], *arguments[2:])
+        assert point["output_sqnr_db"] == own["summary"]["output"]["sqnr_db"]
+        assert point["sqnr_db"] == own["summary"]["sqnr_db"]
+    plain = json.loads(run("sweep", model, "--bits", "4", "--json").out)["points"]
+    assert plain[0]["output_sqnr_db"] is None and "output dB" not in run("sweep", model, "--bits", "4").out
+
+
+def test_plan_loses_least_of_outputs_of_all_choices(model: Path) -> None:
+    """All 27 choices of three layers, by what quantize reports of each."""
+    known = ["--statistics", "full.safetensors"]
+    own = {}
+    for bits in (2, 3, 4):
+        for tensor in quantized("--bits", bits, "--group-size", 32, *known)["tensors"]:
+            if tensor["name"] in LAYERS:
+                own[tensor["name"], bits] = tensor["bytes_out"], tensor["output"]["error"], tensor["output"]["sqnr_db"]
+    choices = list(itertools.product((2, 3, 4), repeat=len(LAYERS)))
+
+    def sums(chosen: tuple[int, ...]) -> tuple[float, float]:
+        parts = [own[name, bits] for name, bits in zip(LAYERS, chosen)]
+        return sum(p[0] for p in parts), sum(p[1] for p in parts)
+
+    options = [model, "--bits", "2,3,4", "--group-size", "32", *known, "--no-ties"]
+    for size in (11000, 12000):
+        ran = run("plan", *options, "--target-size", size, "--weighting", "absolute", "--json")
+        assert ran.code == 0, ran
+        found = json.loads(ran.out)
+        bits = {t["name"]: t["bits"] for t in found["tensors"]}
+        nbytes, cost = sums(tuple(bits[name] for name in LAYERS))
+        assert found["cost"] == pytest.approx(cost, rel=1e-9)
+        assert cost == min(sums(c)[1] for c in choices if sums(c)[0] <= nbytes)
+        assert len(set(bits.values())) > 1
+    for least in (12, 16):
+        ran = run("plan", *options, "--min-output-sqnr", least, "-o", "least.yaml", "--json")
+        assert ran.code == 0, ran
+        for tensor in json.loads(ran.out)["tensors"]:
+            enough = [bits for bits in (2, 3, 4) if own[tensor["name"], bits][2] >= least]
+            assert tensor["bits"] == enough[0]
+            assert tensor["output_sqnr_db"] == own[tensor["name"], enough[0]][2]
+        assert run("quantize", model, "--recipe", "least.yaml", "-o", "l", "--force", "-q").code == 0
+        assert run("report", "l", "--min-output-sqnr", least).code == 0
+    line = one_line(run("plan", *options, "--min-output-sqnr", 90), 2)
+    assert "cannot reach the target" in line and "dB" in line
+    line = one_line(run("plan", model, "--min-output-sqnr", 10), 2)
+    assert "give --statistics FILE" in line
+
+
+def test_plan_counts_what_outputs_lose(model: Path) -> None:
     ran = run("plan", model, "--target-bpw", 4, "--statistics", "full.safetensors", "-o", "r.yaml")
     assert ran.code == 0, ran
     assert "second-order" in Path("r.yaml").read_text()
