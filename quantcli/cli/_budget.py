@@ -43,8 +43,17 @@ TARGETS = (
 
 
 WITH_A_TARGET = (
-    *("target_size", "target_bpw", "recipe", "override", "importance", "statistics", "allow_unweighted", "save_recipe"),
-    *("include", "exclude", "no_default_keep", "keep_embeddings", "max_shard_size", "on_nonfinite", "digest"),
+    *("target_size", "target_bpw", "recipe", "override", "importance", "statistics", "allow_unweighted", "memory"),
+    *(
+        "save_recipe",
+        "include",
+        "exclude",
+        "no_default_keep",
+        "keep_embeddings",
+        "max_shard_size",
+        "on_nonfinite",
+        "digest",
+    ),
     *("to", "container"),
 )
 """Options that are allowed with a target; a plan chooses the rest itself."""

@@ -55,6 +55,9 @@ class Request:
     """Whether a rounding was asked for, which statistics then do not change."""
     allow_unweighted: bool = False
     """Whether tensors that the statistics have nothing of are quantized too."""
+    memory: int | None = field(default=None, compare=False)
+    """Bytes that the factor of one layer's second moments may take, as it changes no bytes of the output; None for what
+    the largest takes."""
     inputs: InputScales | None = None
     """The measured scales of inputs."""
     ties: tuple[str, ...] = ()

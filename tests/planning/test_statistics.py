@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,47 @@ def test_wrong_statistics_are_refused_in_one_line(model: Path, key: str, change:
     ran = run("quantize", model, "--statistics", "wrong.safetensors", "-o", "x")
     assert says in one_line(ran, ran.code) and ran.code in (1, 2) and not os.path.exists("x")
     assert sorted(os.listdir()) == ["full.safetensors", "model.safetensors", "vectors.safetensors", "wrong.safetensors"]
+
+
+COMMANDS = [["quantize", "-o", "x"], ["quantize", "--dry-run"], ["plan", "--target-bpw", 4, "-o", "x"], ["sweep"]]
+
+
+@pytest.mark.parametrize("source", ["model.safetensors", "folder"])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(map(str, c)))
+def test_wrong_statistics_are_found_before_a_weight_is_read(
+    model: Path, command: list[Any], source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command, one file and a folder, of the model and of the statistics."""
+    for name in ("folder", "many"):
+        os.mkdir(name)
+    shutil.copy(model, "folder/model.safetensors")
+    before = sorted(os.listdir())
+    known = load_file("full.safetensors")
+    without = {k: v for k, v in known.items() if not k.startswith("conv")}
+    wrong: list[tuple[dict[str, np.ndarray], list[Any], str]] = [
+        (changed("second", np.triu), [], "not symmetric"),
+        (changed("second", _set((0, 5), np.nan)), [], "is not finite"),
+        (changed("second", _set((5, 143), np.nan)), [], "not symmetric"),
+        (changed("second", _set((143, 7), 1e9)), [], "beyond their mean squares"),
+        (changed("count", lambda v: np.array(0)), [], "a count of 0"),
+        (without, [], "conv.weight: the file has no statistics of this layer"),
+        ({**known, "no.second": np.ones(4), "no.count": np.ones(1)}, [], "'no' names no tensor of the model"),
+        ({f"other.{k}": v for k, v in known.items()}, [], "names no tensor of the model"),
+        (known, ["--memory", "100kB"], "need 190464 bytes, more than --memory 100000"),
+    ]
+    for entries, options, says in wrong:
+        for place, path in (("wrong.safetensors", "wrong.safetensors"), ("many", "many/part.safetensors")):
+            write(path, entries)
+            with monkeypatch.context() as patched:
+                patched.setattr("quantcli.passes.tiles.walk", None)  # any pass over weights would fail
+                patched.setattr("quantcli.passes.sweep.walk", None)
+                ran = run(command[0], source, *command[1:], "--statistics", place, *options)
+            assert says in one_line(ran, ran.code) and ran.code in (1, 2), (says, ran)
+            os.remove(path)
+    assert sorted(os.listdir()) == before
+    write("many/part.safetensors", known)
+    ran = run(command[0], source, *command[1:], "--statistics", "many", "--memory", "1MiB", "-q")
+    assert ran.code == 0, ran
 
 
 def test_other_files_are_refused_in_one_line(model: Path) -> None:
