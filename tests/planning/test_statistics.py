@@ -350,7 +350,7 @@ def test_wrong_statistics_are_found_before_a_weight_is_read(
         for place, path in (("wrong.safetensors", "wrong.safetensors"), ("many", "many/part.safetensors")):
             write(path, entries)
             with monkeypatch.context() as patched:
-                patched.setattr("quantcli.passes.tiles.walk", None)  # any pass over weights would fail
+                patched.setattr("quantcli.passes.write.walk", None)  # a pass over weights would fail
                 patched.setattr("quantcli.passes.sweep.walk", None)
                 ran = run(command[0], source, *command[1:], "--statistics", place, *options)
             assert says in one_line(ran, ran.code) and ran.code in (1, 2), (says, ran)
