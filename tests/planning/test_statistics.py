@@ -178,7 +178,7 @@ def test_sweep_shows_what_quantize_reports_of_outputs(model: Path) -> None:
 def test_plan_loses_least_of_outputs_of_all_choices(model: Path) -> None:
     """All 27 choices of three layers, by what quantize reports of each."""
     known = ["--statistics", "full.safetensors"]
-    own = {}
+    own: dict[tuple[str, int], tuple[int, float, float]] = {}
     for bits in (2, 3, 4):
         for tensor in quantized("--bits", bits, "--group-size", 32, *known)["tensors"]:
             if tensor["name"] in LAYERS:
@@ -194,11 +194,11 @@ def test_plan_loses_least_of_outputs_of_all_choices(model: Path) -> None:
         ran = run("plan", *options, "--target-size", size, "--weighting", "absolute", "--json")
         assert ran.code == 0, ran
         found = json.loads(ran.out)
-        bits = {t["name"]: t["bits"] for t in found["tensors"]}
-        nbytes, cost = sums(tuple(bits[name] for name in LAYERS))
+        widths = {t["name"]: t["bits"] for t in found["tensors"]}
+        nbytes, cost = sums(tuple(widths[name] for name in LAYERS))
         assert found["cost"] == pytest.approx(cost, rel=1e-9)
         assert cost == min(sums(c)[1] for c in choices if sums(c)[0] <= nbytes)
-        assert len(set(bits.values())) > 1
+        assert len(set(widths.values())) > 1
     for least in (12, 16):
         ran = run("plan", *options, "--min-output-sqnr", least, "-o", "least.yaml", "--json")
         assert ran.code == 0, ran
