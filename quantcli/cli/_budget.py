@@ -360,7 +360,7 @@ def planned(
 
     chosen, subjects, left_out = _subjects(found, order, budget, console)
     of_outputs = budget.target == "min_output_sqnr"
-    if of_outputs and not any(s.request.importance is not None and s.request.importance.of_outputs for s in subjects):
+    if of_outputs and not any(s.request.statistics is not None and s.request.statistics.of_outputs for s in subjects):
         problem = "only means or second moments of inputs tell what outputs lose"
         raise UsageError(problem, place=["--min-output-sqnr"], hint="give --statistics FILE, or use --min-sqnr")
     target, unit = _target(chosen, budget, subjects)

@@ -324,7 +324,7 @@ def request_of(
         keep_defaults=asked.keep_defaults,
         keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
-        importance=importance,
+        statistics=importance,
         rounding_given=given,
         allow_unweighted=asked.allow_unweighted,
         memory=asked.memory,

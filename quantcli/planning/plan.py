@@ -132,7 +132,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         tensors = [targets.stored_by(tensor, request.to, request) for tensor in tensors]
         tensors = targets.joined(tensors, request)
     tensors = with_scales(tensors, request.inputs, request.to)
-    plan = Plan(tuple(_weighted(tensor, request.importance, request) for tensor in tensors), request)
+    plan = Plan(tuple(_weighted(tensor, request.statistics, request) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan
