@@ -130,6 +130,7 @@ class Asked:
     importance: Path | None = None
     statistics: Path | None = None
     allow_unweighted: bool = False
+    memory: int | None = None
     max_shard_size: int | None = None
     digest: str | None = None
     on_nonfinite: str | None = None
@@ -167,6 +168,7 @@ class Asked:
             importance=_path(self.importance),
             statistics=_path(self.statistics),
             allow_unweighted=self.allow_unweighted,
+            memory=self.memory,
             digest=self.digest,
             on_nonfinite=self.on_nonfinite,
         )
@@ -214,8 +216,8 @@ def quantize_file(
 
     Asked may be, by keyword, recipe: a file or a preset; to: the target, such as `gguf`, which the extension of `dst`
     may tell; container, include, exclude, keep_defaults, keep_embeddings, importance, statistics, allow_unweighted,
-    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, lora (paths), adapter, as_float:
-    as the options of the command, None for what it does without them; and all that makes a `Scheme`.
+    memory and max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, lora (paths), adapter,
+    as_float: as the options of the command, None for what it does without them; and all that makes a `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.

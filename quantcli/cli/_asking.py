@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import _help, _patterns, options
+from quantcli.cli import _gating, _help, _patterns, options
 from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
@@ -179,8 +179,17 @@ statistics = _help.options(
         group="Search",
         help="Quantize layers that --statistics has nothing of, as without it.",
     ),
+    _help.option(
+        "--memory",
+        metavar="SIZE",
+        type=_gating.Limit(),
+        group="Run",
+        help="What the second moments of one layer may take, such as 500MiB, beside 20 MiB for each thread; a layer "
+        "that needs more is refused before any weight is read. The output does not depend on it.",
+        show_default="no limit: 64 MiB for 4,096 inputs, 4 GiB for 32,768",
+    ),
 )
-"""--statistics and --allow-unweighted."""
+"""--statistics, --allow-unweighted and --memory."""
 
 recipe = _help.options(
     _help.option(
@@ -294,6 +303,7 @@ def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str
         importance=asked.get("importance"),
         statistics=asked.get("statistics"),
         allow_unweighted=asked.get("allow_unweighted", False),
+        memory=asked.get("memory"),
         activation_scales=asked.get("activation_scales"),
         digest=asked.get("digest"),
         on_nonfinite=asked.get("on_nonfinite"),

@@ -38,12 +38,22 @@ TARGETS = (
     ("target_bpw", "BITS", "Most bits per weight, everything counted."),
     ("min_sqnr", "DB", "The smallest file of at least this SQNR over all quantized weights."),
     ("max_nmse", "E", "The smallest file of at most this squared error over power."),
+    ("min_output_sqnr", "DB", "The smallest file in which no layer's output has less, as --statistics predict it."),
 )
 
 
 WITH_A_TARGET = (
-    *("target_size", "target_bpw", "recipe", "override", "importance", "statistics", "allow_unweighted", "save_recipe"),
-    *("include", "exclude", "no_default_keep", "keep_embeddings", "max_shard_size", "on_nonfinite", "digest"),
+    *("target_size", "target_bpw", "recipe", "override", "importance", "statistics", "allow_unweighted", "memory"),
+    *(
+        "save_recipe",
+        "include",
+        "exclude",
+        "no_default_keep",
+        "keep_embeddings",
+        "max_shard_size",
+        "on_nonfinite",
+        "digest",
+    ),
     *("to", "container"),
 )
 """Options that are allowed with a target; a plan chooses the rest itself."""
@@ -73,7 +83,8 @@ def of_plan(asked: Mapping[str, Any], order: Order) -> Budget:
     is not just one thing to keep within."""
     targets = [name for name, _, _ in TARGETS if asked.get(name) is not None]
     if len(targets) != 1:
-        raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
+        names = [_asking.option_name(name) for name, _, _ in TARGETS]
+        raise UsageError("one target is needed", hint=f"give {', '.join(names[:-1])} or {names[-1]}")
     if asked["uniform_groups"] and targets[0] not in ("target_size", "target_bpw"):
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     typed = {"bits": asked["bits"], "group_sizes": asked["group_size"]}
@@ -348,6 +359,10 @@ def planned(
     from quantcli.passes import menus
 
     chosen, subjects, left_out = _subjects(found, order, budget, console)
+    of_outputs = budget.target == "min_output_sqnr"
+    if of_outputs and not any(s.request.statistics is not None and s.request.statistics.of_outputs for s in subjects):
+        problem = "only means or second moments of inputs tell what outputs lose"
+        raise UsageError(problem, place=["--min-output-sqnr"], hint="give --statistics FILE, or use --min-sqnr")
     target, unit = _target(chosen, budget, subjects)
     weighting = _weighting(budget, target is None, subjects)
     offer = menus.offer_of(subjects, keep=KEEP in budget.bits, ties=budget.ties, beside=chosen.kept_bytes)
@@ -360,6 +375,8 @@ def planned(
         variants = offer.variants(uniform=budget.uniform)
         if target is not None:
             plan = planning.best_within(variants, target)
+        elif of_outputs:
+            plan = planning.best_of_outputs(variants, float(budget.value))
         else:
             power = sum(u.choices[0].power for u in offer.units)
             cost = power * (10 ** (-budget.value / 10) if budget.target == "min_sqnr" else budget.value)

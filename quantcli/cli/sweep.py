@@ -71,8 +71,9 @@ def command(
 
     Each tile of the weights is read once for all settings. Bytes are those of the file quantize would write, seconds
     are of all threads together. The Pareto front is marked with *: no other setting has a higher SQNR with as few bytes
-    of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
-    as measured. Of a pipeline each setting is that of all its components together.
+    of tensors, the text of the header not counted; with --statistics it is the SQNR that these predict of the outputs
+    of layers. Beside the table stands what a bit is worth: 6.02 dB by the law, and as measured. Of a pipeline each
+    setting is that of all its components together.
     """
     from quantcli.folders import components
     from quantcli.folders.job import kept_tensors

@@ -50,6 +50,16 @@ def triangle_size(cols: int) -> int:
     return sum(min(PANEL, cols - first) * (cols - first) for first in range(0, cols, PANEL))
 
 
+def triangle_bytes(cols: int) -> int:
+    """Bytes of memory that the second moments of so many inputs take while a layer is rounded: a triangle of float64,
+    and a block of rows.
+
+    >>> triangle_bytes(4096)
+    70254592
+    """
+    return 8 * (triangle_size(cols) + PANEL * cols)
+
+
 def panel_of(triangle: Doubles, cols: int, first: int) -> Doubles:
     """The panel that begins with a row: a view (rows, cols - first)."""
     at = first * cols - first * (first - PANEL) // 2

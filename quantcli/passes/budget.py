@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from quantcli.errors import UsageError
+from quantcli.errors import UsageError, printable
 from quantcli.passes.menus import Offer, Unit, kind_of
 from quantcli.planning import recipe_writing
 from quantcli.planning.allocate import Allocation, Option, allocate, smallest
@@ -152,6 +152,38 @@ def reaching(offer: Offer, cost: float) -> Planned:
             low = middle + 1
     planned = _planned(offer, best)
     return replace(planned, uniform=_cheapest(_uniforms(offer), planned.size))
+
+
+def best_of_outputs(variants: Sequence[Offer], least: float) -> Planned:
+    """The smallest plan of several offers with which no layer's output has an SQNR of less than so many dB. Raises
+    UsageError when there is none."""
+    found: list[Planned] = []
+    problem: UsageError | None = None
+    for offer in variants:
+        try:
+            found.append(_least(_reaching_in_outputs(offer, least)))
+        except UsageError as error:
+            problem = error
+    if not found and problem is not None:
+        raise problem
+    return min(found, key=lambda p: (p.size, p.allocation.cost))
+
+
+def _reaching_in_outputs(offer: Offer, least: float) -> Offer:
+    """An offer without the choices with which an output has an SQNR of less than so many dB. Raises UsageError where a
+    layer is left without any."""
+    menus = []
+    for menu in offer.menus:
+        units = []
+        for unit in menu.units:
+            choices = tuple(choice for choice in unit.choices if choice.least_output_db >= least)
+            if not choices:
+                most = max(choice.least_output_db for choice in unit.choices)
+                problem = f"these options cannot reach the target: the output has at most {most:.2f} dB"
+                raise UsageError(problem, place=[printable(unit.tensors[0].info.name)], hint="allow more bits")
+            units.append(replace(unit, choices=choices))
+        menus.append(replace(menu, units=tuple(units)))
+    return replace(offer, menus=tuple(menus))
 
 
 class Uniform(NamedTuple):

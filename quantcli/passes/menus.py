@@ -8,7 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from quantcli.errors import DataError, UsageError
@@ -27,6 +27,7 @@ from quantcli.scheme import AUTO, Scheme
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.fused import FUSED
+from quantcli.tensors.second_order import Output
 
 TIES = (
     *(rf"(.*)\b(?:{'|'.join(modules)})\.weight" for modules in FUSED),
@@ -55,13 +56,22 @@ class Subject:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """A way to store tied tensors: a scheme, None for as they are; bytes of their data; weighted squared error; power,
-    by the importance of columns where it is known; and metrics of each."""
+    by the importance of columns where it is known; metrics of each, and what errors cost in the outputs of layers of
+    whose inputs there are statistics."""
 
     scheme: Scheme | None
     size: int
     cost: float
     power: float
     metrics: Mapping[str, Metrics]
+    outputs: Mapping[str, Output] = field(default_factory=dict)
+
+    @property
+    def least_output_db(self) -> float:
+        """The lowest SQNR of the output of any of them; where there are no statistics that of the weights, which is
+        what inputs that are all alike would give. Infinite where nothing is lost."""
+        found = [self.outputs.get(name, metrics).sqnr_db for name, metrics in self.metrics.items()]
+        return min(math.inf if db is None else db for db in found)
 
     @property
     def sqnr_db(self) -> float:
@@ -213,7 +223,14 @@ class _Way:
         metrics = {name: self.found.metrics[name] for name in names}
         sums = {name: self.found.weighted.get(name, (m.sse, m.power)) for name, m in metrics.items()}
         cost = sum(weight(t, metrics[t.info.name], weighting) * sums[t.info.name][0] for t in members)
-        return Choice(scheme=scheme, size=size, cost=cost, power=sum(p for _, p in sums.values()), metrics=metrics)
+        return Choice(
+            scheme=scheme,
+            size=size,
+            cost=cost,
+            power=sum(p for _, p in sums.values()),
+            metrics=metrics,
+            outputs={name: self.found.outputs[name] for name in names if name in self.found.outputs},
+        )
 
 
 def _unit(

@@ -10,7 +10,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from quantcli.stores import Source
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
-from quantcli.tensors.second_order import Degenerate, SecondOrder, learned
+from quantcli.tensors.second_order import Degenerate, Output, SecondOrder, learned
 from quantcli.tensors.tiles import read_span, read_tile, rotated, span_bytes
 from quantcli.tensors.trials import Trials
 
@@ -44,6 +45,7 @@ class _Try:
     trials: Trials = field(init=False)
     sums: dict[int, tuple[Sums, int]] = field(default_factory=dict)
     weighted: dict[int, tuple[float, float]] = field(default_factory=dict)
+    outputs: dict[int, Output] = field(default_factory=dict)
     seconds: float = 0.0
     misfit: bool = False
     done: bool = False
@@ -65,6 +67,7 @@ class _Run:
         self.table = kernels.load()
         self.metrics: list[dict[str, Metrics]] = [{} for _ in plans]
         self.weighted: list[dict[str, tuple[float, float]]] = [{} for _ in plans]
+        self.outputs: list[dict[str, Output]] = [{} for _ in plans]
         self.seconds = [0.0 for _ in plans]
         self.amended: list[dict[str, Decided]] = [{} for _ in plans]
         self._lock = threading.Lock()
@@ -153,7 +156,7 @@ class _Run:
                 made = one.trials.encode(self.table, tile, span, packed)
                 one.sums[index] = made.sums, span.rows * span.cols
                 if made.output is not None:
-                    one.weighted[index] = made.output.error, made.output.power
+                    one.outputs[index] = made.output
                 elif weighted and packed is not None:
                     one.weighted[index] = one.trials.weighted(self.table, tile, span, made.params, packed)
         except Misfit:
@@ -183,19 +186,25 @@ class _Run:
             if one.weighted:
                 tiles = [one.weighted[i] for i in sorted(one.weighted)]
                 self.weighted[one.setting][name] = sum(e for e, _ in tiles), sum(p for _, p in tiles)
+            if one.outputs:
+                whole = reduce(add, (one.outputs[i] for i in sorted(one.outputs)))
+                self.outputs[one.setting][name] = whole
+                self.weighted[one.setting][name] = whole.error, whole.power
             with self._lock:
                 self.seconds[one.setting] += one.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A plan as it would turn out, the metrics of its quantized tensors, the time that took all threads, and squared
-    error and power of tensors whose columns have importances, by these."""
+    """A plan as it would turn out, the metrics of its quantized tensors, the time that took all threads, squared error
+    and power of tensors whose columns have importances, by these, and what errors cost in the outputs of layers of
+    whose inputs there are statistics."""
 
     plan: Plan
     metrics: dict[str, Metrics]
     seconds: float
     weighted: dict[str, tuple[float, float]]
+    outputs: dict[str, Output]
 
 
 def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Progress | None = None) -> list[Measured]:
@@ -212,5 +221,7 @@ def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Pr
         found = run.metrics[i]
         order = [t.info.name for t in plan.tensors if t.info.name in found]  # in which they are added up later
         metrics_of = {name: replace(found[name], power=power[name]) for name in order}
-        measured.append(Measured(plan.amended(run.amended[i]), metrics_of, run.seconds[i], run.weighted[i]))
+        amended = plan.amended(run.amended[i])
+        outputs = {name: run.outputs[i][name] for name in order if name in run.outputs[i]}
+        measured.append(Measured(amended, metrics_of, run.seconds[i], run.weighted[i], outputs))
     return measured

@@ -1,7 +1,7 @@
 """Statistics of layer inputs in safetensors: means, second moments and counts by the name of a weight or module.
 
 The file's format is told in docs/statistics.md. Vectors are read and checked at once, matrices by rows when a tensor
-is quantized: of those only the diagonal is looked at before.
+is quantized: of those the diagonal and a few rows and columns are looked at before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors import SafetensorsFile
-from quantcli.tensors.decided import SLACK, TINY
+from quantcli.tensors.decided import SLACK, TINY, beyond_squares, not_symmetric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +31,9 @@ KEY, VERSION = "quantcli_statistics", "1"
 """The key of a safetensors file's metadata that says it holds statistics, and the version of their format."""
 
 MEAN, SECOND, COUNT = "mean", "second", "count"
+
+SAMPLED = 16
+"""Rows of a matrix that are looked at before anything is quantized."""
 
 MOST_COLUMNS = 1 << 15
 """Inputs of a layer whose matrix is used at most: as a triangle of float64 it takes 4 GiB."""
@@ -73,10 +76,40 @@ class Matrix:
 
     def diagonal(self) -> Array:
         """The mean square of every stored input."""
+        return self._every(0, self.info.shape[0] + 1)
+
+    def column(self, number: int) -> Array:
+        """A column as it is stored."""
+        return self._every(number, self.info.shape[0])
+
+    def _every(self, start: int, stride: int) -> Array:
+        """As many numbers as there are inputs, so many apart."""
         size = DTYPES[self.info.dtype].bits // 8
         raw = np.empty((self.info.shape[0], size), np.uint8)
-        self.source.read_runs(self.info.name, 0, (self.info.shape[0] + 1) * size, raw)
+        self.source.read_runs(self.info.name, start * size, stride * size, raw)
         return floats(raw.reshape(-1), self.info.dtype)
+
+    def check(self, diagonal: Array) -> None:
+        """Look at the first and last row and column and at some rows between. Raises DataError for numbers that are
+        not finite, beyond the mean squares in `diagonal`, or not the same in rows and columns. Where a tensor is
+        quantized by it, all of it is looked at."""
+        cols = len(diagonal)
+        if not diagonal.any():
+            return
+        picked = sorted({*range(0, cols, -(-cols // SAMPLED)), cols - 1})
+        scale = 1 / np.sqrt(diagonal + TINY * diagonal.mean())
+        found = np.concatenate([self.stored(row, row + 1) for row in picked])
+        share = found * scale * scale[picked, None]
+        beyond = np.abs(share) > 1 + SLACK
+        if beyond.any():
+            i, j = (int(v[0]) for v in np.nonzero(beyond))
+            raise beyond_squares(float(found[i, j]), picked[i], j, self.place)
+        off = np.abs(share[:, picked] - share[:, picked].T) > SLACK
+        if off.any():
+            raise not_symmetric(picked[int(off.any(axis=1).argmax())], self.place)
+        for row, own in ((0, share[0]), (cols - 1, share[-1])):
+            if not (np.abs(self.column(row) * scale * scale[row] - own) <= SLACK).all():  # NaN is not either
+                raise not_symmetric(row, self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +198,8 @@ def _entry(source: SafetensorsFile, name: str, parts: dict[str, TensorInfo]) -> 
     matrix = Matrix(source, second) if square else None
     values = matrix.diagonal() if matrix is not None else _numbers(source, second, 0, second.shape)
     _check(values, mean, [source.path, printable(second.name)])
+    if matrix is not None:
+        matrix.check(values)
     return Entry(values, mean, matrix, count)
 
 

@@ -50,7 +50,8 @@ class Order:
     """A request that is independent of the model: schemes, rules and ties of a recipe, which tensors, what is written.
 
     to: a target, `native`, or None to leave it to the source. max_shard_size: bytes. importance: the path of a file,
-    None for the one the recipe names. digest, on_nonfinite: one of `recipe.SETTINGS`.
+    None for the one the recipe names. memory: bytes that what is factored of one
+    layer may take. digest, on_nonfinite: one of `recipe.SETTINGS`.
     """
 
     recipe: Recipe
@@ -64,6 +65,7 @@ class Order:
     importance: str | None = None
     statistics: str | None = None
     allow_unweighted: bool = False
+    memory: int | None = None
     activation_scales: str | None = None
     digest: str = SETTINGS["digest"][0]
     on_nonfinite: str = SETTINGS["on_nonfinite"][0]
@@ -96,6 +98,7 @@ def made(
     importance: str | None = None,
     statistics: str | None = None,
     allow_unweighted: bool = False,
+    memory: float | None = None,
     activation_scales: str | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
@@ -122,6 +125,7 @@ def made(
         importance=importance,
         statistics=statistics,
         allow_unweighted=allow_unweighted or said.get("allow_unweighted", False),
+        memory=None if memory is None else int(memory),
         activation_scales=activation_scales,
         digest=digest or said.get("digest") or SETTINGS["digest"][0],
         on_nonfinite=on_nonfinite or said.get("on_nonfinite") or SETTINGS["on_nonfinite"][0],
@@ -320,9 +324,10 @@ def request_of(
         keep_defaults=asked.keep_defaults,
         keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
-        importance=importance,
+        statistics=importance,
         rounding_given=given,
         allow_unweighted=asked.allow_unweighted,
+        memory=asked.memory,
         inputs=inputs.load(asked.activation_scales) if asked.activation_scales is not None else None,
         to=to,
         architecture=_architecture(source) if to is not None else None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from quantcli.asking import plainly_rounded, second_order, weighs
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, UsageError, printable
+from quantcli.kernels.feedback import triangle_bytes
 from quantcli.layouts.native import parts as native
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning import targets
@@ -18,7 +19,7 @@ from quantcli.planning.reasons import ALL, NAMED, TABLES, VECTORS, which
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.statistics import HELP, NO_MOMENTS, InputStatistics
 from quantcli.stores import signals
-from quantcli.tensors.decided import Decided, Kept, Quantized
+from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 
 UNWEIGHTED = "no importance given"
@@ -54,6 +55,7 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
     if tensor.scheme.rotation:
         raise UsageError("its columns are rotated, which importances are not", place=place, hint="leave it out")
     if columns.correlated and (tensor.scheme.second_order or not request.rounding_given):
+        _check_memory(columns, request.memory, place)
         return replace(tensor, scheme=second_order(tensor.scheme), importance=columns)
     if tensor.scheme.second_order:
         raise UsageError(NO_MOMENTS, place=place, hint=HELP)
@@ -64,6 +66,15 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
         problem = f"{tensor.scheme.calibration} does not weigh errors"
         raise UsageError(problem, place=place, hint="use --calibration mse")
     return replace(tensor, importance=columns)
+
+
+def _check_memory(columns: Columns, limit: int | None, place: Sequence[str]) -> None:
+    """Raise UsageError where the second moments of a layer need more memory than they may take."""
+    needed = triangle_bytes(len(columns.values))
+    if limit is not None and columns.matrix is not None and needed > limit:
+        problem = f"the second moments of {len(columns.values)} inputs need {needed} bytes, more than --memory {limit}"
+        hint = "give more, leave the layer out with --exclude, or collect means and mean squares alone"
+        raise UsageError(problem, place=place, hint=hint)
 
 
 def _check_unweighted(tensor: Quantized, statistics: InputStatistics, request: Request) -> None:
@@ -121,7 +132,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         tensors = [targets.stored_by(tensor, request.to, request) for tensor in tensors]
         tensors = targets.joined(tensors, request)
     tensors = with_scales(tensors, request.inputs, request.to)
-    plan = Plan(tuple(_weighted(tensor, request.importance, request) for tensor in tensors), request)
+    plan = Plan(tuple(_weighted(tensor, request.statistics, request) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan

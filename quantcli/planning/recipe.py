@@ -288,7 +288,7 @@ def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
         said["ties"] = _ties(values.get("ties", []))
         for name in (IMPORTANCE, STATISTICS):
             if name in values:
-                said["importance"] = InputStatistics("", {}, str(values[name]), key=name)
+                said["statistics"] = InputStatistics("", {}, str(values[name]), key=name)
         return Request(scheme=numbered(values["default"]), rules=tuple(rules), **said)
     except (QuantcliError, TypeError, ValueError, KeyError, AttributeError):
         raise DataError("the recipe in its header is damaged") from None

@@ -53,7 +53,7 @@ def resolved(
         keep_defaults=True,
         from_recipe=frozenset(),
     )
-    for tensor in make(infos, replace(found, importance=None)).tensors:
+    for tensor in make(infos, replace(found, statistics=None)).tensors:
         scheme = wanted.get(tensor.info.name)
         if scheme != tensor.scheme or (named and scheme is not None):
             others[scheme].append(tensor.info.name)
@@ -90,8 +90,8 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
         preset = {"preset": rule.preset} if rule.preset else {}
         lines.append(f"  - {text({'match': rule.pattern, **fields, **optional, **reason, **preset})}")
     importance: dict[str, Any] | None = None
-    if request.importance is not None:
-        path, digest = request.importance.path, request.importance.digest
+    if request.statistics is not None:
+        path, digest = request.statistics.path, request.statistics.digest
         if path and not os.path.isabs(path):
             path = os.path.relpath(path, folder or ".")
         importance = {**({"file": path} if path else {}), "xxh3": digest}

@@ -49,12 +49,15 @@ class Request:
     """Whether embeddings and output heads are kept; None to do as the target's own tools."""
     max_shard_size: int | None = None
     """The most bytes a file of a checkpoint folder may have; None for as many files as there were."""
-    importance: InputStatistics | None = None
+    statistics: InputStatistics | None = None
     """What is known of the inputs of layers: how much the error of each column counts."""
     rounding_given: bool = field(default=False, compare=False)
     """Whether a rounding was asked for, which statistics then do not change."""
     allow_unweighted: bool = False
     """Whether tensors that the statistics have nothing of are quantized too."""
+    memory: int | None = field(default=None, compare=False)
+    """Bytes that the factor of one layer's second moments may take, as it changes no bytes of the output; None for what
+    the largest takes."""
     inputs: InputScales | None = None
     """The measured scales of inputs."""
     ties: tuple[str, ...] = ()
@@ -96,7 +99,7 @@ class Request:
             more = [bool(rule.reason is not None), rule.optional, bool(rule.preset)]
             count = max((n for n, said in enumerate(more, 3) if said), default=2)
             rules.append([*entry, rule.preset][:count])
-        importance = self.importance.digest if self.importance is not None else None
+        importance = self.statistics.digest if self.statistics is not None else None
         return {"default": default, **({"rules": rules} if rules else {}), **self.others(importance)}
 
     def others(self, importance: Any) -> dict[str, Any]:
@@ -106,7 +109,7 @@ class Request:
             "include": list(self.include),
             "exclude": list(self.exclude),
             "ties": list(self.ties),
-            "importance" if self.importance is None else self.importance.key: importance,
+            "importance" if self.statistics is None else self.statistics.key: importance,
             "allow_unweighted": self.allow_unweighted,
             "keep_defaults": self.keep_defaults,
             "keep_embeddings": self.keep_embeddings,

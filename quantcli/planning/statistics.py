@@ -44,6 +44,9 @@ _EXPERT = re.compile(r"(.+)\.(?:experts(?:\.\d+)?|switch_mlp)\.(gate|up|down)_pr
 """Experts one by one, or all of a kind in one tensor, also under mlx-lm's name."""
 
 
+_GPT2 = re.compile(r"(?:.*\.)?h\.\d+\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+"""Matrices of GPT-2's blocks."""
+
 MOST = 1 << 28
 """Bytes of importances that are read at most: those of a model of a trillion weights have some 50 MB."""
 
@@ -60,6 +63,11 @@ class InputStatistics:
     strict: bool = False
     key: str = IMPORTANCE
     inputs_first: frozenset[str] = frozenset()
+
+    @property
+    def of_outputs(self) -> bool:
+        """Whether they tell what errors cost in the output of a layer."""
+        return self.key == STATISTICS
 
     def of(self, info: TensorInfo, plan: Grouping) -> Columns | None:
         """That of a tensor; None when there is no entry for it. Raises UsageError when the entry has another shape or
@@ -148,15 +156,28 @@ def stacked_name(name: str) -> tuple[str, None] | None:
 
 def inputs_first(source: Source) -> frozenset[str]:
     """Matrices of a source whose columns are the layer's outputs: right-hand ones of products in an ONNX graph, and
-    those of modules of the class Conv1D, which GPT-2 has."""
+    those of modules of the class Conv1D, which GPT-2 has: told by config.json, or without one by names and shapes."""
     infos = source.infos()
     again = named("onnx").again(source)
     if again is not None and again.matrices is not None:
         return frozenset(name for name, outputs_first in again.matrices(infos).items() if not outputs_first)
     model = stated(source.beside)
     if model is None:
-        return frozenset()
+        return _of_gpt2(infos)
     return frozenset(i.name for i in infos if len(i.shape) == 2 and model.holder(module_of(i.name)) == "Conv1D")
+
+
+def _of_gpt2(infos: Sequence[TensorInfo]) -> frozenset[str]:
+    """The matrices of GPT-2 where they are stored (in, out): with q, k and v side by side in c_attn, its shape is (C,
+    3 C). nanoGPT has the same names for (out, in).
+
+    >>> shapes = {"h.0.attn.c_attn.weight": (4, 12), "h.0.mlp.c_proj.weight": (16, 4), "wte.weight": (9, 4)}
+    >>> sorted(_of_gpt2([TensorInfo(name, "F32", shape) for name, shape in shapes.items()]))
+    ['h.0.attn.c_attn.weight', 'h.0.mlp.c_proj.weight']
+    """
+    found = {info.name: info.shape for info in infos if len(info.shape) == 2 and _GPT2.fullmatch(info.name)}
+    joined = [shape for name, shape in found.items() if name.endswith(".c_attn.weight")]
+    return frozenset(found) if joined and all(3 * rows == cols for rows, cols in joined) else frozenset()
 
 
 def _digest(values: Array, mean: Array | None, entry: Entry) -> str:

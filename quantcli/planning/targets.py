@@ -137,7 +137,7 @@ def mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:
     export = named(request.to) if request.to is not None and not request.container else None
     if export is None or export.mix is None:
         return list(tensors)
-    model, weighted = request.architecture or UNNAMED, request.importance is not None
+    model, weighted = request.architecture or UNNAMED, request.statistics is not None
     schemes = export.mix([t.info for t in tensors], request.scheme, model, weighted)
     found = list[Decided]()
     for tensor in tensors:

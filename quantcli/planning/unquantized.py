@@ -191,7 +191,7 @@ def _together(groups: Sequence[Group]) -> str:
 def _way(group: Group, request: Request, others: Sequence[str]) -> str:
     """The options with which a group would be quantized, found by planning it again; empty where there are none.
     others: names of tensors that are quantized, which no suggested rule may change."""
-    alone = replace(request, include=(), exclude=(), ties=(), importance=None)
+    alone = replace(request, include=(), exclude=(), ties=(), statistics=None)
     alone = replace(alone, rules=tuple(replace(rule, optional=True) for rule in request.rules))
     named_alone = bool(_PLAIN.fullmatch(group.pattern)) and not any(map(compiled(group.pattern, OVERRIDE), others))
     ways = _others(group, alone, named_alone=named_alone)

@@ -25,7 +25,8 @@ OFFERS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedTensor:
-    """One tensor. scheme, bits: None where it is kept. tied: the others that have the same scheme as it by rule."""
+    """One tensor. scheme, bits: None where it is kept. tied: the others that have the same scheme as it by rule.
+    output_sqnr_db: of the output of its layer, as statistics predict it; None without, and where nothing is lost."""
 
     name: str
     scheme: str | None
@@ -34,6 +35,7 @@ class PlannedTensor:
     tied: list[str]
     shape: list[int] = field(metadata=PEOPLE_ONLY)
     exact: bool = field(metadata=PEOPLE_ONLY)
+    output_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +104,13 @@ class PlanReport:
                 yield Line(text)
 
     def _table(self, units: list[PlannedUnit]) -> t.Table:
+        of_outputs = any(tensor.output_sqnr_db is not None for unit in units for tensor in unit.tensors)
         table = t.Table(
             [
                 t.Column("tensor"),
                 t.Column("shape", from_width=70),
                 t.Column("scheme"),
+                *([t.Column("output dB", right=True)] if of_outputs else []),
                 t.Column("SQNR dB", right=True),
                 t.Column("share of cost", right=True, from_width=90),
                 t.Column("tied", right=True, from_width=100),
@@ -118,6 +122,7 @@ class PlanReport:
                     tensor.name,
                     t.shape(tensor.shape),
                     tensor.scheme or "kept",
+                    *([t.decibels(tensor.output_sqnr_db, tensor.exact)] if of_outputs else []),
                     t.decibels(tensor.sqnr_db, tensor.exact),
                     f"{100 * unit.cost / self.cost:.1f} %" if self.cost > 0 else "-",
                     str(len(unit.tensors)) if len(unit.tensors) > 1 else "",
@@ -176,6 +181,7 @@ def _unit(unit: Unit, choice: Choice, explain: bool) -> PlannedUnit:
             tied=[within(unit.model, other.info.name) for other in unit.tensors if other is not tensor],
             shape=list(tensor.info.shape),
             exact=choice.metrics[tensor.info.name].exact,
+            output_sqnr_db=choice.outputs[tensor.info.name].sqnr_db if tensor.info.name in choice.outputs else None,
         )
         for tensor in unit.tensors
     ]

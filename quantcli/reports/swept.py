@@ -6,6 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 class Point:
     """One setting. bytes_out: of the file, exact; bytes_data: of its tensors, without the header. sqnr_db, mse: over
     all quantized weights; sqnr_db is None where all are exact. worst_tensor, worst_sqnr_db: the lowest. seconds: of
-    all threads together, without reading. pareto: whether no setting with as few bytes of data is better, and none
-    that is as good has fewer."""
+    all threads together, without reading. output_sqnr_db: predicted, of the outputs of all layers that there are
+    statistics of; None without any. pareto: whether no setting with as few bytes of data is better, and none that is
+    as good has fewer."""
 
     scheme: str
     bits: int
@@ -47,6 +50,12 @@ class Point:
     worst_sqnr_db: float | None
     seconds: float
     pareto: bool = False
+    output_sqnr_db: float | None = None
+
+    @property
+    def quality_db(self) -> float | None:
+        """What settings are compared by: of the outputs of layers where statistics tell that, else of the weights."""
+        return self.sqnr_db if self.output_sqnr_db is None else self.output_sqnr_db
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +81,16 @@ class SweepReport:
     seconds: float
     plot: bool = field(metadata=PEOPLE_ONLY)
 
+    @property
+    def of_outputs(self) -> bool:
+        """Whether settings are compared by what the outputs of layers lose."""
+        return any(p.output_sqnr_db is not None for p in self.points)
+
+    @property
+    def axis(self) -> str:
+        """What settings are compared by, for the axis of a chart."""
+        return "dB of outputs" if self.of_outputs else "dB"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first."""
         return document("sweep", self)
@@ -96,16 +115,20 @@ class SweepReport:
             yield Line(f"{s.db_per_bit:.2f} dB from {s.low_bits} to {s.high_bits} bits, {s.series}")
         if self.plot:
             marks = [
-                (p.bits_per_weight, p.sqnr_db, "*" if p.pareto else "o") for p in self.points if p.sqnr_db is not None
+                (p.bits_per_weight, p.quality_db, "*" if p.pareto else "o")
+                for p in self.points
+                if p.quality_db is not None
             ]
             yield Line()
-            yield Plot(marks=marks, across="bits per weight", up="dB")
+            yield Plot(marks=marks, across="bits per weight", up=self.axis)
 
     def _table(self) -> t.Table:
+        outputs = [t.Column("output dB", right=True)] if self.of_outputs else []
         table = t.Table(
             [
                 t.Column("scheme"),
                 t.Column("calibration"),
+                *outputs,
                 t.Column("SQNR dB", right=True),
                 t.Column("bits/w", right=True),
                 t.Column("bytes", right=True),
@@ -119,6 +142,7 @@ class SweepReport:
             table.add(
                 p.scheme,
                 p.calibration,
+                *([t.decibels(p.output_sqnr_db, p.sqnr_db is None)] if outputs else []),
                 t.decibels(p.sqnr_db, p.sqnr_db is None),
                 f"{p.bits_per_weight:.3f}",
                 t.size(p.bytes_out),
@@ -167,6 +191,7 @@ def report_of(
 def _point(scheme: Scheme, models: Mapping[str, Measured], size: int, parameters: int, beside: int) -> Point:
     found = {within(name, tensor): m for name, one in models.items() for tensor, m in one.metrics.items()}
     whole = sum(found.values(), NOTHING)
+    outputs = [output for one in models.values() for output in one.outputs.values()]
     worst = min(found, key=lambda name: (math.inf if found[name].sqnr_db is None else found[name].sqnr_db, name))
     return Point(
         scheme=scheme.name,
@@ -185,11 +210,12 @@ def _point(scheme: Scheme, models: Mapping[str, Measured], size: int, parameters
         worst_tensor=worst,
         worst_sqnr_db=found[worst].sqnr_db,
         seconds=sum(one.seconds for one in models.values()),
+        output_sqnr_db=reduce(add, outputs).sqnr_db if outputs else None,
     )
 
 
 def _quality(point: Point) -> float:
-    return math.inf if point.sqnr_db is None else point.sqnr_db
+    return math.inf if point.quality_db is None else point.quality_db
 
 
 def _with_front(points: list[Point]) -> list[Point]:
@@ -214,7 +240,7 @@ def _slopes(points: list[Point]) -> list[Slope]:
     """The slope of every series of two bit widths or more."""
     series: dict[str, list[Point]] = defaultdict(list)
     for p in points:
-        if p.sqnr_db is not None and p.bits >= 2 and p.format == "int":
+        if p.quality_db is not None and p.bits >= 2 and p.format == "int":
             where = f"groups of {p.group_size}" if p.group_size else f"per {p.granularity}"
             kind = "" if p.symmetric else ", zero points"
             series[f"{p.calibration}, {where}{kind}"].append(p)
@@ -222,7 +248,7 @@ def _slopes(points: list[Point]) -> list[Slope]:
     for name, members in series.items():
         bits = np.array([p.bits for p in members], float)
         if len(set(bits)) > 1:
-            x, y = bits - bits.mean(), np.array([p.sqnr_db for p in members])
+            x, y = bits - bits.mean(), np.array([p.quality_db for p in members])
             slope = float((x * (y - y.mean())).sum() / (x * x).sum())
             found.append(Slope(series=name, low_bits=int(bits.min()), high_bits=int(bits.max()), db_per_bit=slope))
     return found

@@ -3,11 +3,13 @@ other; `scheme` tells them apart."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
+from quantcli.errors import DataError
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping
@@ -22,6 +24,17 @@ divided and rounded again."""
 
 TINY = 1e-9
 """What is nothing, relative to the mean square of the inputs: a number this small comes of rounding."""
+
+
+def beyond_squares(moment: float, row: int, column: int, place: Sequence[str]) -> DataError:
+    """The error about a moment that no inputs with such mean squares have."""
+    problem = f"the moment {moment:g} of inputs {row} and {column} is beyond their mean squares"
+    return DataError(problem, place=place, hint="they are means of x x^T, not divided by deviations")
+
+
+def not_symmetric(row: int, place: Sequence[str]) -> DataError:
+    """The error about a matrix with a row that is not its column."""
+    return DataError(f"the second moments are not symmetric: row {row} is not its column", place=place)
 
 
 class SecondMoments(Protocol):

@@ -20,7 +20,7 @@ from quantcli.errors import DataError
 from quantcli.kernels import BlockScales, QuantParams, row_bytes
 from quantcli.kernels.feedback import PANEL, Done, Feedback, panel_of, triangle_size
 from quantcli.metrics import decibels
-from quantcli.tensors.decided import SLACK, TINY
+from quantcli.tensors.decided import SLACK, TINY, beyond_squares, not_symmetric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,8 +32,8 @@ LEAST_DAMPING, FEW_SAMPLES = 0.01, 0.04
 """What is added to the mean square of every input, relative to the average one: with many samples, and how much more
 with only as many as there are inputs."""
 
-READ = 1 << 21
-"""Numbers of a matrix that are read at a time."""
+READ = 1 << 19
+"""Numbers of a matrix that a thread reads at a time: with what is computed of them 16 MiB; 2^21 took 58 MiB."""
 
 Rounds = Generator[Sequence[Callable[[], Any]], "list[Any]", Any]
 """Rounds of tasks that several threads may share, as passes have them."""
@@ -228,8 +228,7 @@ class _Reading:
         beyond = np.abs(share) > 1 + SLACK
         if beyond.any():
             i, j = (int(v[0]) for v in np.nonzero(beyond))
-            problem = f"the moment {found[i, j]:g} of inputs {first + i} and {j} is beyond their mean squares"
-            raise DataError(problem, place=self.matrix.place, hint="they are means of x x^T, not divided by deviations")
+            raise beyond_squares(float(found[i, j]), first + i, j, self.matrix.place)
         turned = found[:, self.order]
         for row, at in zip(turned, self.place[first:last].tolist()):
             top = at // PANEL * PANEL
@@ -243,8 +242,7 @@ class _Reading:
         columns = np.sum([part for _, part in sums], axis=0)
         off = np.abs(rows - columns)
         if (off > SLACK * math.sqrt(len(rows))).any():
-            problem = f"the second moments are not symmetric: row {int(off.argmax())} is not its column"
-            raise DataError(problem, place=self.matrix.place)
+            raise not_symmetric(int(off.argmax()), self.matrix.place)
 
 
 def _signs(count: int) -> Doubles:

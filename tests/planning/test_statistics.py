@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +161,60 @@ def test_other_layouts_hold_the_same_codes(model: Path) -> None:
         assert lost[1] < 0.6 * lost[0], (to, lost)
 
 
-def test_sweep_and_plan_count_what_outputs_lose(model: Path) -> None:
+def test_sweep_shows_what_quantize_reports_of_outputs(model: Path) -> None:
+    arguments = ["--group-size", "32,160", "--statistics", "full.safetensors"]
+    ran = run("sweep", model, "--bits", "2,4", *arguments, "--plot", "-o", "page.html")
+    assert ran.code == 0 and "output dB" in ran.out and "dB of outputs" in ran.out, ran
+    assert "output dB" in Path("page.html").read_text()
+    points = json.loads(run("sweep", model, "--bits", "2,4", *arguments, "--json").out)["points"]
+    for point in points:
+        own = quantized("--bits", point["bits"], "--group-size", point["group_size"], *arguments[2:])
+        assert point["output_sqnr_db"] == own["summary"]["output"]["sqnr_db"]
+        assert point["sqnr_db"] == own["summary"]["sqnr_db"]
+    plain = json.loads(run("sweep", model, "--bits", "4", "--json").out)["points"]
+    assert plain[0]["output_sqnr_db"] is None and "output dB" not in run("sweep", model, "--bits", "4").out
+
+
+def test_plan_loses_least_of_outputs_of_all_choices(model: Path) -> None:
+    """All 27 choices of three layers, by what quantize reports of each."""
+    known = ["--statistics", "full.safetensors"]
+    own: dict[tuple[str, int], tuple[int, float, float]] = {}
+    for bits in (2, 3, 4):
+        for tensor in quantized("--bits", bits, "--group-size", 32, *known)["tensors"]:
+            if tensor["name"] in LAYERS:
+                own[tensor["name"], bits] = tensor["bytes_out"], tensor["output"]["error"], tensor["output"]["sqnr_db"]
+    choices = list(itertools.product((2, 3, 4), repeat=len(LAYERS)))
+
+    def sums(chosen: tuple[int, ...]) -> tuple[float, float]:
+        parts = [own[name, bits] for name, bits in zip(LAYERS, chosen)]
+        return sum(p[0] for p in parts), sum(p[1] for p in parts)
+
+    options = [model, "--bits", "2,3,4", "--group-size", "32", *known, "--no-ties"]
+    for size in (11000, 12000):
+        ran = run("plan", *options, "--target-size", size, "--weighting", "absolute", "--json")
+        assert ran.code == 0, ran
+        found = json.loads(ran.out)
+        widths = {t["name"]: t["bits"] for t in found["tensors"]}
+        nbytes, cost = sums(tuple(widths[name] for name in LAYERS))
+        assert found["cost"] == pytest.approx(cost, rel=1e-9)
+        assert cost == min(sums(c)[1] for c in choices if sums(c)[0] <= nbytes)
+        assert len(set(widths.values())) > 1
+    for least in (12, 16):
+        ran = run("plan", *options, "--min-output-sqnr", least, "-o", "least.yaml", "--json")
+        assert ran.code == 0, ran
+        for tensor in json.loads(ran.out)["tensors"]:
+            enough = [bits for bits in (2, 3, 4) if own[tensor["name"], bits][2] >= least]
+            assert tensor["bits"] == enough[0]
+            assert tensor["output_sqnr_db"] == own[tensor["name"], enough[0]][2]
+        assert run("quantize", model, "--recipe", "least.yaml", "-o", "l", "--force", "-q").code == 0
+        assert run("report", "l", "--min-output-sqnr", least).code == 0
+    line = one_line(run("plan", *options, "--min-output-sqnr", 90), 2)
+    assert "cannot reach the target" in line and "dB" in line
+    line = one_line(run("plan", model, "--min-output-sqnr", 10), 2)
+    assert "give --statistics FILE" in line
+
+
+def test_plan_counts_what_outputs_lose(model: Path) -> None:
     ran = run("plan", model, "--target-bpw", 4, "--statistics", "full.safetensors", "-o", "r.yaml")
     assert ran.code == 0, ran
     assert "second-order" in Path("r.yaml").read_text()
@@ -263,6 +318,47 @@ def test_wrong_statistics_are_refused_in_one_line(model: Path, key: str, change:
     ran = run("quantize", model, "--statistics", "wrong.safetensors", "-o", "x")
     assert says in one_line(ran, ran.code) and ran.code in (1, 2) and not os.path.exists("x")
     assert sorted(os.listdir()) == ["full.safetensors", "model.safetensors", "vectors.safetensors", "wrong.safetensors"]
+
+
+COMMANDS = [["quantize", "-o", "x"], ["quantize", "--dry-run"], ["plan", "--target-bpw", 4, "-o", "x"], ["sweep"]]
+
+
+@pytest.mark.parametrize("source", ["model.safetensors", "folder"])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(map(str, c)))
+def test_wrong_statistics_are_found_before_a_weight_is_read(
+    model: Path, command: list[Any], source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command, one file and a folder, of the model and of the statistics."""
+    for name in ("folder", "many"):
+        os.mkdir(name)
+    shutil.copy(model, "folder/model.safetensors")
+    before = sorted(os.listdir())
+    known = load_file("full.safetensors")
+    without = {k: v for k, v in known.items() if not k.startswith("conv")}
+    wrong: list[tuple[dict[str, np.ndarray], list[Any], str]] = [
+        (changed("second", np.triu), [], "not symmetric"),
+        (changed("second", _set((0, 5), np.nan)), [], "is not finite"),
+        (changed("second", _set((5, 143), np.nan)), [], "not symmetric"),
+        (changed("second", _set((143, 7), 1e9)), [], "beyond their mean squares"),
+        (changed("count", lambda v: np.array(0)), [], "a count of 0"),
+        (without, [], "conv.weight: the file has no statistics of this layer"),
+        ({**known, "no.second": np.ones(4), "no.count": np.ones(1)}, [], "'no' names no tensor of the model"),
+        ({f"other.{k}": v for k, v in known.items()}, [], "names no tensor of the model"),
+        (known, ["--memory", "100kB"], "need 190464 bytes, more than --memory 100000"),
+    ]
+    for entries, options, says in wrong:
+        for place, path in (("wrong.safetensors", "wrong.safetensors"), ("many", "many/part.safetensors")):
+            write(path, entries)
+            with monkeypatch.context() as patched:
+                patched.setattr("quantcli.passes.write.walk", None)  # a pass over weights would fail
+                patched.setattr("quantcli.passes.sweep.walk", None)
+                ran = run(command[0], source, *command[1:], "--statistics", place, *options)
+            assert says in one_line(ran, ran.code) and ran.code in (1, 2), (says, ran)
+            os.remove(path)
+    assert sorted(os.listdir()) == before
+    write("many/part.safetensors", known)
+    ran = run(command[0], source, *command[1:], "--statistics", "many", "--memory", "1MiB", "-q")
+    assert ran.code == 0, ran
 
 
 def test_other_files_are_refused_in_one_line(model: Path) -> None:

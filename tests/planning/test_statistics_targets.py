@@ -134,6 +134,22 @@ def test_square_weights_of_gpt2_that_are_stored_in_out_are_refused(option: str, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--importance", "--statistics"])
+def test_gpt2_without_a_config_is_told_by_names_and_shapes(option: str, tmp_path: Path) -> None:
+    """Weights as transformers stores them are refused; nanoGPT's, of the same names, are (out, in)."""
+    for shape in ((64, 192), (192, 64)):
+        names = {"transformer.h.0.attn.c_attn.weight": shape, "transformer.h.0.attn.c_proj.weight": (64, 64)}
+        source = save(tmp_path / "m.safetensors", {n: gaussian(*s, seed=i) for i, (n, s) in enumerate(names.items())})
+        statistics(tmp_path / "s.safetensors", {"transformer.h.0.attn.c_proj": 64})
+        more = ["--include", "*c_proj*", "-o", tmp_path / "out"]
+        ran = run("quantize", source, option, tmp_path / "s.safetensors", *more)
+        assert (tmp_path / "out").exists() == (shape == (192, 64))
+        if shape == (64, 192):
+            assert "c_proj.weight is stored (in, out)" in one_line(ran, 2)
+        else:
+            assert ran.code == 0, ran
+
+
 def test_square_weights_of_products_in_onnx_are_read_transposed_or_refused(tmp_path: Path) -> None:
     weights = gaussian(64, 64, seed=1)
     source = written(tmp_path / "m.onnx", node("MatMul", ["x", "w"]), f32("w", weights))

@@ -30,12 +30,13 @@ def render(found: SweepReport, stream: TextIO, display: Display) -> None:
 
 def _chart(found: SweepReport) -> str:
     xs = [p.bits_per_weight for p in found.points]
-    ys = [p.sqnr_db for p in found.points if p.sqnr_db is not None] or [0.0]
-    front = sorted((p.bits_per_weight, p.sqnr_db) for p in found.points if p.pareto and p.sqnr_db is not None)
+    ys = [p.quality_db for p in found.points if p.quality_db is not None] or [0.0]
+    front = sorted((p.bits_per_weight, p.quality_db) for p in found.points if p.pareto and p.quality_db is not None)
+    what = "SQNR of outputs" if found.of_outputs else "SQNR"
     chart = svg.Chart(
-        label=f"SQNR against bits per weight of {len(found.points)} settings",
+        label=f"{what} against bits per weight of {len(found.points)} settings",
         x=svg.axis(min(xs), max(xs), "bits per weight", least=1.0),
-        y=svg.axis(min(ys), max(ys), "dB", least=2.0),
+        y=svg.axis(min(ys), max(ys), found.axis, least=2.0),
         marks=[_mark(p) for p in found.points],
         lines=[svg.Line(kind="model", start=a, end=b) for a, b in itertools.pairwise(front)],
     )
@@ -44,9 +45,9 @@ def _chart(found: SweepReport) -> str:
 
 
 def _mark(p: Point) -> svg.Mark:
-    figures = f"{t.decibels(p.sqnr_db, p.sqnr_db is None)} dB, {p.bits_per_weight:.3f} bits per weight"
+    figures = f"{t.decibels(p.quality_db, p.quality_db is None)} dB, {p.bits_per_weight:.3f} bits per weight"
     text = f"{escaped(p.scheme)} {escaped(p.calibration)}\n{figures}"
-    return svg.Mark(x=p.bits_per_weight, y=p.sqnr_db, shape=svg.shape(p.bits), text=text)
+    return svg.Mark(x=p.bits_per_weight, y=p.quality_db, shape=svg.shape(p.bits), text=text)
 
 
 def _slopes(found: SweepReport) -> str:
@@ -70,6 +71,7 @@ def _table(found: SweepReport) -> str:
     columns = [
         Column("scheme"),
         Column("calibration"),
+        *([Column("output dB", numeric=True)] if found.of_outputs else []),
         Column("SQNR dB", numeric=True),
         Column("bits/w", numeric=True),
         Column("bytes", numeric=True),
@@ -82,6 +84,7 @@ def _table(found: SweepReport) -> str:
         row(
             cell(escaped(p.scheme), numeric=False),
             cell(escaped(p.calibration), numeric=False),
+            *([decibels_cell(p.output_sqnr_db, p.sqnr_db is None)] if found.of_outputs else []),
             decibels_cell(p.sqnr_db, p.sqnr_db is None),
             cell(f"{p.bits_per_weight:.3f}"),
             cell(t.size(p.bytes_out), value=float(p.bytes_out)),
