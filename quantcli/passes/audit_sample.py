@@ -1,0 +1,301 @@
+"""A quantized tensor beside the weights it is said to be made of: what a sample of its rows says of how it was made.
+
+The sample answers what errors of the whole tensor leave open. Are its codes the nearest ones for its own scales, as
+rounding gives them, or not, as GPTQ's error feedback does? Are its scales those of the largest weights? What would
+min-max scales and our own search lose on the same rows at the same format? Would the weights fit if rows and columns
+were scaled first, as AWQ scales them?
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import kernels
+from quantcli.asking import changed
+from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.formats import code_grid, fixed_codebook, reach
+from quantcli.kernels import F32, LEVELS, QuantParams, Tile, row_bytes
+from quantcli.layouts.held import Moved, offsets_of, scheme_of
+from quantcli.layouts.reader import Held
+from quantcli.metrics import decibels
+from quantcli.models import View
+from quantcli.scheme import Scheme, scale_dtype_of
+from quantcli.tensors import packing
+from quantcli.tensors.api import quantize
+from quantcli.tensors.rows import Grouping, TileSpan, grouping_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+
+WEIGHTS, PIECES, LEAST_ROWS = 1 << 18, 16, 32
+"""Weights of a sample, runs of rows it is taken from, and rows from which the gains of columns are told."""
+
+GAINED = 2.0
+"""dB by which gains of rows and columns must explain a tensor better than the weights as they are: fitting gains to
+rounding errors alone brings less than 0.2 on 32 rows."""
+
+SAME_SCALE = 0.005
+"""How far a scale may be from that of the largest weight, relative to it: bfloat16 rounds both it and the median that
+it is compared with by up to 2^-9."""
+
+NEAR = 2.0**-9
+"""How much larger than that of the nearest code an error may be, relative to it and to the weight: tools round weights
+and scales to 16 bits on the way to a code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coded:
+    """The codes of a tensor: its scheme and rows, and the parameters and packed codes of runs of whole rows."""
+
+    scheme: Scheme
+    plan: Grouping
+    params: Callable[[TileSpan], QuantParams]
+    packed: Callable[[TileSpan], Bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """What a sample of rows says; figures in dB are those of the sample, None where there are none.
+
+    cosine: of the angle between the weights and what was stored. gained_db: SQNR after fitting gains of rows and
+    columns, where that explains the tensor better than the weights as they are; gains: of the columns then. scheme: as
+    the codes show it; why: empty, or why there are no codes to compare. nearest: share of codes that are the nearest
+    ones for the stored scales; nearest_db: the SQNR that these would have. minmax_db, best_db: of min-max scales and
+    of our search at this format. largest: share of groups whose scale is that of their largest weight, up to a factor
+    that is the same in all of them. used, codes: how many codes occur, and how many there are.
+    """
+
+    sqnr_db: float | None
+    cosine: float
+    gained_db: float | None = None
+    gains: NDArray[np.float64] | None = None
+    scheme: Scheme | None = None
+    why: str = ""
+    nearest: float | None = None
+    nearest_db: float | None = None
+    minmax_db: float | None = None
+    best_db: float | None = None
+    largest: float | None = None
+    used: int | None = None
+    codes: int | None = None
+
+
+def coded(view: View) -> Coded | str:
+    """The codes of a tensor; or why they are not compared with others. Raises DataError where they cannot be read."""
+    tensor = view.stored
+    if tensor is not None and tensor.scheme is not None:
+        plan = tensor.stored.grouping
+        assert plan is not None
+        if plan.shared == "columns" or tensor.scheme.rotation or tensor.scheme.format == "codebook":
+            return f"codes of {tensor.scheme.name} are not made again from a sample"
+        return Coded(scheme=tensor.scheme, plan=plan, params=tensor.params, packed=tensor.packed)
+    held, shape = view.held(), view.info.shape
+    if isinstance(held, str):
+        return held
+    if held.turned:
+        return "it is stored transposed"
+    settled = held.offsets if held.blocks is not None else offsets_of(held, math.prod(shape[:-1]), shape[-1])
+    try:
+        scheme = scheme_of(held, settled).of_weights()
+        plan = grouping_of(shape, scheme)
+    except UsageError as error:
+        return error.problem
+    if plan.cols != shape[-1]:
+        return f"every row has a scale, in a tensor of {len(shape)} dimensions"
+    moved = Moved(held, scheme, plan)
+
+    def params(span: TileSpan) -> QuantParams:
+        scale, zero, blocks = *moved.scales(span), None
+        if plan.height > 1:
+            scale, zero = held.params(span.row, span.row + span.rows)
+        elif held.blocks is not None:
+            blocks = moved.params(span).blocks
+        book = fixed_codebook(scheme) if code_grid(scheme).mode == LEVELS else None
+        return QuantParams(np.ascontiguousarray(scale), zero, book, blocks=blocks)
+
+    stored = _scale_dtype(scheme, held)
+    return Coded(scheme=stored, plan=plan, params=params, packed=moved.packed)
+
+
+def _scale_dtype(scheme: Scheme, held: Held) -> Scheme:
+    """A scheme whose scales are stored as those of a weight are."""
+    plain = scheme.storage == "plain" and held.scale_dtype in ("F16", "BF16", "F32")
+    return scheme.with_scale_dtype(scale_dtype_of(held.scale_dtype)) if plain else scheme
+
+
+def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:
+    """Runs of whole rows spread over a tensor, together about as many weights as a sample has; of blocks whole rows of
+    these.
+
+    >>> [(span.row, span.rows) for span in spans_of(1000, 1 << 14, 1)][:3]
+    [(0, 1), (62, 1), (125, 1)]
+    """
+    wanted = min(rows, max(LEAST_ROWS, WEIGHTS // max(cols, 1)))
+    pieces = 1 if wanted == rows else min(PIECES, wanted)
+    size = -(-max(wanted // pieces, 1) // height) * height
+    starts = sorted({i * (rows // pieces) // height * height for i in range(pieces)})
+    return [TileSpan(row, min(size, rows - row), 0, cols) for row in starts]
+
+
+def sampled(before: View, after: View) -> Sampled:
+    """What a sample of the rows of a quantized tensor says of how it was made from a float one."""
+    try:
+        found = coded(after)
+    except DataError as error:
+        found = error.problem
+    shape = after.info.shape or (1,)
+    rows, cols, height = math.prod(shape[:-1]), shape[-1], 1
+    if not isinstance(found, str):
+        rows, cols, height = found.plan.rows, found.plan.cols, found.plan.height
+    spans = spans_of(rows, cols, height)
+    read = before.read if after.encoded is not None else before.rounded
+
+    def taken(values: Callable[[int, int], Floats]) -> Floats:
+        return np.concatenate([
+            values(s.row * cols, (s.row + s.rows) * cols).reshape(s.rows, cols) for s in spans
+        ])  # fmt: skip
+
+    x, y = taken(read), taken(after.read)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return Sampled(sqnr_db=None, cosine=math.nan, why="it holds NaN or infinity")
+    with np.errstate(all="ignore"):
+        plain = _sqnr(x, y)
+        gains, fitted = _gained(x, y)
+        gained = _sqnr(fitted, y)
+        scaled = plain is not None and gained is not None and gained - plain > GAINED and len(x) >= LEAST_ROWS
+        shown = fitted if scaled else x
+        about: dict[str, Any] = {
+            "sqnr_db": plain,
+            "cosine": _cosine(shown, y),
+            "gained_db": gained if scaled else None,
+            "gains": gains if scaled else None,
+        }
+        if isinstance(found, str):
+            return Sampled(**about, why=found)
+        return Sampled(**about, scheme=found.scheme, **_made(shown, y, found, spans))
+
+
+def _sqnr(x: Floats, y: Floats) -> float | None:
+    """SQNR of some weights that became others."""
+    sse, power, _ = kernels.load().difference(np.ascontiguousarray(x.ravel()), np.ascontiguousarray(y.ravel()))
+    return decibels(sse, power)
+
+
+def _cosine(x: Floats, y: Floats) -> float:
+    """Of the angle between weights as one vector; 1 for nothing but zeros on both sides."""
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    powers = float((a * a).sum()), float((b * b).sum())
+    if not all(powers):
+        return 1.0 if powers == (0.0, 0.0) else 0.0
+    return float((a * b).sum()) / math.sqrt(powers[0] * powers[1])
+
+
+def _gained(x: Floats, y: Floats) -> tuple[NDArray[np.float64], Floats]:
+    """The gains of columns by which weights became others, and the weights with those of columns and rows."""
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    columns = np.ones(a.shape[1])
+    for _ in range(4):
+        for axis in (0, 1):
+            power = (a * a).sum(axis=axis)
+            gain = np.where(power > 0, (a * b).sum(axis=axis) / np.where(power > 0, power, 1), 1.0)
+            a *= gain if axis == 0 else gain[:, None]
+            columns *= gain if axis == 0 else 1
+    return columns, a.astype(np.float32)
+
+
+# ---- how it was made ----------------------------------------------------------------------------------------------
+
+
+def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan]) -> dict[str, Any]:
+    """How codes and scales of a sample compare with what rounding, min-max and our search make of its weights."""
+    grid, cols, table = code_grid(found.scheme), found.plan.cols, kernels.load()
+    group, counts, at = min(found.plan.group, cols), np.zeros(1 << grid.bits, np.int64), 0
+    nearest, scales = np.empty_like(x), np.empty((len(x), found.plan.groups), np.float32)
+    for span in spans:
+        here, params = slice(at, at + span.rows), found.params(span)
+        again = np.empty(span.rows * row_bytes(cols, grid.bits), np.uint8)
+        table.encode(_tile(x[here], group), params, grid, again)
+        nearest[here] = table.decode(again, (span.rows, cols), group, params, grid)
+        codes = packing.unpack(found.packed(span), span.rows, cols, grid.bits)
+        counts += np.bincount(codes.ravel(), minlength=len(counts))
+        scales[here] = np.abs(params.scale)
+        at += span.rows
+    slack = np.float32(NEAR) * np.abs(y) + np.abs(x - nearest) * np.float32(NEAR)
+    minmax, best = _references(x, y, found.scheme, group)
+    return {
+        "nearest": float(np.mean(np.abs(x - y) <= np.abs(x - nearest) + slack)),
+        "nearest_db": _sqnr(x, nearest),
+        "minmax_db": minmax,
+        "best_db": best,
+        "largest": _of_largest(x, scales, found),
+        "used": int(np.count_nonzero(counts)),
+        "codes": len(counts),
+    }
+
+
+def _tile(x: Floats, group: int) -> Tile:
+    return Tile(np.ascontiguousarray(x).reshape(-1), F32, len(x), x.shape[1], group)
+
+
+def _references(x: Floats, y: Floats, scheme: Scheme, group: int) -> tuple[float | None, float | None]:
+    """The SQNR of min-max scales and of our search on these rows. Of the ranges that tools take for min-max, those of
+    the SQNR nearest to what was stored: the largest weight on the last code, half a step or a whole one beyond it."""
+    nearest = None if scheme.storage == "super-blocks" else "nearest"
+    best = _quantized(x, changed(scheme, calibration=None, options={}, grid=None, rounding=nearest))
+    if scheme.storage == "super-blocks":
+        return None, best
+    found = [_quantized(x, changed(scheme, calibration="minmax", options={}, grid=None, rounding="nearest"))]
+    if scheme.family == "int" and scheme.symmetric and scheme.storage == "plain" and scheme.bits > 1:
+        found += [_scaled(x, scheme, group, divisor) for divisor in (reach(scheme) + 0.5, -reach(scheme) - 1)]
+    stored = _sqnr(x, y)
+    if stored is None:
+        return found[0], best
+    return min(filter(None, found), key=lambda db: abs(db - stored), default=None), best
+
+
+def _quantized(x: Floats, scheme: Scheme) -> float | None:
+    try:
+        made = quantize(x, scheme)
+    except QuantcliError:  # of weights that the scheme cannot hold there is nothing to compare with
+        return None
+    return _sqnr(x, made.dequantize())
+
+
+def _scaled(x: Floats, scheme: Scheme, group: int, divisor: float) -> float | None:
+    """The SQNR of scales that are the largest weight of each group, with its sign, over a divisor."""
+    starts = range(0, x.shape[1], group)
+    high, low = (f.reduceat(x, starts, axis=1) for f in (np.maximum, np.minimum))
+    largest = np.where(high > -low, high, low) if divisor < 0 else np.maximum(high, -low)
+    scale = (largest / np.float32(divisor)).astype(np.float32)
+    scale[scale == 0] = 1
+    grid, params = code_grid(changed(scheme, calibration=None, options={}, grid="full")), QuantParams(scale)
+    packed = np.empty(len(x) * row_bytes(x.shape[1], grid.bits), np.uint8)
+    kernels.load().encode(_tile(x, group), params, grid, packed)
+    return _sqnr(x, kernels.load().decode(packed, (len(x), x.shape[1]), group, params, grid))
+
+
+def _of_largest(x: Floats, scales: Floats, found: Coded) -> float | None:
+    """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all; None
+    where scales are rounded too coarsely to tell."""
+    if found.scheme.storage != "plain" or found.plan.height > 1 or found.scheme.granularity == "tensor":
+        return None
+    starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
+    high, low = (f.reduceat(x, starts, axis=1) for f in (np.maximum, np.minimum))
+    if not found.scheme.symmetric:
+        inner = found.scheme.zero_point == "float"
+        ranges = high - low if inner else np.maximum(high, 0) - np.minimum(low, 0)
+    else:
+        ranges = np.maximum(high, -low)
+    known = (ranges > 0) & (scales > 0)
+    if not known.any():
+        return None
+    ratios = scales[known].astype(np.float64) / ranges[known]
+    return float(np.mean(np.abs(ratios / np.median(ratios) - 1) <= SAME_SCALE))
