@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,15 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError
-from quantcli.models import BLOCK, View
+from quantcli.models import BLOCK, View, runs_of
 from quantcli.passes import compare
+from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twin
 from quantcli.passes.audit_sample import Sampled, sampled
 from quantcli.passes.tiles import Progress, Visit, begun, walk
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
     from quantcli.metrics import Metrics
 
 RELATED = 0.6
@@ -37,21 +35,30 @@ must be."""
 LEAST_SPREAD = 0.1
 """dB: the robust standard deviation of a kind counts as this much at least."""
 
-ROUNDED, MIN_MAX_DB = 0.9, 0.2
-"""Least share of nearest codes of a method that rounds to the nearest, and how near to min-max is min-max. Rounding
-that preserves sums moves 2 to 4 % of the codes, error feedback a third or more of them."""
+ROUNDED, CLEAN, LEARNED = 0.95, 0.97, 1e-5
+"""Least share of nearest codes of a method that rounds to the nearest: rounding that preserves sums moves up to 4 % of
+the codes, error feedback a quarter or more. Least share in some column where errors are fed back: the first one has
+none to make good. Most weights beyond one step where rounding up or down is learned."""
 
-OTHER_SCALES = 0.98
+MIN_MAX_DB = 1.0
+"""How far below min-max a method still is min-max: MLX moves the end of the range so that 0 is a code."""
+
+OTHER_SCALES, TELLING = 0.95, 0.5
 """Share of groups that have the scale of min-max, where the SQNR is that of min-max: below, scales are of other
-weights."""
+weights. dB that a search must win for its scales to be told from such."""
+
+UNRELATED, UNEXPLAINED = "none of the base", "none of the base as it is"
+"""The method of codes that were not made of these weights."""
+
+SAME_FACTOR = 0.05
+"""How far weights may be from those of the base as a whole, beyond what quantizing shrinks them by."""
 
 FEW_CODES = 0.5
 """Share of the codes of whole numbers, up to 8 bits, that must occur in a sample."""
 
-EQUAL, CAST, SCALED, CHANGED = "equal", "cast", "scaled", "changed"
-QUANTIZED, MISSING, EXTRA, SHARED = "quantized", "missing", "extra", "shared"
-"""What a tensor is: kept bit by bit; kept, rounded to another dtype; kept, but for gains that columns of codes have
-too; changed. Quantized. Only in the base, only in the file; stored once where the base has it twice."""
+SCALED, QUANTIZED, MISSING, EXTRA, SHARED = "scaled", "quantized", "missing", "extra", "shared"
+"""What a tensor is beside what kept ones are: kept but for gains that columns of codes have too; quantized; only in the
+base, only in the file; stored once where the base has it twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +87,7 @@ class _Found:
 
     kept: dict[str, tuple[str, str]] = field(default_factory=dict)
     samples: dict[str, Sampled] = field(default_factory=dict)
-    nonfinite: set[str] = field(default_factory=set)
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 def audit(
@@ -101,7 +108,7 @@ def audit(
         raise DataError("no tensor has the same name and shape in the base")
     quantized = [n for n in both if n in coded]
     found = _walked(before, after, both, set(quantized), threads, progress)
-    differing = [n for n in both if n in coded or found.kept[n][0] == CHANGED]
+    differing = [n for n in both if n in found.samples or (n in found.kept and found.kept[n][0] == CHANGED)]
     pairs = {n: (before[n], after[n]) for n in differing}
     metrics = compare.measure(pairs, threads=threads, progress=progress)
     tensors = [_of_kept(n, after[n], found.kept[n], metrics.get(n)) for n in both if n not in coded]
@@ -127,68 +134,28 @@ def _walked(
 
     def visit(name: str) -> Visit:
         a, b = before[name], after[name]
-        if name in quantized:
-            [found.samples[name], *finite] = yield [partial(sampled, a, b), *(partial(seen, b, *r) for r in b.blocks)]
-            if not all(finite):
-                found.nonfinite.add(name)
+        if name not in quantized:
+            found_in_runs = yield [partial(same, a, b, *run) for run in runs_of(b.info.numel, BLOCK)]
+            advance(b.info.nbytes)
+            ways = (way for way in WAYS if all(way in one for one in found_in_runs))
+            found.kept[name] = kind_of(a, b, next(ways, CHANGED))
             return
-        same = yield [partial(_same, a, b, *run) for run in _runs(b)]
-        advance(b.info.nbytes)
-        ways = (way for way in _CASTS if all(way in one for one in same))
-        found.kept[name] = _kind(a, b, next(ways, CHANGED))
+        faults = yield [partial(fault, b, *run) for run in b.blocks]
+        if any(faults):
+            found.faults[name] = next(filter(None, faults))
+        else:
+            [found.samples[name]] = yield [partial(sampled, a, b)]
 
-    def seen(view: View, first: int, last: int) -> bool:
+    def fault(view: View, first: int, last: int) -> str:
         advance(view.info.nbytes * (last - first) // max(view.info.numel, 1))
-        return bool(np.isfinite(view.read(first, last)).all())
+        try:
+            finite = np.isfinite(view.read(first, last)).all()
+        except DataError as error:
+            return error.problem
+        return "" if finite else "a decoded weight is NaN or infinite"
 
     walk((visit(name) for name in names), threads=threads)
     return found
-
-
-_CASTS = (EQUAL, CAST, "F16", "BF16")
-"""Ways in which a kept tensor may be the one of the base, the closest first."""
-
-
-def _runs(view: View) -> Sequence[tuple[int, int]]:
-    return [(at, min(at + BLOCK, view.info.numel)) for at in range(0, view.info.numel, BLOCK)]
-
-
-def _same(a: View, b: View, first: int, last: int) -> tuple[str, ...]:
-    """In which ways a run of a kept tensor is that of the base."""
-    if a.info.dtype == b.info.dtype and a.stored is not None and b.stored is not None and a.scheme is None:
-        size = DTYPES[b.info.dtype].bits
-        at, count = first * size // 8, (last - first) * size // 8
-        x, y = (v.stored.read_bytes(v.stored.name, at, count) for v in (a, b) if v.stored is not None)
-        if np.array_equal(x, y):
-            return _CASTS
-    if not (a.numeric and b.numeric):
-        return _CASTS if compare.measure({"": (a, b)}, threads=1, progress=None)[""] else ()
-    values, wanted = a.rounded(first, last), b.read(first, last)
-    found = [EQUAL] if _alike(values, wanted) else []
-    for kind, dtype in ((CAST, b.info.dtype), ("F16", "F16"), ("BF16", "BF16")):
-        if found or _alike(_through(values, dtype), wanted):
-            found.append(kind)
-    return tuple(found)
-
-
-def _alike(x: Floats, y: Floats) -> bool:
-    return bool(np.array_equal(x, y, equal_nan=True))
-
-
-def _through(values: Floats, dtype: str) -> Floats:
-    """Values rounded to a dtype."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return to_float32(from_float32(values, dtype).view(np.uint8).reshape(-1), dtype)
-
-
-def _kind(a: View, b: View, how: str) -> tuple[str, str]:
-    """What a kept tensor is, and a note on how it was rounded."""
-    if how == CHANGED or (how == EQUAL and a.info.dtype == b.info.dtype):
-        return how, ""
-    if how == EQUAL:
-        return CAST, f"{a.info.dtype} to {b.info.dtype}, no value changed"
-    through = b.info.dtype if how == CAST else how
-    return CAST, f"rounded from {a.info.dtype} to {through}" + (f", stored as {b.info.dtype}" * (how != CAST))
 
 
 # ---- what tensors are ---------------------------------------------------------------------------------------------
@@ -196,7 +163,7 @@ def _kind(a: View, b: View, how: str) -> tuple[str, str]:
 
 def _of_kept(name: str, view: View, kept: tuple[str, str], metrics: Metrics | None) -> Audited:
     became, note = kept
-    problems = ()
+    problems: tuple[str, ...] = ()
     if became == CHANGED:
         db = metrics.sqnr_db if metrics is not None else None
         problems = ("its values are not those of the base" + (f": {db:.1f} dB" if db is not None else ""),)
@@ -213,47 +180,60 @@ def _of_kept(name: str, view: View, kept: tuple[str, str], metrics: Metrics | No
 
 def _of_codes(name: str, view: View, found: _Found, metrics: Metrics | None) -> Audited:
     """What a quantized tensor is by itself."""
-    sample = found.samples[name]
-    references = [db for db in (sample.minmax_db, sample.best_db) if db is not None]
-    own = sample.gained_db if sample.gained_db is not None else sample.sqnr_db
-    shortfall = min(references) - own if references and own is not None else None
-    problems = []
-    if name in found.nonfinite:
-        problems.append("a decoded weight is NaN or infinite")
-    elif sample.cosine < RELATED:
-        problems.append(f"these are other weights: the cosine to those of the base is {sample.cosine:.3f}")
-    elif shortfall is not None and shortfall > WORSE:
-        problems.append(f"{shortfall:.1f} dB below what this format leaves of the base")
-    elif _other_scales(sample):
-        share = f"{100 * (sample.largest or 0):.0f} %"
-        problems.append(f"min-max scales, but {share} of them are those of the base: the weights were slightly changed")
-    if sample.used is not None and sample.codes is not None and _few(sample):
-        problems.append(f"only {sample.used} of {sample.codes} codes occur")
-    return Audited(
+    sample = found.samples.get(name)
+    own = Audited(
         name=name,
         became=QUANTIZED,
         scheme=view.scheme or view.info.dtype,
         shape=view.info.shape,
         metrics=metrics,
         sample=sample,
-        method=_method(sample),
-        shortfall=shortfall,
-        problems=tuple(problems),
-        note=sample.why,
     )
+    if sample is None:
+        return replace(own, problems=(found.faults[name],))
+    references = [db for db in (sample.minmax_db, sample.best_db) if db is not None]
+    reached = sample.gained_db if sample.gained_db is not None else sample.sqnr_db
+    shortfall = min(references) - reached if references and reached is not None else None
+    problems = tuple(filter(None, (_wrong(sample, references, shortfall), _few(sample))))
+    return replace(own, method=_method(sample), shortfall=shortfall, problems=problems, note=sample.why)
 
 
-def _few(sample: Sampled) -> bool:
+def _wrong(sample: Sampled, references: Sequence[float], shortfall: float | None) -> str:
+    """Why a tensor was not made of these weights; empty where it may have been."""
+    if not sample.cosine >= RELATED:
+        return f"these are other weights: the cosine to those of the base is {sample.cosine:.3f}"
+    if sample.factor is not None and not _shrunk(references) <= sample.factor <= 1 + SAME_FACTOR:
+        return f"its weights are {sample.factor:.3f} times those of the base"
+    if shortfall is not None and shortfall > WORSE:
+        return f"{shortfall:.1f} dB below what this format leaves of the base"
+    if _other_scales(sample):
+        share = f"{100 * (sample.largest or 0):.0f} %"
+        return f"min-max scales, but {share} of them are those of the base: the weights were slightly changed"
+    if _method(sample).endswith(UNEXPLAINED):
+        return "neither rounding nor error feedback gives these codes: the weights were changed"
+    return ""
+
+
+def _shrunk(references: Sequence[float]) -> float:
+    """The least factor by which quantizing may shrink weights as a whole: a best quantizer by its error relative to
+    their power, which is 0.13 at 2 bits and 0.0003 at 6; half as much again for others."""
+    return 1 - SAME_FACTOR - 1.5 * 10 ** (-min(references, default=6.0) / 10)
+
+
+def _few(sample: Sampled) -> str:
+    """That few of the codes of whole numbers occur; empty where enough do."""
     whole = sample.scheme is not None and sample.scheme.family == "int" and 2 <= sample.scheme.bits <= 8
-    return whole and (sample.used or 0) <= FEW_CODES * (sample.codes or 0)
+    if not whole or sample.used is None or sample.codes is None or sample.used > FEW_CODES * sample.codes:
+        return ""
+    return f"only {sample.used} of {sample.codes} codes occur"
 
 
 def _is_minmax(sample: Sampled) -> bool:
-    own = sample.gained_db if sample.gained_db is not None else sample.nearest_db
-    if own is None or sample.minmax_db is None:
+    """Whether scales leave what min-max does rather than what a search does."""
+    own = sample.nearest_db
+    if own is None or sample.minmax_db is None or own < sample.minmax_db - MIN_MAX_DB:
         return False
-    best = sample.best_db if sample.best_db is not None else math.inf
-    return abs(own - sample.minmax_db) <= min(MIN_MAX_DB, abs(own - best))
+    return sample.best_db is None or own - sample.minmax_db <= sample.best_db - own
 
 
 def _other_scales(sample: Sampled) -> bool:
@@ -261,7 +241,10 @@ def _other_scales(sample: Sampled) -> bool:
     scales that were searched for lie elsewhere."""
     if sample.largest is None or sample.gained_db is not None or (sample.nearest or 0) < ROUNDED:
         return False
-    return _is_minmax(sample) and 0.2 < sample.largest < OTHER_SCALES
+    telling = (
+        sample.best_db is not None and sample.minmax_db is not None and sample.best_db - sample.minmax_db > TELLING
+    )
+    return telling and _is_minmax(sample) and 0.2 < sample.largest < OTHER_SCALES
 
 
 def _method(sample: Sampled) -> str:
@@ -269,13 +252,24 @@ def _method(sample: Sampled) -> str:
     if sample.nearest is None:
         return ""
     if sample.cosine < RELATED:
-        return "none of the base"
+        return UNRELATED
     first = "scaled rows and columns (AWQ), " if sample.gained_db is not None else ""
     if sample.nearest < ROUNDED:
-        return first + "error feedback (GPTQ)" if (sample.largest or 0) < 1 else first + "other rounding"
+        return first + _moved(sample)
     if _is_minmax(sample) or (sample.largest or 0) >= OTHER_SCALES:
         return first + "min-max"
     return first + "searched scales"
+
+
+def _moved(sample: Sampled) -> str:
+    """Why codes are not the nearest ones."""
+    if sample.cleanest is not None and sample.cleanest >= CLEAN:
+        return "error feedback (GPTQ)"
+    if sample.beyond is None:
+        return "other rounding"
+    if sample.beyond <= LEARNED:
+        return "learned rounding (AutoRound), or weights that were changed a little"
+    return UNEXPLAINED if sample.cleanest is not None else "error feedback (GPTQ) or other rounding"
 
 
 # ---- what tensors are beside others -------------------------------------------------------------------------------
@@ -292,9 +286,16 @@ def _explained(tensors: list[Audited], before: Mapping[str, View], after: Mappin
         x, y = (v.read(0, t.shape[0]).astype(np.float64) for v in (before[t.name], after[t.name]))
         return any(_inverse(x, y, g) for g in gains if len(g) == len(x))
 
-    return [
+    found = [
         replace(t, became=SCALED, problems=(), note="its scales are in columns of codes") if explained(t) else t
         for t in tensors
+    ]
+    if not gains or any(t.became == SCALED for t in found):
+        return found
+    line = "its rows or columns are scaled, and no kept tensor makes up for that"
+    return [
+        replace(t, problems=(*t.problems, line)) if t.sample is not None and t.sample.gains is not None else t
+        for t in found
     ]
 
 
@@ -338,13 +339,17 @@ def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audite
         view = b if b is not None else a
         assert view is not None
         became, note, problem = EXTRA, "", "it is not in the base"
+        if not view.numeric:
+            note, problem = "it holds no weights", ""
         if a is not None and b is not None:
             became, problem = CHANGED, f"it is {list(b.info.shape)}, and {list(a.info.shape)} in the base"
         elif a is not None:
             became, problem = MISSING, "it is missing"
-            twin = _twin(a, before, after)
-            if twin is not None:
-                became, note, problem = SHARED, f"the base has the same values in {twin}", ""
+            if not a.numeric:
+                note, problem = "it holds no weights", ""
+            other = twin(a, before, after) if a.numeric else None
+            if other is not None:
+                became, note, problem = SHARED, f"the base has the same values in {other}", ""
         problems = (problem,) if problem else ()
         found.append(
             Audited(
@@ -357,19 +362,3 @@ def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audite
             )
         )
     return found
-
-
-def _twin(view: View, before: Mapping[str, View], after: Mapping[str, View]) -> str | None:
-    """Another tensor of the base that has the same values, and that the file has."""
-    for name, other in before.items():
-        alike = name in after and other is not view and other.info.shape == view.info.shape
-        if alike and other.info.dtype == view.info.dtype and view.info.numel:
-            if all(EQUAL in _same(view, other, *run) for run in _runs(view)):
-                return name
-    return None
-
-
-def methods(tensors: Sequence[Audited]) -> list[tuple[str, str, int]]:
-    """Schemes and methods of the quantized tensors, each with how many have it, the most frequent first."""
-    counts = Counter((t.scheme, t.method) for t in tensors if t.became == QUANTIZED)
-    return [(scheme, method, n) for (scheme, method), n in counts.most_common()]

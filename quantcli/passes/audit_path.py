@@ -23,9 +23,7 @@ class AuditedFile:
     notes: tuple[str, ...]
 
 
-def audit_path(
-    path: str, source: str, *, variant: str | None, threads: int, progress: Progress | None
-) -> AuditedFile:
+def audit_path(path: str, source: str, *, variant: str | None, threads: int, progress: Progress | None) -> AuditedFile:
     """What every tensor of a quantized model at a path is, beside those of the base at another one.
 
     Raises QuantcliError for what cannot be read, DataError where nothing is quantized or nothing matches.

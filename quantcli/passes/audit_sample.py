@@ -17,8 +17,8 @@ import numpy as np
 from quantcli import kernels
 from quantcli.asking import changed
 from quantcli.errors import DataError, QuantcliError, UsageError
-from quantcli.formats import code_grid, fixed_codebook, reach
-from quantcli.kernels import F32, LEVELS, QuantParams, Tile, row_bytes
+from quantcli.formats import code_grid, fixed_codebook, reach, spread_out
+from quantcli.kernels import F32, INTEGER, LEVELS, OFFSET, QuantParams, Tile, row_bytes
 from quantcli.layouts.held import Moved, offsets_of, scheme_of
 from quantcli.layouts.reader import Held
 from quantcli.metrics import decibels
@@ -35,16 +35,20 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
 
-WEIGHTS, PIECES, LEAST_ROWS = 1 << 18, 16, 32
-"""Weights of a sample, runs of rows it is taken from, and rows from which the gains of columns are told."""
+WEIGHTS, PIECES, MOST_ROWS, LEAST_ROWS = 1 << 18, 16, 256, 32
+"""Weights of a sample, runs of rows that it is taken from, rows that it has of wide matrices too, for what is told
+column by column, and rows and columns from which gains of them are told."""
 
 GAINED = 2.0
 """dB by which gains of rows and columns must explain a tensor better than the weights as they are: fitting gains to
 rounding errors alone brings less than 0.2 on 32 rows."""
 
-SAME_SCALE = 0.005
-"""How far a scale may be from that of the largest weight, relative to it: bfloat16 rounds both it and the median that
-it is compared with by up to 2^-9."""
+SAME_SCALE, BY_SCALES, BY_WEIGHTS = 0.001, 0.004, 0.003
+"""How far a scale may be from that of the largest weight, relative to it; and how much further where scales are
+bfloat16, which rounds by up to 2^-9, and where tools may have rounded weights of the base to that first."""
+
+CHANCE = 1e-3
+"""Chance at which a column of nothing but nearest codes proves nothing."""
 
 NEAR = 2.0**-9
 """How much larger than that of the nearest code an error may be, relative to it and to the weight: tools round weights
@@ -53,12 +57,14 @@ and scales to 16 bits on the way to a code."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coded:
-    """The codes of a tensor: its scheme and rows, and the parameters and packed codes of runs of whole rows."""
+    """The codes of a tensor: its scheme and rows, and the parameters and packed codes of runs of whole rows.
+    exact_scales: whether scales are stored as floats."""
 
     scheme: Scheme
     plan: Grouping
     params: Callable[[TileSpan], QuantParams]
     packed: Callable[[TileSpan], Bytes]
+    exact_scales: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +72,21 @@ class Sampled:
     """What a sample of rows says; figures in dB are those of the sample, None where there are none.
 
     cosine: of the angle between the weights and what was stored. gained_db: SQNR after fitting gains of rows and
-    columns, where that explains the tensor better than the weights as they are; gains: of the columns then. scheme: as
+    columns, where that explains the tensor better than the weights as they are; gains: of the columns then, factor: of
+    all weights where one explains as much. scheme: as
     the codes show it; why: empty, or why there are no codes to compare. nearest: share of codes that are the nearest
     ones for the stored scales; nearest_db: the SQNR that these would have. minmax_db, best_db: of min-max scales and
     of our search at this format. largest: share of groups whose scale is that of their largest weight, up to a factor
-    that is the same in all of them. used, codes: how many codes occur, and how many there are.
+    that is the same in all of them. used, codes: how many codes occur, and how many there are. cleanest: the largest
+    share of nearest codes in a column, where chance alone would not give that to any; beyond: share of weights that
+    are more than a step of whole numbers from what they became, though not clipped.
     """
 
     sqnr_db: float | None
     cosine: float
     gained_db: float | None = None
     gains: NDArray[np.float64] | None = None
+    factor: float | None = None
     scheme: Scheme | None = None
     why: str = ""
     nearest: float | None = None
@@ -84,6 +94,8 @@ class Sampled:
     minmax_db: float | None = None
     best_db: float | None = None
     largest: float | None = None
+    cleanest: float | None = None
+    beyond: float | None = None
     used: int | None = None
     codes: int | None = None
 
@@ -121,8 +133,9 @@ def coded(view: View) -> Coded | str:
         book = fixed_codebook(scheme) if code_grid(scheme).mode == LEVELS else None
         return QuantParams(np.ascontiguousarray(scale), zero, book, blocks=blocks)
 
+    nested = (view.scheme or "").endswith("-double")  # scales are codes themselves
     stored = _scale_dtype(scheme, held)
-    return Coded(scheme=stored, plan=plan, params=params, packed=moved.packed)
+    return Coded(scheme=stored, plan=plan, params=params, packed=moved.packed, exact_scales=not nested)
 
 
 def _scale_dtype(scheme: Scheme, held: Held) -> Scheme:
@@ -135,10 +148,10 @@ def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:
     """Runs of whole rows spread over a tensor, together about as many weights as a sample has; of blocks whole rows of
     these.
 
-    >>> [(span.row, span.rows) for span in spans_of(1000, 1 << 14, 1)][:3]
-    [(0, 1), (62, 1), (125, 1)]
+    >>> [(span.row, span.rows) for span in spans_of(1600, 1 << 14, 1)][:3]
+    [(0, 16), (100, 16), (200, 16)]
     """
-    wanted = min(rows, max(LEAST_ROWS, WEIGHTS // max(cols, 1)))
+    wanted = min(rows, max(MOST_ROWS, WEIGHTS // max(cols, 1)))
     pieces = 1 if wanted == rows else min(PIECES, wanted)
     size = -(-max(wanted // pieces, 1) // height) * height
     starts = sorted({i * (rows // pieces) // height * height for i in range(pieces)})
@@ -170,17 +183,22 @@ def sampled(before: View, after: View) -> Sampled:
         plain = _sqnr(x, y)
         gains, fitted = _gained(x, y)
         gained = _sqnr(fitted, y)
-        scaled = plain is not None and gained is not None and gained - plain > GAINED and len(x) >= LEAST_ROWS
+        cosine, factor = _angle(x, y)
+        even = _sqnr(x * np.float32(factor), y)
+        better = gained is not None and even is not None and gained - even > GAINED and min(x.shape) >= LEAST_ROWS
+        scaled = better and cosine > 0.1
         shown = fitted if scaled else x
         about: dict[str, Any] = {
             "sqnr_db": plain,
-            "cosine": _cosine(shown, y),
+            "cosine": _angle(shown, y)[0],
+            "factor": None if scaled else factor,
             "gained_db": gained if scaled else None,
             "gains": gains if scaled else None,
         }
         if isinstance(found, str):
             return Sampled(**about, why=found)
-        return Sampled(**about, scheme=found.scheme, **_made(shown, y, found, spans))
+        rounded = before.info.dtype != "BF16"
+        return Sampled(**about, scheme=found.scheme, **_made(shown, y, found, spans, rounded=rounded))
 
 
 def _sqnr(x: Floats, y: Floats) -> float | None:
@@ -189,13 +207,14 @@ def _sqnr(x: Floats, y: Floats) -> float | None:
     return decibels(sse, power)
 
 
-def _cosine(x: Floats, y: Floats) -> float:
-    """Of the angle between weights as one vector; 1 for nothing but zeros on both sides."""
+def _angle(x: Floats, y: Floats) -> tuple[float, float]:
+    """The cosine of the angle between weights as one vector, and by what factor the first are nearest to the second; 1
+    and 1 for nothing but zeros on both sides."""
     a, b = x.astype(np.float64), y.astype(np.float64)
-    powers = float((a * a).sum()), float((b * b).sum())
+    powers, product = (float((a * a).sum()), float((b * b).sum())), float((a * b).sum())
     if not all(powers):
-        return 1.0 if powers == (0.0, 0.0) else 0.0
-    return float((a * b).sum()) / math.sqrt(powers[0] * powers[1])
+        return (1.0, 1.0) if powers == (0.0, 0.0) else (0.0, 1.0)
+    return product / math.sqrt(powers[0] * powers[1]), product / powers[0]
 
 
 def _gained(x: Floats, y: Floats) -> tuple[NDArray[np.float64], Floats]:
@@ -214,11 +233,13 @@ def _gained(x: Floats, y: Floats) -> tuple[NDArray[np.float64], Floats]:
 # ---- how it was made ----------------------------------------------------------------------------------------------
 
 
-def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan]) -> dict[str, Any]:
-    """How codes and scales of a sample compare with what rounding, min-max and our search make of its weights."""
+def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded: bool) -> dict[str, Any]:
+    """How codes and scales of a sample compare with what rounding, min-max and our search make of its weights.
+    rounded: whether the tool may have rounded weights to bfloat16 first."""
     grid, cols, table = code_grid(found.scheme), found.plan.cols, kernels.load()
     group, counts, at = min(found.plan.group, cols), np.zeros(1 << grid.bits, np.int64), 0
-    nearest, scales = np.empty_like(x), np.empty((len(x), found.plan.groups), np.float32)
+    nearest, offsets = np.empty_like(x), np.zeros_like(x)
+    scales = np.empty((len(x), found.plan.groups), np.float32)
     for span in spans:
         here, params = slice(at, at + span.rows), found.params(span)
         again = np.empty(span.rows * row_bytes(cols, grid.bits), np.uint8)
@@ -227,18 +248,35 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan]) -> dict[str
         codes = packing.unpack(found.packed(span), span.rows, cols, grid.bits)
         counts += np.bincount(codes.ravel(), minlength=len(counts))
         scales[here] = np.abs(params.scale)
+        if grid.mode == OFFSET and params.zero is not None:
+            offsets[here] = spread_out(params.zero, x[here], group)
         at += span.rows
-    slack = np.float32(NEAR) * np.abs(y) + np.abs(x - nearest) * np.float32(NEAR)
+    own, least = np.abs(x - y), np.abs(x - nearest)
+    near = own <= least + np.float32(NEAR) * (least + np.abs(y - offsets) + np.abs(offsets))
+    steps = spread_out(scales, x, group) if grid.mode in (INTEGER, OFFSET) else None
     minmax, best = _references(x, y, found.scheme, group)
     return {
-        "nearest": float(np.mean(np.abs(x - y) <= np.abs(x - nearest) + slack)),
+        "nearest": float(near.mean()),
         "nearest_db": _sqnr(x, nearest),
         "minmax_db": minmax,
         "best_db": best,
-        "largest": _of_largest(x, scales, found),
+        "largest": _of_largest(x, scales, found, rounded=rounded),
+        "cleanest": _cleanest(near),
+        "beyond": None if steps is None else float(np.mean((own > 1.05 * steps) & (least <= 0.55 * steps))),
         "used": int(np.count_nonzero(counts)),
         "codes": len(counts),
     }
+
+
+def _cleanest(near: NDArray[np.bool_]) -> float | None:
+    """The largest share of nearest codes in a column; None where some column has so many by chance, if all are alike:
+    sum over columns of the chance that at most 2 % of its codes are not the nearest."""
+    rows, share = len(near), float(near.mean())
+    if 0 < share < 1:
+        tail = [math.comb(rows, k) * share ** (rows - k) * (1 - share) ** k for k in range(rows // 50 + 1)]
+        if near.shape[1] * sum(tail) > CHANCE:
+            return None
+    return float(near.mean(axis=0).max())
 
 
 def _tile(x: Floats, group: int) -> Tile:
@@ -282,10 +320,12 @@ def _scaled(x: Floats, scheme: Scheme, group: int, divisor: float) -> float | No
     return _sqnr(x, kernels.load().decode(packed, (len(x), x.shape[1]), group, params, grid))
 
 
-def _of_largest(x: Floats, scales: Floats, found: Coded) -> float | None:
+def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> float | None:
     """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all; None
     where scales are rounded too coarsely to tell."""
     if found.scheme.storage != "plain" or found.plan.height > 1 or found.scheme.granularity == "tensor":
+        return None
+    if not found.exact_scales:
         return None
     starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
     high, low = (f.reduceat(x, starts, axis=1) for f in (np.maximum, np.minimum))
@@ -298,4 +338,5 @@ def _of_largest(x: Floats, scales: Floats, found: Coded) -> float | None:
     if not known.any():
         return None
     ratios = scales[known].astype(np.float64) / ranges[known]
-    return float(np.mean(np.abs(ratios / np.median(ratios) - 1) <= SAME_SCALE))
+    slack = SAME_SCALE + BY_SCALES * (found.scheme.scale_dtype != "float32") + BY_WEIGHTS * rounded
+    return float(np.mean(np.abs(ratios / np.median(ratios) - 1) <= slack))

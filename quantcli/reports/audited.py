@@ -9,7 +9,8 @@ from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.passes.audit import CAST, CHANGED, EQUAL, EXTRA, MISSING, QUANTIZED, RELATED, SCALED, SHARED, Audited
+from quantcli.passes.audit import EXTRA, MISSING, QUANTIZED, RELATED, SCALED, SHARED, Audited
+from quantcli.passes.audit_kept import CAST, CHANGED, EQUAL
 from quantcli.passes.audit_path import AuditedFile
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
 
@@ -31,7 +32,8 @@ class TensorAudit:
     follows is of a sample of its rows: cosine to the weights of the base; scaled_sqnr_db with rows and columns scaled,
     where that explains the tensor; minmax_sqnr_db and best_sqnr_db of min-max scales and of the best search at its
     format; nearest_share of codes that are the nearest ones, and their nearest_sqnr_db; minmax_scales_share of groups
-    with the scale of their largest weight; codes_used of codes. shortfall_db: below the lower of the two references;
+    with the scale of their largest weight; cleanest_column_share of nearest codes in a column; beyond_share of weights
+    that moved by more than a step; codes_used of codes. shortfall_db: below the lower of the two references;
     score: robust standard deviations by which that lies below others of its scheme. problems: why it does not fit."""
 
     name: str
@@ -48,6 +50,8 @@ class TensorAudit:
     nearest_share: float | None
     nearest_sqnr_db: float | None
     minmax_scales_share: float | None
+    cleanest_column_share: float | None
+    beyond_share: float | None
     codes_used: int | None
     codes: int | None
     bits: int | None
@@ -201,6 +205,8 @@ def _tensor(one: Audited) -> TensorAudit:
         nearest_share=of_sample("nearest"),
         nearest_sqnr_db=of_sample("nearest_db"),
         minmax_scales_share=of_sample("largest"),
+        cleanest_column_share=of_sample("cleanest"),
+        beyond_share=of_sample("beyond"),
         codes_used=of_sample("used"),
         codes=of_sample("codes"),
         bits=scheme.bits if scheme is not None else None,
