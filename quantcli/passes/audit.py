@@ -40,12 +40,13 @@ ROUNDED, CLEAN, LEARNED = 0.95, 0.97, 1e-5
 the codes, error feedback a quarter or more. Least share in some column where errors are fed back: the first one has
 none to make good. Most weights beyond one step where rounding up or down is learned."""
 
-MIN_MAX_DB = 1.0
-"""How far below min-max a method still is min-max: MLX moves the end of the range so that 0 is a code."""
+MIN_MAX_DB, SAME_DB = 1.0, 0.05
+"""How far below min-max a method still is min-max: MLX moves the end of the range so that 0 is a code. How much a
+search must win for the two to be told apart."""
 
-OTHER_SCALES, TELLING = 0.95, 0.5
+OTHER_SCALES, NEARLY, TELLING = 0.95, 0.9, 0.5
 """Share of groups that have the scale of min-max, where the SQNR is that of min-max: below, scales are of other
-weights. dB that a search must win for its scales to be told from such."""
+weights, if so many are near that at least. dB that a search must win for its scales to be told from such."""
 
 UNRELATED, UNEXPLAINED = "none of the base", "none of the base as it is"
 """The method of codes that were not made of these weights."""
@@ -233,7 +234,8 @@ def _is_minmax(sample: Sampled) -> bool:
     own = sample.nearest_db
     if own is None or sample.minmax_db is None or own < sample.minmax_db - MIN_MAX_DB:
         return False
-    return sample.best_db is None or own - sample.minmax_db <= sample.best_db - own
+    best = sample.best_db
+    return best is None or best - sample.minmax_db < SAME_DB or own - sample.minmax_db <= best - own
 
 
 def _other_scales(sample: Sampled) -> bool:
@@ -244,7 +246,7 @@ def _other_scales(sample: Sampled) -> bool:
     telling = (
         sample.best_db is not None and sample.minmax_db is not None and sample.best_db - sample.minmax_db > TELLING
     )
-    return telling and _is_minmax(sample) and 0.2 < sample.largest < OTHER_SCALES
+    return telling and _is_minmax(sample) and (sample.about or 0) >= NEARLY and sample.largest < OTHER_SCALES
 
 
 def _method(sample: Sampled) -> str:

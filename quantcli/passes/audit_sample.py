@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
 
-WEIGHTS, PIECES, MOST_ROWS, LEAST_ROWS = 1 << 18, 16, 256, 32
-"""Weights of a sample, runs of rows that it is taken from, rows that it has of wide matrices too, for what is told
-column by column, and rows and columns from which gains of them are told."""
+WEIGHTS, MOST, ROWS, PIECES, LEAST_ROWS = 1 << 18, 1 << 20, 256, 16, 32
+"""Weights of a sample; most of them, and rows, where rows are long, for what is told column by column; runs of rows
+that it is taken from; and rows and columns from which gains of them are told."""
 
 GAINED = 2.0
 """dB by which gains of rows and columns must explain a tensor better than the weights as they are: fitting gains to
@@ -77,9 +77,10 @@ class Sampled:
     the codes show it; why: empty, or why there are no codes to compare. nearest: share of codes that are the nearest
     ones for the stored scales; nearest_db: the SQNR that these would have. minmax_db, best_db: of min-max scales and
     of our search at this format. largest: share of groups whose scale is that of their largest weight, up to a factor
-    that is the same in all of them. used, codes: how many codes occur, and how many there are. cleanest: the largest
-    share of nearest codes in a column, where chance alone would not give that to any; beyond: share of weights that
-    are more than a step of whole numbers from what they became, though not clipped.
+    that is the same in all of them; about: of groups whose scale is near that. used, codes: how many codes occur, and
+    how many there are. cleanest: the largest share of nearest codes in a column, where chance alone would not give that
+    to any; beyond: share of weights that are more than a step of whole numbers from what they became, though not
+    clipped.
     """
 
     sqnr_db: float | None
@@ -94,6 +95,7 @@ class Sampled:
     minmax_db: float | None = None
     best_db: float | None = None
     largest: float | None = None
+    about: float | None = None
     cleanest: float | None = None
     beyond: float | None = None
     used: int | None = None
@@ -149,9 +151,9 @@ def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:
     these.
 
     >>> [(span.row, span.rows) for span in spans_of(1600, 1 << 14, 1)][:3]
-    [(0, 16), (100, 16), (200, 16)]
+    [(0, 4), (100, 4), (200, 4)]
     """
-    wanted = min(rows, max(MOST_ROWS, WEIGHTS // max(cols, 1)))
+    wanted = min(rows, max(min(ROWS, MOST // cols), WEIGHTS // cols, 1))
     pieces = 1 if wanted == rows else min(PIECES, wanted)
     size = -(-max(wanted // pieces, 1) // height) * height
     starts = sorted({i * (rows // pieces) // height * height for i in range(pieces)})
@@ -210,8 +212,8 @@ def _sqnr(x: Floats, y: Floats) -> float | None:
 def _angle(x: Floats, y: Floats) -> tuple[float, float]:
     """The cosine of the angle between weights as one vector, and by what factor the first are nearest to the second; 1
     and 1 for nothing but zeros on both sides."""
-    a, b = x.astype(np.float64), y.astype(np.float64)
-    powers, product = (float((a * a).sum()), float((b * b).sum())), float((a * b).sum())
+    powers = tuple(float(np.square(v).sum(dtype=np.float64)) for v in (x, y))
+    product = float((x * y).sum(dtype=np.float64))
     if not all(powers):
         return (1.0, 1.0) if powers == (0.0, 0.0) else (0.0, 1.0)
     return product / math.sqrt(powers[0] * powers[1]), product / powers[0]
@@ -219,15 +221,15 @@ def _angle(x: Floats, y: Floats) -> tuple[float, float]:
 
 def _gained(x: Floats, y: Floats) -> tuple[NDArray[np.float64], Floats]:
     """The gains of columns by which weights became others, and the weights with those of columns and rows."""
-    a, b = x.astype(np.float64), y.astype(np.float64)
-    columns = np.ones(a.shape[1])
+    fitted, columns = x.copy(), np.ones(x.shape[1])
     for _ in range(4):
         for axis in (0, 1):
-            power = (a * a).sum(axis=axis)
-            gain = np.where(power > 0, (a * b).sum(axis=axis) / np.where(power > 0, power, 1), 1.0)
-            a *= gain if axis == 0 else gain[:, None]
+            power = np.square(fitted).sum(axis=axis, dtype=np.float64)
+            product = (fitted * y).sum(axis=axis, dtype=np.float64)
+            gain = np.divide(product, power, out=np.ones_like(power), where=power > 0)
+            fitted *= (gain if axis == 0 else gain[:, None]).astype(np.float32)
             columns *= gain if axis == 0 else 1
-    return columns, a.astype(np.float32)
+    return columns, fitted
 
 
 # ---- how it was made ----------------------------------------------------------------------------------------------
@@ -255,12 +257,14 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
     near = own <= least + np.float32(NEAR) * (least + np.abs(y - offsets) + np.abs(offsets))
     steps = spread_out(scales, x, group) if grid.mode in (INTEGER, OFFSET) else None
     minmax, best = _references(x, y, found.scheme, group)
+    largest, about = _of_largest(x, scales, found, rounded=rounded)
     return {
         "nearest": float(near.mean()),
         "nearest_db": _sqnr(x, nearest),
         "minmax_db": minmax,
         "best_db": best,
-        "largest": _of_largest(x, scales, found, rounded=rounded),
+        "largest": largest,
+        "about": about,
         "cleanest": _cleanest(near),
         "beyond": None if steps is None else float(np.mean((own > 1.05 * steps) & (least <= 0.55 * steps))),
         "used": int(np.count_nonzero(counts)),
@@ -320,13 +324,13 @@ def _scaled(x: Floats, scheme: Scheme, group: int, divisor: float) -> float | No
     return _sqnr(x, kernels.load().decode(packed, (len(x), x.shape[1]), group, params, grid))
 
 
-def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> float | None:
-    """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all; None
-    where scales are rounded too coarsely to tell."""
+def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tuple[float | None, float | None]:
+    """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all, and of
+    those within four times what rounding explains; None where scales are rounded too coarsely to tell."""
     if found.scheme.storage != "plain" or found.plan.height > 1 or found.scheme.granularity == "tensor":
-        return None
+        return None, None
     if not found.exact_scales:
-        return None
+        return None, None
     starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
     high, low = (f.reduceat(x, starts, axis=1) for f in (np.maximum, np.minimum))
     if not found.scheme.symmetric:
@@ -336,7 +340,8 @@ def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> fl
         ranges = np.maximum(high, -low)
     known = (ranges > 0) & (scales > 0)
     if not known.any():
-        return None
+        return None, None
     ratios = scales[known].astype(np.float64) / ranges[known]
     slack = SAME_SCALE + BY_SCALES * (found.scheme.scale_dtype != "float32") + BY_WEIGHTS * rounded
-    return float(np.mean(np.abs(ratios / np.median(ratios) - 1) <= slack))
+    away = np.abs(ratios / np.median(ratios) - 1)
+    return float(np.mean(away <= slack)), float(np.mean(away <= 4 * slack))
