@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import _help, _naming, options
+from quantcli.cli import _help, _log, _naming, options
 from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
@@ -162,6 +162,7 @@ def finish(
     from quantcli.reports.run import RunReports
 
     document = RunReports(reports)
+    _log.current().document(document)
     for kind, path in outputs:
         options.write_document(document, kind, path, [p for r in reports for p in (r.source, r.output) if p])
     quiet = console.quiet and not console.json
