@@ -29,6 +29,12 @@ GATES = (
     ("max_regression", "DB", "How much a tensor may lose against the baseline."),
 )
 
+EVALUATIONS = (
+    ("min_eval", "FIGURE", "Least figure of --eval-command."),
+    ("max_eval", "FIGURE", "Largest figure of --eval-command."),
+)
+"""Limits of report alone, on what the user's own evaluation gives."""
+
 
 class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """The limit of a gate."""
@@ -94,7 +100,7 @@ def gates_of(limits: dict[str, Any]) -> Gates:
     """The gates asked for on the command line."""
     from quantcli.reports.gates import Gates
 
-    return Gates(**{name: limits[name] for name, _, _ in GATES})
+    return Gates(**{name: limits[name] for name, _, _ in (*GATES, *EVALUATIONS) if name in limits})
 
 
 RENDERINGS = registry.names("reports.renderings")
