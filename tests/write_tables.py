@@ -38,7 +38,14 @@ BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTAL
 FAMILIES = {"int": "integers", "midrise": "mid-rise", "levels": "fixed levels", "learned": "learned codebooks"}
 """The families of formats by which calibrations go."""
 
-UNITS = {"DB": "dB", "MSE": "squared error", "BITS": "bits per weight", "SIZE": "bytes", "SHARE": "share"}
+UNITS = {
+    "DB": "dB",
+    "MSE": "squared error",
+    "BITS": "bits per weight",
+    "SIZE": "bytes",
+    "SHARE": "share",
+    "FIGURE": "its own",
+}
 """What the limits of gates are counted in, by what their options take."""
 
 
@@ -216,7 +223,7 @@ def renderings() -> str:
 def gate_limits() -> str:
     """The gates of report and compare."""
     rows = []
-    for name, kind, text in _gating.GATES:
+    for name, kind, text in (*_gating.GATES, *_gating.EVALUATIONS):
         judged = "each tensor" if name in gates.TENSOR_GATES else "the file"
         rows.append([f"`--{name.replace('_', '-')}`", UNITS[kind], judged, text])
     return table(["gate", "unit", "judges", "meaning"], rows)

@@ -20,7 +20,7 @@ from quantcli.front import COMPLETE
 BUG = 70
 """Exit code for an error that is quantcli's own (EX_SOFTWARE)."""
 
-JUDGES = ("report", "compare", "verify")
+JUDGES = ("report", "compare", "verify", "audit")
 """Commands that follow diff and grep: 1 is a failed gate or check, 2 whatever kept them from measuring."""
 
 EXIT_CODES = {

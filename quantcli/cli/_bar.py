@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from quantcli import library, memory
+from quantcli.cli import _log
 from quantcli.errors import printable
 
 
@@ -50,6 +51,7 @@ class Bar:
 
     def start(self, total: int) -> None:
         """A pass over so many bytes begins."""
+        _log.current().line("pass", title=self.title, bytes=total)
         if total >= self.WORTH:
             memory.keep_freed()
         if self.quiet or total < self.WORTH or not sys.stderr.isatty():

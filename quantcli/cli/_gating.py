@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import _help, _naming, options
+from quantcli.cli import _help, _log, _naming, options
 from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
@@ -28,6 +28,12 @@ GATES = (
     ("max_outlier_gap", "DB", "How far a tensor may lie below the median of those with as many bits."),
     ("max_regression", "DB", "How much a tensor may lose against the baseline."),
 )
+
+EVALUATIONS = (
+    ("min_eval", "FIGURE", "Least figure of --eval-command."),
+    ("max_eval", "FIGURE", "Largest figure of --eval-command."),
+)
+"""Limits of report alone, on what the user's own evaluation gives."""
 
 
 class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -94,7 +100,7 @@ def gates_of(limits: dict[str, Any]) -> Gates:
     """The gates asked for on the command line."""
     from quantcli.reports.gates import Gates
 
-    return Gates(**{name: limits[name] for name, _, _ in GATES})
+    return Gates(**{name: limits[name] for name, _, _ in (*GATES, *EVALUATIONS) if name in limits})
 
 
 RENDERINGS = registry.names("reports.renderings")
@@ -162,6 +168,7 @@ def finish(
     from quantcli.reports.run import RunReports
 
     document = RunReports(reports)
+    _log.current().document(document)
     for kind, path in outputs:
         options.write_document(document, kind, path, [p for r in reports for p in (r.source, r.output) if p])
     quiet = console.quiet and not console.json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from functools import partial
 
 import click
 
@@ -46,12 +46,9 @@ def command(
     its config.json and what else lies beside the weights, unless a .safetensors file is named. A pipeline gives a
     pipeline, each component decoded.
     """
-    from quantcli.folders import components, dequantize, prepare
+    from quantcli.folders import components, evaluate
     from quantcli.folders.job import kept_sources
-    from quantcli.models import left_out
-    from quantcli.passes import decode as decoding
     from quantcli.reports.dequantized import DequantizeReport
-    from quantcli.stores.pipelines import prefixed
 
     began = time.perf_counter()
     _naming.check_model(output, None)
@@ -61,21 +58,18 @@ def command(
     ):
         if found.home:
             components.check_one_file(None, output)
-        home = found.home or found.models[""].source.folder
+        home = evaluate.home_of(found)
         target = named or _default_output(src, home)
-        folder = home is not None and not target.lower().endswith(".safetensors")
-        real, side = prepare.destination(found.home, found.sources, found.kept, target, folder=folder, force=force)
-        left = [prefixed(name, line) for name, model in found.models.items() for line in left_out(model.values())]
-        loading = dequantize.notes(found.models) if folder else []
-        warnings = [*found.warnings, *left, *loading, *side.warnings()]
-        console.inform(*warnings)
-        how: dict[str, Any] = {"dtype": LONG_NAMES[dtype] if dtype else None, "threads": options.thread_count(threads)}
-        with console.bar(os.path.basename(target)) as bar:
-            if folder:
-                size = dequantize.write(found.models, real, home=home, side=side, force=force, progress=bar, **how)
-            else:
-                model = found.models[""]
-                size = decoding.write(model, model, real, force=force, progress=bar, **how)
+        size, warnings = evaluate.write_floats(
+            found,
+            target,
+            folder=home is not None and not target.lower().endswith(".safetensors"),
+            force=force,
+            dtype=LONG_NAMES[dtype] if dtype else None,
+            threads=options.thread_count(threads),
+            bar=partial(console.bar, os.path.basename(target)),
+            say=console.inform,
+        )
         whole = kept_sources(found.kept).values()
         report = DequantizeReport(
             source=src,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from quantcli import front, interrupts, registry
-from quantcli.cli import _help, _naming
+from quantcli.cli import _help, _log, _naming
 from quantcli.cli._bar import Bar
 from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
@@ -114,9 +114,12 @@ class Console:
         return front.wants_colour(sys.stdout, self.color)
 
     def inform(self, *messages: str) -> None:
-        """A line each on standard error, unless quiet."""
-        for message in () if self.quiet else messages:
-            inform(message)
+        """A line each on standard error, unless quiet, and in the log."""
+        for message in messages:
+            if self.quiet:
+                _log.current().line("message", text=message)
+            else:
+                inform(message)
 
     def bar(self, title: str) -> Bar:
         """A progress bar."""
@@ -124,11 +127,21 @@ class Console:
 
 
 def console(command: F) -> F:
-    """--json, --color, -v, -q and --debug, the first four as `console`."""
+    """--json, --color, -v, -q and --debug, the first four as `console`, and --log-file, which it sees to."""
 
     @functools.wraps(command)
-    def printing(*arguments: Any, as_json: bool, color: str, verbose: bool, quiet: bool, **others: Any) -> Any:
-        return command(*arguments, console=Console(json=as_json, color=color, verbose=verbose, quiet=quiet), **others)
+    def printing(
+        *arguments: Any,
+        as_json: bool,
+        color: str,
+        verbose: bool,
+        quiet: bool,
+        log_file: str | None,
+        **others: Any,
+    ) -> Any:
+        console = Console(json=as_json, color=color, verbose=verbose, quiet=quiet)
+        with _log.logging(log_file, click.get_current_context()):
+            return command(*arguments, console=console, **others)
 
     return cast(F, _CONSOLE(printing))
 
@@ -143,6 +156,12 @@ _CONSOLE = _help.options(
         group="Output",
     ),
     _help.option("-v", "--verbose", is_flag=True, help="Print more on standard error.", group="Run"),
+    _help.option(
+        "--log-file",
+        type=_help.FILE,
+        help="Write what was asked, decided and found to a file, in lines of JSON.",
+        group="Run",
+    ),
     _help.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, and show no progress.", group="Run"),
     _help.option(
         "--debug", is_flag=True, hidden=True, expose_value=False, help="Show the traceback of an error.", group="Run"
@@ -178,7 +197,8 @@ def document_file(path: str | None, kind: type, inputs: Sequence[str | None]) ->
 
 def show(document: Any, console: Console, *, show_all: bool = False, file: DocumentFile | None = None) -> None:
     """Write a document to a file, where there is one, and print it: as JSON where that is asked for, else for people,
-    unless quiet."""
+    unless quiet. It is in the log too."""
+    _log.current().document(document)
     if file is not None:
         write_document(document, file.rendering, file.path, file.inputs)
     if console.json or not console.quiet:
@@ -335,12 +355,14 @@ def numbers(name: str, default: Sequence[int] | None, text: str, *, group: str, 
 
 
 def warn(message: str) -> None:
-    """One line on standard error."""
+    """One line on standard error, and in the log."""
+    _log.current().line("warning", text=message)
     click.echo(f"quantcli: warning: {printable(message, 1000)}", err=True)
 
 
 def inform(message: str) -> None:
-    """One line on standard error."""
+    """One line on standard error, and in the log."""
+    _log.current().line("message", text=message)
     click.echo(f"quantcli: {printable(message, 1000)}", err=True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, options
+from quantcli.cli import _asking, _budget, _gating, _help, _log, _naming, _sources, options
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Co
     if console.json:
         report = replace(report, warnings=[*notes, *report.warnings])
     if run.output == "-" and not run.dry_run:
+        _log.current().document(report)
         if not console.quiet:
             _print_summary(report)
     else:

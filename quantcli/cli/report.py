@@ -14,6 +14,7 @@ from quantcli.cli import _gating, _help, _sources, options
 from quantcli.errors import QuantcliError, UsageError
 
 if TYPE_CHECKING:
+    from quantcli.folders.evaluate import Evaluation
     from quantcli.reports.config import Config
     from quantcli.reports.gates import Gates
     from quantcli.reports.run import RunReport
@@ -45,6 +46,28 @@ if TYPE_CHECKING:
 )
 @_gating.gates
 @_help.option(
+    "--like",
+    metavar="OTHER",
+    type=_help.FILE,
+    help="Another quantized model in place of a baseline, such as that of the main branch: measured as FILE is.",
+    group="Common",
+)
+@_help.option(
+    "--eval-command",
+    metavar="COMMAND",
+    help="Run this on the weights decoded to a temporary file or folder, whose path is {} or comes last; the figure "
+    "that it prints is judged by --min-eval and --max-eval.",
+    group="Run",
+)
+@_help.option(
+    "--eval-pattern",
+    metavar="REGEX",
+    help="Where the figure is in what --eval-command prints: an expression with one group.",
+    show_default="the last number",
+    group="Run",
+)
+@_gating.limits(_gating.EVALUATIONS, "Gates")
+@_help.option(
     "--theory",
     is_flag=True,
     help="Next to each measured SQNR, what theory predicts: model, best quantizers, bounds, entropy. Needs --against.",
@@ -65,6 +88,9 @@ def command(
     against: str | None,
     baseline: str | None,
     config: str | None,
+    like: str | None,
+    eval_command: str | None,
+    eval_pattern: str | None,
     theory: bool,
     ignore_digest: bool,
     as_float: bool,
@@ -88,14 +114,17 @@ def command(
     rendering = _gating.rendering(format_, console)
     found = _config(config)
     gates = _gating.gates_of(limits)
-    jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, baseline, gates)
-    jobs = [replace(job, as_float=as_float, variant=variant) for job in jobs]
+    if like is not None and baseline is not None:
+        raise UsageError("two things to compare with", place=["--like"], hint="leave out --baseline")
+    jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, (baseline, like), gates)
+    evaluation = _evaluation(eval_command, eval_pattern, jobs)
+    jobs = [replace(job, as_float=as_float, variant=variant, evaluation=evaluation) for job in jobs]
     if as_float and any(job.against is None for job in jobs):
         raise UsageError("the original is needed", place=["--as-float"], hint="name it with --against")
     if theory and any(job.against is None for job in jobs):
         raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
     read = [files0_from, found.path if found is not None else None]
-    read += [path for job in jobs for path in (job.file, job.against, job.baseline)]
+    read += [path for job in jobs for path in (job.file, job.against, job.baseline, job.like)]
     options.check_outputs([path for _, path in outputs], read)
     in_detail = theory or "html" in (rendering, *(kind for kind, _ in outputs))
     reports = []
@@ -107,6 +136,19 @@ def command(
             raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
     _check_rules(list(zip(reports, (job.gates for job in jobs))), found, console)
     _gating.finish(reports, rendering, outputs, console, show_all=show_all)
+
+
+def _evaluation(command: str | None, pattern: str | None, jobs: Sequence[_Job]) -> Evaluation | None:
+    """How models are evaluated. Raises UsageError for a limit without a command."""
+    limited = any(job.gates.min_eval is not None or job.gates.max_eval is not None for job in jobs)
+    if command is None:
+        if limited or pattern is not None:
+            hint = "name it with --eval-command"
+            raise UsageError("there is no evaluation to judge", place=["--min-eval"], hint=hint)
+        return None
+    from quantcli.folders import evaluate
+
+    return evaluate.asked(command, pattern)
 
 
 def _check_rules(judged: Sequence[tuple[RunReport, Gates]], found: Config | None, console: options.Console) -> None:
@@ -137,12 +179,15 @@ def _check_rules(judged: Sequence[tuple[RunReport, Gates]], found: Config | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """A file to report on."""
+    """A file to report on. baseline, like: the report, or the model, to compare it with. evaluation: by
+    which command, None where it is not evaluated."""
 
     file: str
     against: str | None
     baseline: str | None
     gates: Gates
+    like: str | None = None
+    evaluation: Evaluation | None = None
     as_float: bool = False
     variant: str | None = None
 
@@ -182,9 +227,14 @@ def _listed(path: str | None) -> list[str]:
 
 
 def _jobs(
-    files: Sequence[str], found: Config | None, against: str | None, baseline: str | None, gates: Gates
+    files: Sequence[str],
+    found: Config | None,
+    against: str | None,
+    compared: tuple[str | None, str | None],
+    gates: Gates,
 ) -> list[_Job]:
-    """What to report on: the files named, with what the configuration says of them, or all it lists."""
+    """What to report on: the files named, with what the configuration says of them, or all it lists. compared: the
+    baseline and the other model that were asked for."""
     known = {os.path.realpath(entry.file): entry for entry in found.models} if found is not None else {}
     if not files:
         files = [entry.file for entry in known.values()]
@@ -193,12 +243,17 @@ def _jobs(
     jobs = []
     for file in files:
         entry = known.get(os.path.realpath(file))
+        own = (entry.baseline, entry.like) if entry else (None, None)
+        baseline, like = compared if any(compared) else own
+        if baseline and like:
+            raise UsageError("two things to compare with", place=[file], hint="name baseline or like, not both")
         below = entry.gates if entry is not None else found.gates if found is not None else None
         jobs.append(
             _Job(
                 file=file,
                 against=against or (entry.against if entry else None),
-                baseline=baseline or (entry.baseline if entry else None),
+                baseline=baseline,
+                like=like,
                 gates=gates.over(below) if below is not None else gates,
             )
         )
@@ -211,7 +266,6 @@ def _report(
     """The report on one file, judged; in_detail: with theory and histograms, where there is an original."""
     from quantcli.reports import baseline, gates, measured
 
-    before = (job.baseline, baseline.load(job.baseline, job.file)) if job.baseline is not None else None
     how = measured.Measuring(
         in_detail=in_detail,
         theory=theory,
@@ -221,7 +275,19 @@ def _report(
         bar=console.bar,
         say=console.inform,
     )
-    return gates.judged(measured.report(job.file, job.against, job.variant, how), job.gates, before)
+    before = None
+    if job.baseline is not None:
+        before = job.baseline, baseline.load(job.baseline, job.file)
+    elif job.like is not None:
+        other = measured.report(job.like, job.against, job.variant, replace(how, in_detail=False, theory=False))
+        before = job.like, other.as_dict()
+    found = measured.report(job.file, job.against, job.variant, how)
+    if job.evaluation is not None:
+        from quantcli.folders import evaluate
+
+        figure = evaluate.evaluate(job.file, job.evaluation, variant=job.variant, threads=threads, bar=console.bar)
+        found = replace(found, evaluation=figure)
+    return gates.judged(found, job.gates, before)
 
 
 PROVIDES = command

@@ -25,6 +25,9 @@ from quantcli.stores.files import read_small
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
 
+AGAIN = "`quantcli quantize --recipe` with this recipe makes the same files again from the same weights:"
+"""The line before the recipe."""
+
 WORST = 10
 
 _LIMIT = 1 << 26
@@ -165,13 +168,23 @@ def _how(report: RunReport, plan: Plan, settings: Mapping[str, str]) -> list[str
     lines += [f"- and {len(ordered) - WORST} more schemes"] if len(ordered) > WORST else []
     if plan.request is None:
         return lines
-    lines += ["", "`quantcli quantize --recipe` with this recipe makes the same files again from the same weights:", ""]
+    lines += ["", AGAIN, ""]
     try:
         text = recipe_writing.dump(plan.request, settings)
     except UsageError:
         return [*lines[:-2], "", "The recipe is long: `quantcli inspect --recipe` prints it from the files."]
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return [*lines, f"{fence}yaml", text.rstrip("\n"), fence]
+
+
+def recipe_in(text: str) -> str | None:
+    """The recipe in the text of a model card; None where it has none.
+
+    >>> recipe_in(f"# A\\n\\n{AGAIN}\\n\\n```yaml\\ndefault: {{bits: 4}}\\n```\\n")
+    'default: {bits: 4}\\n'
+    """
+    found = re.search(rf"^{re.escape(AGAIN)}\n\n(`{{3,}})yaml\n(.*?\n)\1$", text, re.MULTILINE | re.DOTALL)
+    return found[2] if found is not None else None
 
 
 def _losses(report: RunReport) -> list[str]:

@@ -29,12 +29,14 @@ NAME = "quantcli.yaml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEntry:
-    """A file to report on, what to measure it against, what to compare it with, and its gates."""
+    """A file to report on, what to measure it against, the report or (like) the model to compare it with, and its
+    gates."""
 
     file: str
     against: str | None
     baseline: str | None
     gates: Gates
+    like: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +71,22 @@ def _parse(document: Any, path: str) -> Config:
 
 
 def _model(value: Any, place: str, folder: str, gates: Gates) -> ModelEntry:
-    fields = mapping(value, place, ("file", "against", "baseline", "gates"))
+    fields = mapping(value, place, ("file", "against", "baseline", "like", "gates"))
     own = _gates(fields.pop("gates", {}), f"{place}: gates")
-    paths: dict[str, str | None] = {"file": None, "against": None, "baseline": None}
+    paths: dict[str, str | None] = dict.fromkeys(("file", "against", "baseline", "like"))
     for key, path in fields.items():
         if not isinstance(path, str) or not path:
             raise UsageError("it is not a path", place=[place, key])
         paths[key] = os.path.join(folder, path)
     if paths["file"] is None:
         raise UsageError("it has no file", place=[place])
-    return ModelEntry(file=paths["file"], against=paths["against"], baseline=paths["baseline"], gates=own.over(gates))
+    return ModelEntry(
+        file=paths["file"],
+        against=paths["against"],
+        baseline=paths["baseline"],
+        like=paths["like"],
+        gates=own.over(gates),
+    )
 
 
 def _gates(value: Any, place: str) -> Gates:

@@ -28,8 +28,12 @@ _UNITLESS = (
     "target_bpw",
     "max_shard_size",
     "memory",
+    "min_eval",
+    "max_eval",
 )
+_EVALUATIONS = ("min_eval", "max_eval")
 _SIZES = ("max_size", "target_size", "max_shard_size", "memory")
+_SIGNED = ("min_sqnr", "min_tensor_sqnr", "min_output_sqnr", *_EVALUATIONS)
 TENSOR_GATES = ("min_tensor_sqnr", "min_output_sqnr", "max_mse", "max_outlier_gap", "max_regression")
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -53,7 +57,8 @@ class Gates:
     output of every layer that is quantized by statistics, as these predict it. max_mse: mean squared
     error of every quantized tensor. max_bpw: bits per weight of the file, everything counted. max_size: bytes of the
     file. min_coverage: share of the parameters that are quantized. max_outlier_gap: dB a tensor may lie below the
-    median of those with as many bits. max_regression: dB a tensor may lose against the baseline.
+    median of those with as many bits. max_regression: dB a tensor may lose against the baseline. min_eval, max_eval:
+    the figure of the user's own evaluation.
     """
 
     min_sqnr: float | None = None
@@ -65,6 +70,8 @@ class Gates:
     min_coverage: float | None = None
     max_outlier_gap: float | None = None
     max_regression: float | None = None
+    min_eval: float | None = None
+    max_eval: float | None = None
     rules: tuple[GateRule, ...] = ()
 
     @property
@@ -104,7 +111,7 @@ def parsed(name: str, value: Any) -> float:
         raise UsageError(f"{printable(repr(value), 60)} has an unknown unit", place=place, hint=_hint(name))
     if name == "min_coverage" and not 0 <= number <= 1:
         raise UsageError(f"{printable(str(value), 60)} is not a share", place=place, hint="write 95% or 0.95")
-    if not math.isfinite(number) or (number < 0 and name not in ("min_sqnr", "min_tensor_sqnr", "min_output_sqnr")):
+    if not math.isfinite(number) or (number < 0 and name not in _SIGNED):
         raise UsageError(f"{printable(str(value), 60)} is out of range", place=place)
     return number
 
@@ -206,13 +213,15 @@ def _gate(
 ) -> GateResult:
     s = report.summary
     if gate == "max_regression" and baseline is None:
-        raise UsageError("there is no baseline to compare with", place=["max_regression"], hint="name a --baseline")
+        hint = "name a --baseline, or another model with --like"
+        raise UsageError("there is no baseline to compare with", place=["max_regression"], hint=hint)
     if gate in TENSOR_GATES:
         values = _values(report, gate, baseline)
         return _on_tensors(gate, limit, {k: v for k, v in values.items() if k in limits}, limits)
     assert limit is not None
-    value = {"min_sqnr": s.sqnr_db, "max_bpw": s.bits_per_weight, "max_size": float(s.bytes_out)}.get(gate, s.coverage)
-    measured = s.parameters > 0 and (gate != "min_sqnr" or value is not None or s.exact)
+    known = {"min_sqnr": s.sqnr_db, "max_bpw": s.bits_per_weight, "max_size": float(s.bytes_out)}
+    value = report.evaluation if gate in _EVALUATIONS else known.get(gate, s.coverage)
+    measured = s.parameters > 0 and (value is not None or (gate == "min_sqnr" and s.exact))
     passed = measured and (value is None or (value >= limit if gate.startswith("min") else value <= limit))
     what = shown(gate, value) if measured else "nothing was measured"
     return GateResult(gate=gate, limit=limit, value=value, passed=passed, message=what)

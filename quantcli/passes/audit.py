@@ -1,0 +1,366 @@
+"""Whether a quantized model is one of a given base, with what speaks for it and what against it, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli.errors import DataError
+from quantcli.models import BLOCK, View, runs_of
+from quantcli.passes import compare
+from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twin
+from quantcli.passes.audit_sample import Sampled, sampled
+from quantcli.passes.tiles import Progress, Visit, begun, walk
+
+if TYPE_CHECKING:
+    from quantcli.metrics import Metrics
+
+RELATED = 0.6
+"""Least cosine between the weights and what they became: one bit leaves 0.8 of normal weights, unrelated ones 0."""
+
+WORSE = 6.0
+"""Most dB that a tensor may lie below what min-max or our search leaves at its format: error feedback trades up to
+about 4 of the weights' SQNR for that of outputs."""
+
+OUTLYING, OUTLYING_DB, FEWEST = 6.0, 1.5, 4
+"""How many robust standard deviations, and dB, a tensor may lie below others of its kind, and how many of these there
+must be."""
+
+LEAST_SPREAD = 0.1
+"""dB: the robust standard deviation of a kind counts as this much at least."""
+
+ROUNDED, CLEAN, LEARNED = 0.95, 0.97, 1e-5
+"""Least share of nearest codes of a method that rounds to the nearest: rounding that preserves sums moves up to 4 % of
+the codes, error feedback a quarter or more. Least share in some column where errors are fed back: the first one has
+none to make good. Most weights beyond one step where rounding up or down is learned."""
+
+MIN_MAX_DB, SAME_DB = 1.0, 0.05
+"""How far below min-max a method still is min-max: MLX moves the end of the range so that 0 is a code. How much a
+search must win for the two to be told apart."""
+
+OTHER_SCALES, NEARLY, TELLING = 0.95, 0.9, 0.5
+"""Share of groups that have the scale of min-max, where the SQNR is that of min-max: below, scales are of other
+weights, if so many are near that at least. dB that a search must win for its scales to be told from such."""
+
+UNRELATED, UNEXPLAINED = "none of the base", "none of the base as it is"
+"""The method of codes that were not made of these weights."""
+
+SAME_FACTOR = 0.05
+"""How far weights may be from those of the base as a whole, beyond what quantizing shrinks them by."""
+
+FEW_CODES = 0.5
+"""Share of the codes of whole numbers, up to 8 bits, that must occur in a sample."""
+
+SCALED, QUANTIZED, MISSING, EXTRA, SHARED = "scaled", "quantized", "missing", "extra", "shared"
+"""What a tensor is beside what kept ones are: kept but for gains that columns of codes have too; quantized; only in the
+base, only in the file; stored once where the base has it twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """What a tensor turned out to be. scheme: as the file has it, dtype of one that is kept. method: how its codes were
+    made, as far as these tell. metrics: of all its weights, where values differ. shortfall: dB below the reference of
+    its format on the same rows; score: how many robust standard deviations it lies below its kind. problems: why it
+    does not fit the base; note: what else there is to say."""
+
+    name: str
+    became: str
+    scheme: str
+    shape: tuple[int, ...]
+    metrics: Metrics | None = None
+    sample: Sampled | None = None
+    method: str = ""
+    shortfall: float | None = None
+    score: float | None = None
+    problems: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the walk has found, by tensor."""
+
+    kept: dict[str, tuple[str, str]] = field(default_factory=dict)
+    samples: dict[str, Sampled] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+def audit(
+    before: Mapping[str, View],
+    after: Mapping[str, View],
+    coded: set[str],
+    *,
+    threads: int,
+    progress: Progress | None = None,
+) -> list[Audited]:
+    """What every tensor of a quantized model is, beside those of the base it is said to be made of. coded: names of
+    those that are stored as codes, though they may be floats here (experts that were arranged).
+
+    Raises DataError when no tensor is in both.
+    """
+    both = [n for n in after if n in before and after[n].info.shape == before[n].info.shape]
+    if not both:
+        raise DataError("no tensor has the same name and shape in the base")
+    quantized = [n for n in both if n in coded]
+    found = _walked(before, after, both, set(quantized), threads, progress)
+    differing = [n for n in both if n in found.samples or (n in found.kept and found.kept[n][0] == CHANGED)]
+    pairs = {n: (before[n], after[n]) for n in differing}
+    metrics = compare.measure(pairs, threads=threads, progress=progress)
+    tensors = [_of_kept(n, after[n], found.kept[n], metrics.get(n)) for n in both if n not in coded]
+    tensors += [_of_codes(n, after[n], found, metrics.get(n)) for n in quantized]
+    known = {t.name: t for t in _scored(_explained(tensors, before, after))}
+    alone = {t.name: t for t in _alone(before, after)}
+    return [known.get(n) or alone[n] for n in dict.fromkeys([*after, *before])]
+
+
+# ---- one look at all tensors --------------------------------------------------------------------------------------
+
+
+def _walked(
+    before: Mapping[str, View],
+    after: Mapping[str, View],
+    names: Sequence[str],
+    quantized: set[str],
+    threads: int,
+    progress: Progress | None,
+) -> _Found:
+    """How kept tensors compare, and samples of quantized ones."""
+    found, advance = _Found(), begun(progress, sum(after[n].info.nbytes for n in names))
+
+    def visit(name: str) -> Visit:
+        a, b = before[name], after[name]
+        if name not in quantized:
+            found_in_runs = yield [partial(same, a, b, *run) for run in runs_of(b.info.numel, BLOCK)]
+            advance(b.info.nbytes)
+            ways = (way for way in WAYS if all(way in one for one in found_in_runs))
+            found.kept[name] = kind_of(a, b, next(ways, CHANGED))
+            return
+        faults = yield [partial(fault, b, *run) for run in b.blocks]
+        if any(faults):
+            found.faults[name] = next(filter(None, faults))
+        else:
+            [found.samples[name]] = yield [partial(sampled, a, b)]
+
+    def fault(view: View, first: int, last: int) -> str:
+        advance(view.info.nbytes * (last - first) // max(view.info.numel, 1))
+        try:
+            finite = np.isfinite(view.read(first, last)).all()
+        except DataError as error:
+            return error.problem
+        return "" if finite else "a decoded weight is NaN or infinite"
+
+    walk((visit(name) for name in names), threads=threads)
+    return found
+
+
+# ---- what tensors are ---------------------------------------------------------------------------------------------
+
+
+def _of_kept(name: str, view: View, kept: tuple[str, str], metrics: Metrics | None) -> Audited:
+    became, note = kept
+    problems: tuple[str, ...] = ()
+    if became == CHANGED:
+        db = metrics.sqnr_db if metrics is not None else None
+        problems = ("its values are not those of the base" + (f": {db:.1f} dB" if db is not None else ""),)
+    return Audited(
+        name=name,
+        became=became,
+        scheme=view.scheme or view.info.dtype,
+        shape=view.info.shape,
+        metrics=metrics,
+        problems=problems,
+        note=note,
+    )
+
+
+def _of_codes(name: str, view: View, found: _Found, metrics: Metrics | None) -> Audited:
+    """What a quantized tensor is by itself."""
+    sample = found.samples.get(name)
+    own = Audited(
+        name=name,
+        became=QUANTIZED,
+        scheme=view.scheme or view.info.dtype,
+        shape=view.info.shape,
+        metrics=metrics,
+        sample=sample,
+    )
+    if sample is None:
+        return replace(own, problems=(found.faults[name],))
+    references = [db for db in (sample.minmax_db, sample.best_db) if db is not None]
+    reached = sample.gained_db if sample.gained_db is not None else sample.sqnr_db
+    shortfall = min(references) - reached if references and reached is not None else None
+    problems = tuple(filter(None, (_wrong(sample, references, shortfall), _few(sample))))
+    return replace(own, method=_method(sample), shortfall=shortfall, problems=problems, note=sample.why)
+
+
+def _wrong(sample: Sampled, references: Sequence[float], shortfall: float | None) -> str:
+    """Why a tensor was not made of these weights; empty where it may have been."""
+    if not sample.cosine >= RELATED:
+        return f"these are other weights: the cosine to those of the base is {sample.cosine:.3f}"
+    if sample.factor is not None and not _shrunk(references) <= sample.factor <= 1 + SAME_FACTOR:
+        return f"its weights are {sample.factor:.3f} times those of the base"
+    if shortfall is not None and shortfall > WORSE:
+        return f"{shortfall:.1f} dB below what this format leaves of the base"
+    if _other_scales(sample):
+        share = f"{100 * (sample.largest or 0):.0f} %"
+        return f"min-max scales, but {share} of them are those of the base: the weights were slightly changed"
+    if _method(sample).endswith(UNEXPLAINED):
+        return "neither rounding nor error feedback gives these codes: the weights were changed"
+    return ""
+
+
+def _shrunk(references: Sequence[float]) -> float:
+    """The least factor by which quantizing may shrink weights as a whole: a best quantizer by its error relative to
+    their power, which is 0.13 at 2 bits and 0.0003 at 6; half as much again for others."""
+    return 1 - SAME_FACTOR - 1.5 * 10 ** (-min(references, default=6.0) / 10)
+
+
+def _few(sample: Sampled) -> str:
+    """That few of the codes of whole numbers occur; empty where enough do."""
+    whole = sample.scheme is not None and sample.scheme.family == "int" and 2 <= sample.scheme.bits <= 8
+    if not whole or sample.used is None or sample.codes is None or sample.used > FEW_CODES * sample.codes:
+        return ""
+    return f"only {sample.used} of {sample.codes} codes occur"
+
+
+def _is_minmax(sample: Sampled) -> bool:
+    """Whether scales leave what min-max does rather than what a search does."""
+    own = sample.nearest_db
+    if own is None or sample.minmax_db is None or own < sample.minmax_db - MIN_MAX_DB:
+        return False
+    best = sample.best_db
+    return best is None or best - sample.minmax_db < SAME_DB or own - sample.minmax_db <= best - own
+
+
+def _other_scales(sample: Sampled) -> bool:
+    """Whether scales are spread about those of min-max a little, as those of min-max of slightly other weights are;
+    scales that were searched for lie elsewhere."""
+    if sample.largest is None or sample.gained_db is not None or (sample.nearest or 0) < ROUNDED:
+        return False
+    telling = (
+        sample.best_db is not None and sample.minmax_db is not None and sample.best_db - sample.minmax_db > TELLING
+    )
+    return telling and _is_minmax(sample) and (sample.about or 0) >= NEARLY and sample.largest < OTHER_SCALES
+
+
+def _method(sample: Sampled) -> str:
+    """How codes were made, as far as they tell."""
+    if sample.nearest is None:
+        return ""
+    if sample.cosine < RELATED:
+        return UNRELATED
+    first = "scaled rows and columns (AWQ), " if sample.gained_db is not None else ""
+    if sample.nearest < ROUNDED:
+        return first + _moved(sample)
+    if _is_minmax(sample) or (sample.largest or 0) >= OTHER_SCALES:
+        return first + "min-max"
+    return first + "searched scales"
+
+
+def _moved(sample: Sampled) -> str:
+    """Why codes are not the nearest ones."""
+    if sample.cleanest is not None and sample.cleanest >= CLEAN:
+        return "error feedback (GPTQ)"
+    if sample.beyond is None:
+        return "other rounding"
+    if sample.beyond <= LEARNED:
+        return "learned rounding (AutoRound), or weights that were changed a little"
+    return UNEXPLAINED if sample.cleanest is not None else "error feedback (GPTQ) or other rounding"
+
+
+# ---- what tensors are beside others -------------------------------------------------------------------------------
+
+
+def _explained(tensors: list[Audited], before: Mapping[str, View], after: Mapping[str, View]) -> list[Audited]:
+    """The tensors, those among the changed ones marked as scaled whose gains are the inverse of those that columns of
+    codes have: AWQ moves scales from a layer into the norm before it."""
+    gains = [t.sample.gains for t in tensors if t.sample is not None and t.sample.gains is not None]
+
+    def explained(t: Audited) -> bool:
+        if t.became != CHANGED or len(t.shape) != 1 or not before[t.name].numeric:
+            return False
+        x, y = (v.read(0, t.shape[0]).astype(np.float64) for v in (before[t.name], after[t.name]))
+        return any(_inverse(x, y, g) for g in gains if len(g) == len(x))
+
+    found = [
+        replace(t, became=SCALED, problems=(), note="its scales are in columns of codes") if explained(t) else t
+        for t in tensors
+    ]
+    if not gains or any(t.became == SCALED for t in found):
+        return found
+    line = "its rows or columns are scaled, and no kept tensor makes up for that"
+    return [
+        replace(t, problems=(*t.problems, line)) if t.sample is not None and t.sample.gains is not None else t
+        for t in found
+    ]
+
+
+def _inverse(x: np.ndarray, y: np.ndarray, gains: np.ndarray) -> bool:
+    """Whether the ratio of two vectors is the inverse of some gains, up to a factor."""
+    known = (x != 0) & (y / np.where(x == 0, 1, x) > 0) & (gains > 0)
+    if known.sum() < max(8, 0.9 * len(x)):
+        return False
+    ratio, inverse = np.log(y[known] / x[known]), -np.log(gains[known])
+    spread = float(np.std(ratio))
+    return spread > 0 and float(np.std(ratio - inverse - np.mean(ratio - inverse))) < 0.2 * spread
+
+
+def _scored(tensors: list[Audited]) -> list[Audited]:
+    """The tensors with how far each lies below those of its scheme and method."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for t in tensors:
+        if t.shortfall is not None and not t.problems:
+            kinds[t.scheme].append(t.shortfall)
+
+    def scored(t: Audited) -> Audited:
+        others = kinds.get(t.scheme, [])
+        if t.shortfall is None or len(others) < FEWEST:
+            return t
+        middle = median(others)
+        spread = max(LEAST_SPREAD, 1.4826 * median(abs(v - middle) for v in others))
+        score = (t.shortfall - middle) / spread
+        if score <= OUTLYING or t.shortfall - middle <= OUTLYING_DB:
+            return replace(t, score=score)
+        line = f"{t.shortfall - middle:.1f} dB below the other tensors of {t.scheme}"
+        return replace(t, score=score, problems=(*t.problems, line))
+
+    return [scored(t) for t in tensors]
+
+
+def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audited]:
+    """Tensors that are in one of the two alone, or of another shape there."""
+    found = []
+    for name in dict.fromkeys([*after, *before]):
+        a, b = before.get(name), after.get(name)
+        view = b if b is not None else a
+        assert view is not None
+        became, note, problem = EXTRA, "", "it is not in the base"
+        if not view.numeric:
+            note, problem = "it holds no weights", ""
+        if a is not None and b is not None:
+            became, problem = CHANGED, f"it is {list(b.info.shape)}, and {list(a.info.shape)} in the base"
+        elif a is not None:
+            became, problem = MISSING, "it is missing"
+            if not a.numeric:
+                note, problem = "it holds no weights", ""
+            other = twin(a, before, after) if a.numeric else None
+            if other is not None:
+                became, note, problem = SHARED, f"the base has the same values in {other}", ""
+        problems = (problem,) if problem else ()
+        found.append(
+            Audited(
+                name=name,
+                became=became,
+                scheme=view.scheme or view.info.dtype,
+                shape=view.info.shape,
+                problems=problems,
+                note=note,
+            )
+        )
+    return found

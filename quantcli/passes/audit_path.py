@@ -1,0 +1,68 @@
+"""What audits do with paths: models opened and matched by the names of their tensors, and the outcomes put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from quantcli.errors import DataError, printable
+from quantcli.layouts import evidence
+from quantcli.matching import Pair, paired, under_one_name, without_left_out
+from quantcli.models import Model, open_model
+from quantcli.passes.audit import Audited, audit
+from quantcli.passes.tiles import Progress
+from quantcli.stores import need_file
+from quantcli.stores.pipelines import prefixing, within
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedFile:
+    """An audit of a file or folder. layout: what stores its codes, in words; notes: how tensors were matched."""
+
+    layout: str
+    tensors: tuple[Audited, ...]
+    notes: tuple[str, ...]
+
+
+def audit_path(path: str, source: str, *, variant: str | None, threads: int, progress: Progress | None) -> AuditedFile:
+    """What every tensor of a quantized model at a path is, beside those of the base at another one.
+
+    Raises QuantcliError for what cannot be read, DataError where nothing is quantized or nothing matches.
+    """
+    found, layouts, notes = list[Audited](), dict[str, None](), list[str]()
+    for pair in paired(source, path, variant):
+        if pair.after is None or pair.before is None:
+            where = source if pair.after is None else path
+            raise DataError(f"{printable(pair.name)} is only in {where}", place=[path])
+        with open_model(pair.after.path, variant=pair.after.variant) as model:
+            need_file(model.source, "auditing")
+            if model.is_native:
+                model.stored.check_headers()
+            with open_model(pair.before.path, variant=pair.before.variant) as base:
+                need_file(base.source, "auditing")
+                tensors, layout = _audited(base, model, pair, notes, threads, progress)
+        found += [replace(t, name=within(pair.name, t.name)) for t in tensors]
+        layouts[layout] = None
+    if not any(t.sample is not None for t in found):
+        raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file, compare two models")
+    return AuditedFile(layout="; ".join(filter(None, layouts)), tensors=tuple(found), notes=tuple(notes))
+
+
+def _audited(
+    base: Model, model: Model, pair: Pair, notes: list[str], threads: int, progress: Progress | None
+) -> tuple[list[Audited], str]:
+    """The tensors of one model, and its layout in words."""
+    say = prefixing(pair.name, notes.append)
+    before, after, note = under_one_name(base, model)
+    before, left = without_left_out(before, after, base, model)
+    for line in filter(None, (note, left, *model.source.warnings, *base.source.warnings)):
+        say(line)
+    own = {n for n, view in after.items() if view.scheme is not None}
+    arranged = {n for n in after if n not in model and model.quantized} if not own else set()
+    try:
+        tensors = audit(before, after, own | arranged, threads=threads, progress=progress)
+    except DataError as error:
+        raise error.within(model.path) from None
+    if model.is_native:
+        return tensors, "quantcli's own"
+    seen = evidence.found_in(model.source, evidence.beside(model.path)) if model.quantized else None
+    return tensors, str(seen) if seen is not None else ""

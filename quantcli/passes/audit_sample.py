@@ -1,0 +1,347 @@
+"""A quantized tensor beside the weights it is said to be made of: what a sample of its rows says of how it was made.
+
+The sample answers what errors of the whole tensor leave open. Are its codes the nearest ones for its own scales, as
+rounding gives them, or not, as GPTQ's error feedback does? Are its scales those of the largest weights? What would
+min-max scales and our own search lose on the same rows at the same format? Would the weights fit if rows and columns
+were scaled first, as AWQ scales them?
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import kernels
+from quantcli.asking import changed
+from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.formats import code_grid, fixed_codebook, reach, spread_out
+from quantcli.kernels import F32, INTEGER, LEVELS, OFFSET, QuantParams, Tile, row_bytes
+from quantcli.layouts.held import Moved, offsets_of, scheme_of
+from quantcli.layouts.reader import Held
+from quantcli.metrics import decibels
+from quantcli.models import View
+from quantcli.scheme import Scheme, scale_dtype_of
+from quantcli.tensors import packing
+from quantcli.tensors.api import quantize
+from quantcli.tensors.rows import Grouping, TileSpan, grouping_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+
+WEIGHTS, MOST, ROWS, PIECES, LEAST_ROWS = 1 << 18, 1 << 20, 256, 16, 32
+"""Weights of a sample; most of them, and rows, where rows are long, for what is told column by column; runs of rows
+that it is taken from; and rows and columns from which gains of them are told."""
+
+GAINED = 2.0
+"""dB by which gains of rows and columns must explain a tensor better than the weights as they are: fitting gains to
+rounding errors alone brings less than 0.2 on 32 rows."""
+
+SAME_SCALE, BY_SCALES, BY_WEIGHTS = 0.001, 0.004, 0.003
+"""How far a scale may be from that of the largest weight, relative to it; and how much further where scales are
+bfloat16, which rounds by up to 2^-9, and where tools may have rounded weights of the base to that first."""
+
+CHANCE = 1e-3
+"""Chance at which a column of nothing but nearest codes proves nothing."""
+
+NEAR = 2.0**-9
+"""How much larger than that of the nearest code an error may be, relative to it and to the weight: tools round weights
+and scales to 16 bits on the way to a code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coded:
+    """The codes of a tensor: its scheme and rows, and the parameters and packed codes of runs of whole rows.
+    exact_scales: whether scales are stored as floats."""
+
+    scheme: Scheme
+    plan: Grouping
+    params: Callable[[TileSpan], QuantParams]
+    packed: Callable[[TileSpan], Bytes]
+    exact_scales: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """What a sample of rows says; figures in dB are those of the sample, None where there are none.
+
+    cosine: of the angle between the weights and what was stored. gained_db: SQNR after fitting gains of rows and
+    columns, where that explains the tensor better than the weights as they are; gains: of the columns then, factor: of
+    all weights where one explains as much. scheme: as
+    the codes show it; why: empty, or why there are no codes to compare. nearest: share of codes that are the nearest
+    ones for the stored scales; nearest_db: the SQNR that these would have. minmax_db, best_db: of min-max scales and
+    of our search at this format. largest: share of groups whose scale is that of their largest weight, up to a factor
+    that is the same in all of them; about: of groups whose scale is near that. used, codes: how many codes occur, and
+    how many there are. cleanest: the largest share of nearest codes in a column, where chance alone would not give that
+    to any; beyond: share of weights that are more than a step of whole numbers from what they became, though not
+    clipped.
+    """
+
+    sqnr_db: float | None
+    cosine: float
+    gained_db: float | None = None
+    gains: NDArray[np.float64] | None = None
+    factor: float | None = None
+    scheme: Scheme | None = None
+    why: str = ""
+    nearest: float | None = None
+    nearest_db: float | None = None
+    minmax_db: float | None = None
+    best_db: float | None = None
+    largest: float | None = None
+    about: float | None = None
+    cleanest: float | None = None
+    beyond: float | None = None
+    used: int | None = None
+    codes: int | None = None
+
+
+def coded(view: View) -> Coded | str:
+    """The codes of a tensor; or why they are not compared with others. Raises DataError where they cannot be read."""
+    tensor = view.stored
+    if tensor is not None and tensor.scheme is not None:
+        plan = tensor.stored.grouping
+        assert plan is not None
+        if plan.shared == "columns" or tensor.scheme.rotation or tensor.scheme.format == "codebook":
+            return f"codes of {tensor.scheme.name} are not made again from a sample"
+        return Coded(scheme=tensor.scheme, plan=plan, params=tensor.params, packed=tensor.packed)
+    held, shape = view.held(), view.info.shape
+    if isinstance(held, str):
+        return held
+    if held.turned:
+        return "it is stored transposed"
+    settled = held.offsets if held.blocks is not None else offsets_of(held, math.prod(shape[:-1]), shape[-1])
+    try:
+        scheme = scheme_of(held, settled).of_weights()
+        plan = grouping_of(shape, scheme)
+    except UsageError as error:
+        return error.problem
+    if plan.cols != shape[-1]:
+        return f"every row has a scale, in a tensor of {len(shape)} dimensions"
+    moved = Moved(held, scheme, plan)
+
+    def params(span: TileSpan) -> QuantParams:
+        scale, zero, blocks = *moved.scales(span), None
+        if plan.height > 1:
+            scale, zero = held.params(span.row, span.row + span.rows)
+        elif held.blocks is not None:
+            blocks = moved.params(span).blocks
+        book = fixed_codebook(scheme) if code_grid(scheme).mode == LEVELS else None
+        return QuantParams(np.ascontiguousarray(scale), zero, book, blocks=blocks)
+
+    nested = (view.scheme or "").endswith("-double")  # scales are codes themselves
+    stored = _scale_dtype(scheme, held)
+    return Coded(scheme=stored, plan=plan, params=params, packed=moved.packed, exact_scales=not nested)
+
+
+def _scale_dtype(scheme: Scheme, held: Held) -> Scheme:
+    """A scheme whose scales are stored as those of a weight are."""
+    plain = scheme.storage == "plain" and held.scale_dtype in ("F16", "BF16", "F32")
+    return scheme.with_scale_dtype(scale_dtype_of(held.scale_dtype)) if plain else scheme
+
+
+def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:
+    """Runs of whole rows spread over a tensor, together about as many weights as a sample has; of blocks whole rows of
+    these.
+
+    >>> [(span.row, span.rows) for span in spans_of(1600, 1 << 14, 1)][:3]
+    [(0, 4), (100, 4), (200, 4)]
+    """
+    wanted = min(rows, max(min(ROWS, MOST // cols), WEIGHTS // cols, 1))
+    pieces = 1 if wanted == rows else min(PIECES, wanted)
+    size = -(-max(wanted // pieces, 1) // height) * height
+    starts = sorted({i * (rows // pieces) // height * height for i in range(pieces)})
+    return [TileSpan(row, min(size, rows - row), 0, cols) for row in starts]
+
+
+def sampled(before: View, after: View) -> Sampled:
+    """What a sample of the rows of a quantized tensor says of how it was made from a float one."""
+    try:
+        found = coded(after)
+    except DataError as error:
+        found = error.problem
+    shape = after.info.shape or (1,)
+    rows, cols, height = math.prod(shape[:-1]), shape[-1], 1
+    if not isinstance(found, str):
+        rows, cols, height = found.plan.rows, found.plan.cols, found.plan.height
+    spans = spans_of(rows, cols, height)
+    read = before.read if after.encoded is not None else before.rounded
+
+    def taken(values: Callable[[int, int], Floats]) -> Floats:
+        return np.concatenate([
+            values(s.row * cols, (s.row + s.rows) * cols).reshape(s.rows, cols) for s in spans
+        ])  # fmt: skip
+
+    x, y = taken(read), taken(after.read)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return Sampled(sqnr_db=None, cosine=math.nan, why="it holds NaN or infinity")
+    with np.errstate(all="ignore"):
+        plain = _sqnr(x, y)
+        gains, fitted = _gained(x, y)
+        gained = _sqnr(fitted, y)
+        cosine, factor = _angle(x, y)
+        even = _sqnr(x * np.float32(factor), y)
+        better = gained is not None and even is not None and gained - even > GAINED and min(x.shape) >= LEAST_ROWS
+        scaled = better and cosine > 0.1
+        shown = fitted if scaled else x
+        about: dict[str, Any] = {
+            "sqnr_db": plain,
+            "cosine": _angle(shown, y)[0],
+            "factor": None if scaled else factor,
+            "gained_db": gained if scaled else None,
+            "gains": gains if scaled else None,
+        }
+        if isinstance(found, str):
+            return Sampled(**about, why=found)
+        rounded = before.info.dtype != "BF16"
+        return Sampled(**about, scheme=found.scheme, **_made(shown, y, found, spans, rounded=rounded))
+
+
+def _sqnr(x: Floats, y: Floats) -> float | None:
+    """SQNR of some weights that became others."""
+    sse, power, _ = kernels.load().difference(np.ascontiguousarray(x.ravel()), np.ascontiguousarray(y.ravel()))
+    return decibels(sse, power)
+
+
+def _angle(x: Floats, y: Floats) -> tuple[float, float]:
+    """The cosine of the angle between weights as one vector, and by what factor the first are nearest to the second; 1
+    and 1 for nothing but zeros on both sides."""
+    powers = tuple(float(np.square(v).sum(dtype=np.float64)) for v in (x, y))
+    product = float((x * y).sum(dtype=np.float64))
+    if not all(powers):
+        return (1.0, 1.0) if powers == (0.0, 0.0) else (0.0, 1.0)
+    return product / math.sqrt(powers[0] * powers[1]), product / powers[0]
+
+
+def _gained(x: Floats, y: Floats) -> tuple[NDArray[np.float64], Floats]:
+    """The gains of columns by which weights became others, and the weights with those of columns and rows."""
+    fitted, columns = x.copy(), np.ones(x.shape[1])
+    for _ in range(4):
+        for axis in (0, 1):
+            power = np.square(fitted).sum(axis=axis, dtype=np.float64)
+            product = (fitted * y).sum(axis=axis, dtype=np.float64)
+            gain = np.divide(product, power, out=np.ones_like(power), where=power > 0)
+            fitted *= (gain if axis == 0 else gain[:, None]).astype(np.float32)
+            columns *= gain if axis == 0 else 1
+    return columns, fitted
+
+
+# ---- how it was made ----------------------------------------------------------------------------------------------
+
+
+def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded: bool) -> dict[str, Any]:
+    """How codes and scales of a sample compare with what rounding, min-max and our search make of its weights.
+    rounded: whether the tool may have rounded weights to bfloat16 first."""
+    grid, cols, table = code_grid(found.scheme), found.plan.cols, kernels.load()
+    group, counts, at = min(found.plan.group, cols), np.zeros(1 << grid.bits, np.int64), 0
+    nearest, offsets = np.empty_like(x), np.zeros_like(x)
+    scales = np.empty((len(x), found.plan.groups), np.float32)
+    for span in spans:
+        here, params = slice(at, at + span.rows), found.params(span)
+        again = np.empty(span.rows * row_bytes(cols, grid.bits), np.uint8)
+        table.encode(_tile(x[here], group), params, grid, again)
+        nearest[here] = table.decode(again, (span.rows, cols), group, params, grid)
+        codes = packing.unpack(found.packed(span), span.rows, cols, grid.bits)
+        counts += np.bincount(codes.ravel(), minlength=len(counts))
+        scales[here] = np.abs(params.scale)
+        if grid.mode == OFFSET and params.zero is not None:
+            offsets[here] = spread_out(params.zero, x[here], group)
+        at += span.rows
+    own, least = np.abs(x - y), np.abs(x - nearest)
+    near = own <= least + np.float32(NEAR) * (least + np.abs(y - offsets) + np.abs(offsets))
+    steps = spread_out(scales, x, group) if grid.mode in (INTEGER, OFFSET) else None
+    minmax, best = _references(x, y, found.scheme, group)
+    largest, about = _of_largest(x, scales, found, rounded=rounded)
+    return {
+        "nearest": float(near.mean()),
+        "nearest_db": _sqnr(x, nearest),
+        "minmax_db": minmax,
+        "best_db": best,
+        "largest": largest,
+        "about": about,
+        "cleanest": _cleanest(near),
+        "beyond": None if steps is None else float(np.mean((own > 1.05 * steps) & (least <= 0.55 * steps))),
+        "used": int(np.count_nonzero(counts)),
+        "codes": len(counts),
+    }
+
+
+def _cleanest(near: NDArray[np.bool_]) -> float | None:
+    """The largest share of nearest codes in a column; None where some column has so many by chance, if all are alike:
+    sum over columns of the chance that at most 2 % of its codes are not the nearest."""
+    rows, share = len(near), float(near.mean())
+    if 0 < share < 1:
+        tail = [math.comb(rows, k) * share ** (rows - k) * (1 - share) ** k for k in range(rows // 50 + 1)]
+        if near.shape[1] * sum(tail) > CHANCE:
+            return None
+    return float(near.mean(axis=0).max())
+
+
+def _tile(x: Floats, group: int) -> Tile:
+    return Tile(np.ascontiguousarray(x).reshape(-1), F32, len(x), x.shape[1], group)
+
+
+def _references(x: Floats, y: Floats, scheme: Scheme, group: int) -> tuple[float | None, float | None]:
+    """The SQNR of min-max scales and of our search on these rows. Of the ranges that tools take for min-max, those of
+    the SQNR nearest to what was stored: the largest weight on the last code, half a step or a whole one beyond it."""
+    nearest = None if scheme.storage == "super-blocks" else "nearest"
+    best = _quantized(x, changed(scheme, calibration=None, options={}, grid=None, rounding=nearest))
+    if scheme.storage == "super-blocks":
+        return None, best
+    found = [_quantized(x, changed(scheme, calibration="minmax", options={}, grid=None, rounding="nearest"))]
+    if scheme.family == "int" and scheme.symmetric and scheme.storage == "plain" and scheme.bits > 1:
+        found += [_scaled(x, scheme, group, divisor) for divisor in (reach(scheme) + 0.5, -reach(scheme) - 1)]
+    stored = _sqnr(x, y)
+    if stored is None:
+        return found[0], best
+    return min(filter(None, found), key=lambda db: abs(db - stored), default=None), best
+
+
+def _quantized(x: Floats, scheme: Scheme) -> float | None:
+    try:
+        made = quantize(x, scheme)
+    except QuantcliError:  # of weights that the scheme cannot hold there is nothing to compare with
+        return None
+    return _sqnr(x, made.dequantize())
+
+
+def _scaled(x: Floats, scheme: Scheme, group: int, divisor: float) -> float | None:
+    """The SQNR of scales that are the largest weight of each group, with its sign, over a divisor."""
+    starts = range(0, x.shape[1], group)
+    high, low = (f.reduceat(x, starts, axis=1) for f in (np.maximum, np.minimum))
+    largest = np.where(high > -low, high, low) if divisor < 0 else np.maximum(high, -low)
+    scale = (largest / np.float32(divisor)).astype(np.float32)
+    scale[scale == 0] = 1
+    grid, params = code_grid(changed(scheme, calibration=None, options={}, grid="full")), QuantParams(scale)
+    packed = np.empty(len(x) * row_bytes(x.shape[1], grid.bits), np.uint8)
+    kernels.load().encode(_tile(x, group), params, grid, packed)
+    return _sqnr(x, kernels.load().decode(packed, (len(x), x.shape[1]), group, params, grid))
+
+
+def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tuple[float | None, float | None]:
+    """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all, and of
+    those within four times what rounding explains; None where scales are rounded too coarsely to tell."""
+    if found.scheme.storage != "plain" or found.plan.height > 1 or found.scheme.granularity == "tensor":
+        return None, None
+    if not found.exact_scales:
+        return None, None
+    starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
+    high, low = (f.reduceat(x, starts, axis=1) for f in (np.maximum, np.minimum))
+    if not found.scheme.symmetric:
+        inner = found.scheme.zero_point == "float"
+        ranges = high - low if inner else np.maximum(high, 0) - np.minimum(low, 0)
+    else:
+        ranges = np.maximum(high, -low)
+    known = (ranges > 0) & (scales > 0)
+    if not known.any():
+        return None, None
+    ratios = scales[known].astype(np.float64) / ranges[known]
+    slack = SAME_SCALE + BY_SCALES * (found.scheme.scale_dtype != "float32") + BY_WEIGHTS * rounded
+    away = np.abs(ratios / np.median(ratios) - 1)
+    return float(np.mean(away <= slack)), float(np.mean(away <= 4 * slack))

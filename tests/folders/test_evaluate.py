@@ -1,0 +1,129 @@
+"""report --like and --eval-command: another model as the baseline, and the user's own evaluation as a gate."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import jsonschema
+import pytest
+from making import ROOT, one_line, run, save, to
+from strategies import gaussian
+
+import quantcli
+
+SAMPLES = ROOT / "sample_models"
+DIGITS = SAMPLES / "digits.safetensors"
+EVALUATE = f"{sys.executable} {SAMPLES / 'evaluate.py'}"
+SCHEMA = json.loads(
+    (Path(quantcli.__file__).parent / "reports" / "renderings" / "report.schema.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    for bits in (3, 4, 8):
+        assert run("quantize", DIGITS, "--bits", bits, "-o", f"d{bits}.safetensors", "-q").code == 0
+    return tmp_path
+
+
+def test_another_model_is_a_baseline_like_its_report(place: Path) -> None:
+    """The same document as with --baseline and the report of that model, but for its name."""
+    assert run("report", "d4.safetensors", "-o", "json=base.json", "-q").code == 0
+    words = ["report", "d3.safetensors", "--max-regression", "0.5", "--json"]
+    one, other = run(*words, "--baseline", "base.json"), run(*words, "--like", "d4.safetensors")
+    assert one.code == other.code == 1
+    documents = [
+        {**r.json, "summary": None, "comparison": {**r.json["comparison"], "baseline": ""}} for r in (one, other)
+    ]
+    assert documents[0] == documents[1]
+    assert run("report", "d8.safetensors", "--like", "d4.safetensors", "--max-regression", "0").code == 0
+
+
+def test_a_model_of_another_layout_is_measured_against_the_original(place: Path) -> None:
+    source = save(
+        place / "a.safetensors", {"x.weight": gaussian(128, 256, seed=1), "y.weight": gaussian(128, 256, seed=2)}
+    )
+    assert run("quantize", source, "--bits", 4, "-o", "w4.safetensors", "-q").code == 0
+    assert run("quantize", source, *to("gguf"), "-o", "w4.gguf", "-q").code == 0
+    words = ["report", "w4.safetensors", "--like", "w4.gguf", "--max-regression", "3"]
+    assert run(*words, "--against", source).code == 0
+    ran = run(*words)  # which stores no errors
+    assert ran.code == 1 and "not measured" in ran.out
+
+
+def test_models_of_the_configuration_may_have_one(place: Path) -> None:
+    text = "models:\n  - {file: d3.safetensors, like: d4.safetensors, gates: {max_regression: 0.5}}\n"
+    Path("quantcli.yaml").write_text(text)
+    ran = run("report")
+    assert ran.code == 1 and "max-regression failed" in ran.err
+    Path("quantcli.yaml").write_text(text.replace("like: d4", "baseline: x.json, like: d4"))
+    assert "two things to compare with" in one_line(run("report"), 2)
+    line = one_line(run("report", "d3.safetensors", "--like", "d4.safetensors", "--baseline", "d4.json"), 2)
+    assert "two things to compare with" in line
+
+
+def test_the_figure_is_that_of_the_dequantized_model(place: Path) -> None:
+    """What the sample model's own script says of the quantized file itself."""
+    import subprocess
+
+    said = subprocess.run([*EVALUATE.split(), "d3.safetensors"], capture_output=True, text=True, check=True).stdout
+    figure = float(said.split("accuracy ")[1].split()[0])
+    words = ["report", "d3.safetensors", "--eval-command", EVALUATE, "--eval-pattern", r"accuracy ([\d.]+)"]
+    ran = run(*words, "--min-eval", figure + 0.01, "--max-eval", 1, "--json")
+    assert ran.code == 1 and ran.json["evaluation"] == figure
+    assert [(g["gate"], g["passed"]) for g in ran.json["gates"]] == [("min_eval", False), ("max_eval", True)]
+    jsonschema.validate(ran.json, SCHEMA)
+    assert f"gate min-eval failed: {figure:.6g}, limit {figure + 0.01:.6g}" in ran.err
+    assert "evaluation" not in run("report", "d3.safetensors", "--json").json
+    assert list((place / "temporary").iterdir()) == []
+
+
+def test_a_folder_is_evaluated_as_a_folder(place: Path) -> None:
+    assert run("quantize", SAMPLES / "tiny-llama", "--group-size", 64, "-o", "w4", "-q").code == 0
+    (place / "count.py").write_text(
+        "import json, os, sys\nconfig = json.load(open(os.path.join(sys.argv[1], 'config.json')))\n"
+        "assert 'quantization_config' not in config\nprint(sorted(os.listdir(sys.argv[1])), config['hidden_size'])"
+    )
+    ran = run("report", "w4", "--eval-command", f"{sys.executable} count.py {{}}", "--max-eval", "64")
+    assert ran.code == 0 and "passed  max-eval 64: 64" in ran.out
+
+
+@pytest.mark.parametrize(("printed", "pattern", "figure"), [
+    ("1 2 3", None, 3.0),
+    ("loss=0.25", None, 0.25),
+    ("a 7\nacc: -1.5e-3\n\n", None, -0.0015),
+    ("epoch 1 acc 0.5\nepoch 2 acc 0.75 of 9", r"acc (\S+)", 0.75),
+])  # fmt: skip
+def test_where_the_figure_is(printed: str, pattern: str | None, figure: float, place: Path) -> None:
+    (place / "say.py").write_text(f"print({printed!r})")
+    more = ["--eval-pattern", pattern] if pattern else []
+    ran = run("report", "d4.safetensors", "--eval-command", f"{sys.executable} say.py", *more, "--json")
+    assert ran.json["evaluation"] == figure
+
+
+def test_commands_that_give_no_figure(place: Path) -> None:
+    (place / "look.py").write_text(
+        "import os, sys\nassert os.path.getsize(sys.argv[2]) > 100000\nprint(sys.argv[1], 5)"
+    )
+    ran = run("report", "d4.safetensors", "--eval-command", f"{sys.executable} look.py x {{}}", "--json")
+    assert ran.code == 0 and ran.json["evaluation"] == 5
+    for command, said in (
+        ("false", "exit code 1"),
+        ("no-such-program x", "no such file"),
+        ("true", "it printed nothing"),
+        ("echo a {}x", "no such number"),
+        ("", "an empty command"),
+        ("'", "not a command"),
+    ):
+        assert said in one_line(run("report", "d4.safetensors", "--eval-command", command), 2), command
+    assert "--eval-command" in one_line(run("report", "d4.safetensors", "--min-eval", "1"), 2)
+    for pattern in ("(", "a", "(a)(b)"):
+        one_line(run("report", "d4.safetensors", "--eval-command", "echo 1", "--eval-pattern", pattern), 2)
+    assert run("compare", DIGITS, "d4.safetensors", "--min-eval", "1").code == 2  # which has no such option
+    assert list((place / "temporary").iterdir()) == []

@@ -1,0 +1,318 @@
+"""Audits: files of every layout pass against their base, and doctored ones fail for the reason they were doctored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from layout_parts import values
+from making import BF16, ROOT, load, run, save
+from strategies import gaussian
+
+LLAMA = ROOT / "sample_models" / "tiny-llama"
+Arrays = dict[str, np.ndarray]
+
+
+def base(seed: int = 0) -> Arrays:
+    """A model in bfloat16: eight matrices and two vectors."""
+    found = {f"layers.{i}.up.weight": gaussian(128, 256, seed=seed + i).astype(BF16) for i in range(8)}
+    return {**found, "norm.weight": gaussian(256, seed=seed + 50).astype(BF16), "bias": gaussian(9, seed=3)}
+
+
+def noisy(array: np.ndarray, part: float, rng: np.random.Generator) -> np.ndarray:
+    """Weights with noise of a part of their standard deviation."""
+    wide = array.astype(np.float64)
+    found: np.ndarray = (wide + part * wide.std() * rng.normal(size=wide.shape)).astype(array.dtype)
+    return found
+
+
+def audited(path: Path, source: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and document of an audit."""
+    ran = run("audit", path, "--source", source, "--json", *options)
+    assert ran.code in (0, 1), ran
+    assert ran.json["consistent"] == (ran.code == 0) == (not any(t["problems"] for t in ran.json["tensors"]))
+    return ran.code, {**ran.json, "by_name": {t["name"]: t for t in ran.json["tensors"]}}
+
+
+def problems(document: Mapping[str, Any]) -> dict[str, str]:
+    return {name: "; ".join(t["problems"]) for name, t in document["by_name"].items() if t["problems"]}
+
+
+def quantized(folder: Path, arrays: Arrays, name: str = "q", *options: str) -> Path:
+    """A file that quantcli makes of some arrays."""
+    source, out = save(folder / f"{name}-of.safetensors", arrays), folder / f"{name}.safetensors"
+    assert run("quantize", source, "--group-size", 64, *options, "-o", out, "-q").code == 0
+    return out
+
+
+TARGETS = {
+    "compressed-tensors": (), "gptq": (), "awq": ("--group-size", "64"), "mlx": (), "gguf": (), "bnb-nf4": (),
+    "gguf:Q4_K_M": (), "fp8-blocks": (), "native": (), "modelopt": ("--scheme", "NVFP4A16"),
+    "compressed-tensors:w8": ("--bits", "8"),
+}  # fmt: skip
+
+
+def of_llama(folder: Path, source: Path, target: str) -> Path:
+    out = folder / (f"{source.name}.gguf" if target.startswith("gguf") else f"{source.name}-out")
+    to = target.removesuffix(":w8")
+    ran = run("quantize", source, "--to", to, *TARGETS[target], "-o", out, "-q", "--force")
+    assert ran.code == 0, ran
+    return out
+
+
+@pytest.fixture(scope="module")
+def doctored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model, the first two layers' up projections exchanged and a norm changed in a bit."""
+    folder = tmp_path_factory.mktemp("audit") / "tiny"
+    shutil.copytree(LLAMA, folder)
+    up = [f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)]
+    files = {path: load(path) for path in folder.glob("*.safetensors")}
+    every = {name: stored.array for found in files.values() for name, stored in found.items()}
+    every[up[0]], every[up[1]] = every[up[1]], every[up[0]]
+    norm = every["model.norm.weight"].copy()
+    norm.view(np.uint16)[3] ^= 1
+    every["model.norm.weight"] = norm
+    for path, found in files.items():
+        save(path, {name: every[name] for name in found}, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_made_of_the_base_is_consistent_in_every_layout(target: str, tmp_path: Path) -> None:
+    code, found = audited(of_llama(tmp_path, LLAMA, target), LLAMA)
+    assert code == 0, problems(found)
+    assert {t["became"] for t in found["tensors"]} <= {"quantized", "equal", "cast"}
+    codes = [t for t in found["tensors"] if t["became"] == "quantized"]
+    assert len(codes) >= (4 if target == "fp8-blocks" else 12) and all(t["cosine"] > 0.98 for t in codes)
+    if target != "native":
+        assert found["layout"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_exchanged_tensors_and_a_changed_bit_are_found_in_every_layout(
+    target: str, doctored: Path, tmp_path: Path
+) -> None:
+    code, found = audited(of_llama(tmp_path, doctored, target), LLAMA)
+    wrong = problems(found)
+    up = {f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)}
+    assert code == 1 and set(wrong) == {*up, "model.norm.weight"}
+    kept = "its values are not those of the base"  # of blocks of 128, which these rows are too short for
+    assert all("other weights" in wrong[n] or (target == "fp8-blocks" and kept in wrong[n]) for n in up)
+    assert "its values are not those of the base" in wrong["model.norm.weight"]
+
+
+def test_methods_are_told_apart(tmp_path: Path) -> None:
+    for options, method in (
+        (["--bits", "4", "--calibration", "minmax"], "min-max"),
+        (["--bits", "4"], "searched scales"),
+        (["--bits", "3", "--calibration", "minmax"], "min-max"),
+        (["--bits", "8", "--asymmetric", "--calibration", "minmax"], "min-max"),
+        (["--bits", "4", "--asymmetric"], "searched scales"),
+    ):
+        code, found = audited(quantized(tmp_path, base(), "q", *options, "--force"), tmp_path / "q-of.safetensors")
+        assert code == 0 and {m["method"] for m in found["methods"]} == {method}, (options, found["methods"])
+
+
+def gptq(weights: np.ndarray, rng: np.random.Generator, group: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of 4 bits with error feedback, by its definition: each column is rounded, and the columns behind
+    it take its error as the inverse of the inputs' second moments says. Frantar et al., GPTQ, 2022."""
+    w = weights.astype(np.float64).copy()
+    rows, cols = w.shape
+    inputs = rng.normal(size=(4 * cols, cols // 2)) @ rng.normal(size=(cols // 2, cols))
+    moments = inputs.T @ inputs / len(inputs)
+    moments += np.eye(cols) * 0.01 * np.mean(np.diag(moments))
+    factor = np.linalg.cholesky(np.linalg.inv(moments)).T
+    codes, scales = np.zeros((rows, cols), np.int64), np.zeros((rows, cols // group))
+    for j in range(cols):
+        if j % group == 0:
+            scales[:, j // group] = (np.abs(w[:, j : j + group]).max(1) / 7.5).astype(np.float16)
+        scale = scales[:, j // group]
+        codes[:, j] = np.clip(np.rint(w[:, j] / scale) + 8, 0, 15)
+        error = (w[:, j] - (codes[:, j] - 8) * scale) / factor[j, j]
+        w[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :]
+    return codes, scales
+
+
+def as_gptq(folder: Path, tensors: Mapping[str, tuple[np.ndarray, np.ndarray]], kept: Arrays) -> Path:
+    """A folder in GPTQ's layout, written here: eight codes down a column in a word, zero points less one."""
+    found = dict(kept)
+    for name, (codes, scales) in tensors.items():
+        stem, group = name.removesuffix("weight"), codes.shape[1] // scales.shape[1]
+        shifts = (np.arange(8, dtype=np.uint32) * 4)[:, None]
+        down = codes.T.astype(np.uint32).reshape(codes.shape[1] // 8, 8, codes.shape[0])
+        found[f"{stem}qweight"] = np.bitwise_or.reduce(down << shifts, axis=1).view(np.int32)
+        found[f"{stem}scales"] = scales.T.astype(np.float16)
+        found[f"{stem}qzeros"] = np.full((scales.shape[1], codes.shape[0] // 8), 0x77777777, np.int32)
+        found[f"{stem}g_idx"] = np.arange(codes.shape[1], dtype=np.int32) // group
+    folder.mkdir()
+    save(folder / "model.safetensors", found)
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": config}))
+    return folder
+
+
+def test_error_feedback_is_told_from_changed_weights(tmp_path: Path) -> None:
+    """Both leave codes that are not the nearest, by as much: but error feedback does so in no first column."""
+    arrays, rng = base(), np.random.default_rng(0)
+    kept = {n: a for n, a in arrays.items() if "up" not in n}
+    source = save(tmp_path / "base.safetensors", arrays)
+    made = {n: gptq(a, rng) for n, a in arrays.items() if n not in kept}
+    code, found = audited(as_gptq(tmp_path / "gptq", made, kept), source)
+    codes = [t for t in found["tensors"] if t["became"] == "quantized"]
+    assert code == 0 and {t["method"] for t in codes} == {"error feedback (GPTQ)"}
+    share = float(np.mean([t["nearest_share"] for t in codes]))
+    assert 0.6 < share < 0.9
+    changed = {n: a if n in kept else noisy(a, 0.1, rng) for n, a in arrays.items()}
+    code, found = audited(quantized(tmp_path, changed, "noisy", "--bits", "4"), source)
+    wrong = problems(found)
+    assert code == 1 and set(wrong) == set(made)
+    assert all("the weights were changed" in line for line in wrong.values())
+    assert abs(float(np.mean([found["by_name"][n]["nearest_share"] for n in made])) - share) < 0.2
+
+
+def test_a_little_noise_under_minmax_scales_shows_in_the_scales(tmp_path: Path) -> None:
+    arrays, rng = base(), np.random.default_rng(1)
+    source = save(tmp_path / "base.safetensors", arrays)
+    tuned = {n: noisy(a, 0.02, rng) if a.ndim == 2 else a for n, a in arrays.items()}
+    code, found = audited(quantized(tmp_path, tuned, "tuned", "--bits", "4", "--calibration", "minmax"), source)
+    wrong = problems(found)
+    assert code == 1 and set(wrong) == {n for n, a in arrays.items() if a.ndim == 2}
+    assert all("min-max scales, but" in line for line in wrong.values())
+
+
+def test_scaling_that_moves_into_the_norm_before_is_explained(tmp_path: Path) -> None:
+    """As AWQ does: columns of codes times s, the norm's weight over s."""
+    arrays, rng = base(), np.random.default_rng(2)
+    source = save(tmp_path / "base.safetensors", arrays)
+    s = np.exp(0.5 * rng.normal(size=256)).astype(np.float32)
+    scaled = {n: (a * s).astype(BF16) if a.ndim == 2 else a for n, a in arrays.items()}
+    scaled["norm.weight"] = (arrays["norm.weight"].astype(np.float32) / s).astype(BF16)
+    code, found = audited(quantized(tmp_path, scaled, "scaled", "--bits", "4"), source)
+    assert code == 0, problems(found)
+    assert found["became"] == {"quantized": 8, "scaled": 1, "equal": 1}
+    assert all("AWQ" in m["method"] for m in found["methods"])
+    # The same norm beside columns that were not scaled is no such thing.
+    half = {**arrays, "norm.weight": scaled["norm.weight"]}
+    code, found = audited(quantized(tmp_path, half, "half", "--bits", "4"), source)
+    assert code == 1 and set(problems(found)) == {"norm.weight"}
+
+
+def test_one_tensor_that_lies_far_from_its_kind(tmp_path: Path) -> None:
+    """Noise that costs one of eight tensors 3 dB."""
+    arrays, rng = base(), np.random.default_rng(3)
+    source = save(tmp_path / "base.safetensors", arrays)
+    one = "layers.5.up.weight"
+    worse = {**arrays, one: noisy(arrays[one], 0.1, rng)}
+    code, found = audited(quantized(tmp_path, worse, "worse", "--bits", "4"), source)
+    assert code == 1 and set(problems(found)) == {one}
+    assert found["by_name"][one]["score"] is None or found["by_name"][one]["score"] > 6
+
+
+Doctor = Callable[[Arrays], None]
+
+
+def shift(parts: Arrays) -> None:
+    parts["layers.2.up.qweight"] = (parts["layers.2.up.qweight"].view(np.uint32) ^ 0x11111111).view(np.int32)
+
+
+def halve(parts: Arrays) -> None:
+    parts["layers.2.up.scales"] = parts["layers.2.up.scales"] * np.float16(0.5)
+
+
+def nan(parts: Arrays) -> None:
+    parts["layers.2.up.scales"][0, 0] = np.nan
+
+
+def few(parts: Arrays) -> None:
+    parts["layers.2.up.qweight"] = (parts["layers.2.up.qweight"].view(np.uint32) & 0xCCCCCCCC).view(np.int32)
+
+
+def lose(parts: Arrays) -> None:
+    del parts["bias"]
+
+
+def add(parts: Arrays) -> None:
+    parts["more"] = np.ones(3, np.float32)
+
+
+def cast(parts: Arrays) -> None:
+    parts["norm.weight"] = parts["norm.weight"].astype(np.float16)
+
+
+@pytest.mark.parametrize(("doctor", "name", "problem"), [
+    (halve, "layers.2.up.weight", "0.498 times those of the base"),
+    (nan, "layers.2.up.weight", "scales is not finite"),
+    (few, "layers.2.up.weight", "only 4 of 16 codes occur"),
+    (lose, "bias", "it is missing"),
+    (add, "more", "it is not in the base"),
+    (cast, None, ""),
+    (shift, "layers.2.up.weight", "dB below what this format leaves"),
+])  # fmt: skip
+def test_what_was_done_to_a_file_is_named(doctor: Doctor, name: str | None, problem: str, tmp_path: Path) -> None:
+    arrays = base()
+    kept = {n: a for n, a in arrays.items() if "up" not in n}
+    source = save(tmp_path / "base.safetensors", arrays)
+    made = {}
+    for n, a in arrays.items():
+        if n not in kept:
+            grouped = a.astype(np.float32).reshape(128, 4, 64)
+            scales = (np.abs(grouped).max(2) / 7.5).astype(np.float16).astype(np.float32)
+            codes = np.clip(np.rint(grouped / scales[..., None]) + 8, 0, 15)
+            made[n] = codes.reshape(128, 256).astype(np.int64), scales
+    folder = as_gptq(tmp_path / "gptq", made, kept)
+    code, found = audited(folder, source)
+    assert code == 0 and {m["method"] for m in found["methods"]} == {"min-max"}, problems(found)
+    parts = {n: s.array.copy() for n, s in load(folder / "model.safetensors").items()}
+    doctor(parts)
+    save(folder / "model.safetensors", parts)
+    code, found = audited(folder, source)
+    wrong = problems(found)
+    assert set(wrong) == ({name} if name is not None else set()) and code == (name is not None)
+    assert name is None or problem in wrong[name]
+    if name is None:
+        assert found["by_name"]["norm.weight"]["became"] == "cast"
+
+
+def test_a_model_of_another_base_is_refused_as_a_whole(tmp_path: Path) -> None:
+    out = quantized(tmp_path, base(seed=100), "q", "--bits", "4")
+    source = save(tmp_path / "base.safetensors", base())
+    ran = run("audit", out, "--source", source)
+    assert ran.code == 1
+    assert "8 of 8 tensors quantized are other weights" in ran.out and f"NOT of {source}" in ran.err
+
+
+def test_what_cannot_be_measured_has_exit_code_2(tmp_path: Path) -> None:
+    source = save(tmp_path / "base.safetensors", base())
+    other = save(tmp_path / "other.safetensors", {"x.weight": gaussian(64, 64, seed=1)})
+    out = quantized(tmp_path, {"x.weight": gaussian(64, 64, seed=1)}, "x", "--bits", "4")
+    for path, line in ((other, "no tensor"), (out, "no tensor has the same name"), (tmp_path / "none", "no such file")):
+        ran = run("audit", path, "--source", source)
+        assert ran.code == 2 and line in ran.err and ran.err.count("\n") == 1, ran
+    ran = run("audit", source, "--source", source)
+    assert ran.code == 2 and "it holds no quantized tensor" in ran.err
+
+
+def test_the_figures_are_those_of_the_decoded_weights(tmp_path: Path) -> None:
+    """SQNR and cosine by their definitions, of what the file decodes to."""
+    arrays = base()
+    out = quantized(tmp_path, arrays, "q", "--bits", "4")
+    found = audited(out, tmp_path / "q-of.safetensors")[1]["by_name"]["layers.0.up.weight"]
+    x = arrays["layers.0.up.weight"].astype(np.float64)
+    y = values(out)["layers.0.up.weight"].astype(np.float64)
+    assert found["sqnr_db"] == pytest.approx(10 * np.log10((x**2).sum() / ((x - y) ** 2).sum()), abs=1e-6)
+    assert found["cosine"] == pytest.approx((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()), abs=1e-9)
+
+
+def test_documents_and_threads(tmp_path: Path) -> None:
+    out = quantized(tmp_path, base(), "q", "--bits", "4")
+    source = tmp_path / "q-of.safetensors"
+    one = [run("audit", out, "--source", source, "--json", "--threads", n).out for n in (1, 3)]
+    assert one[0] == one[1]
+    for name in ("a.csv", "a.html", "a.md", "a.txt"):
+        assert run("audit", out, "--source", source, "-q", "-o", tmp_path / name).code == 0
+        assert name == "a.csv" or "consistent with" in (tmp_path / name).read_text()
