@@ -7,7 +7,8 @@ import pytest
 from making import BF16 as BFLOAT16
 
 from quantcli import library
-from quantcli.kernels import BF16, F16, F32, Kernels, Tile, native
+from quantcli.kernels import BF16, F16, F32, Choices, Kernels, Tile, native
+from quantcli.kernels.codebook import Codebook
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
 FOUND = library.find()
@@ -46,3 +47,10 @@ def per_weight(params: np.ndarray, tile: Tile) -> np.ndarray:
     """Parameters of every weight."""
     columns = np.arange(tile.cols) // tile.group
     return np.broadcast_to(params, (tile.rows, params.shape[1]))[:, columns]
+
+
+def tried(
+    table: Kernels, tile: Tile, book: Codebook, trial: np.ndarray, cross: np.ndarray | None, square: np.ndarray | None
+) -> np.ndarray:
+    """The best of trial scales (rows, groups, trials)."""
+    return table.trial_levels(tile, book, Choices(trial, None, trial.shape[2], 0), cross, square)

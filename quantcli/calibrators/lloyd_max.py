@@ -17,6 +17,7 @@ conditions are necessary only: the dynamic programming is what makes the levels 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,9 @@ import numpy as np
 from quantcli.calibrators import Calibrator, Ideal, LevelSearch, Observed, Option, Shared
 from quantcli.calibrators.searches import histogram, kmeans
 from quantcli.dtypes import from_float32, to_float32
-from quantcli.kernels import numpy_tiles
+from quantcli.kernels import Choices, numpy_tiles
 from quantcli.kernels.codebook import Codebook, codebook
-from quantcli.scales import EXACT, Store
+from quantcli.scales import EXACT, Store, chosen
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -94,21 +95,22 @@ def _e4m3_trials(effort: str) -> Floats:
     return np.concatenate([np.hstack([same, -other]), np.hstack([-same, other])])
 
 
-def _trials(extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
-    """Scales (rows, groups, trials) to try, as stored: representable ones around that of the extreme, of both signs."""
+def _trials(extreme: Floats, factor: float, dtype: str, effort: str) -> Choices:
+    """Scales to try for every group, as stored: representable ones around that of the extreme, of both signs."""
     wanted = extreme / np.float32(factor)
     if dtype == "F8_E4M3":
-        nearest = from_float32(np.abs(wanted), dtype).astype(np.intp)
-        found: Floats = _e4m3_trials(effort)[np.maximum(nearest, 1) + np.where(wanted < 0, 125, -1)]
-        return found
+        table = _e4m3_trials(effort)
+        place = np.maximum(from_float32(np.abs(wanted), dtype), np.uint8(1)).astype(np.int32) - np.int32(1)
+        place += (wanted < 0) * np.int32(126)
+        return Choices(table.ravel(), place * np.int32(table.shape[1]), table.shape[1], 0)
     sizes = _representable(np.abs(wanted.astype(np.float64))[..., None] * SPACED, dtype)
     sizes = np.maximum(sizes, _representable(np.full(1, 2.0**-14), dtype))
     signed = np.where(wanted < 0, np.float32(-1), np.float32(1))[..., None] * sizes
     spread: Floats = np.ascontiguousarray(np.stack([signed, -signed], axis=-1).reshape(*wanted.shape, -1))
-    return spread
+    return Choices(spread, None, spread.shape[2], 0)
 
 
-def _trials_of(tile: Tile, extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
+def _trials_of(tile: Tile, extreme: Floats, factor: float, dtype: str, effort: str) -> Choices:
     """The trials of a tile, found once: passes over the sample look at the same tiles again."""
     return tile.once(f"trials {factor} {dtype} {effort}", lambda: _trials(extreme, factor, dtype, effort))
 
@@ -139,16 +141,17 @@ def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None,
 
 
 def _try(
-    kernels: Kernels, tile: Tile, shared: Shared, trials: Floats, cross: Array | None, square: Array | None
+    kernels: Kernels, tile: Tile, shared: Shared, trials: Choices, cross: Array | None, square: Array | None
 ) -> tuple[NDArray[np.int32], float]:
     """The best trials, and the unit of the levels while they are tried.
 
-    The kernels sum x l and l l in float32: levels as small or large as their weights would leave its range at 1e-20
-    and 1e19. A power of two moves to the scales exactly.
+    The kernels sum up more than 16 levels in float32: levels as small or large as their weights would leave its range
+    at 1e-20 and 1e19. A power of two moves to the scales exactly.
     """
     unit = max(2.0 ** (np.frexp(shared.factor)[1] - 5), 2.0**-116)
     book = _book(shared.levels / unit)
-    return kernels.trial_levels(tile, book, trials * np.float32(unit), cross, square), unit
+    moved = replace(trials, values=trials.values * np.float32(unit))
+    return kernels.trial_levels(tile, book, moved, cross, square), unit
 
 
 def _spacing(extreme: Floats, dtype: str) -> Array:
@@ -211,9 +214,7 @@ def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: 
         return None
     trials = _trials(ranges.extreme, shared.factor, dtype, scheme.options["effort"])
     best, _ = _try(kernels, tile, shared, trials, None, None)
-    scale = np.take_along_axis(trials, best[..., None].astype(np.intp), 2)[..., 0]
-    found = np.where(ranges.extreme == 0, np.float32(0), scale).astype(np.float64)
-    return Ideal(found, None, shared.levels[None])
+    return Ideal(np.where(ranges.extreme == 0, 0.0, chosen(trials, best)), None, shared.levels[None])
 
 
 PROVIDES = Calibrator(

@@ -24,7 +24,7 @@ from quantcli import registry, scales
 from quantcli.calibrators import Calibrator, Ideal, Observed, Option
 from quantcli.calibrators.searches import breakpoints, candidates, histogram, importance, ranges, trials
 from quantcli.formats import fixed_codebook, reach
-from quantcli.kernels import Finding, Grids, Method
+from quantcli.kernels import Choices, Finding, Grids, Method
 from quantcli.scales import EXACT, Store
 from quantcli.scheme import Scheme
 
@@ -172,10 +172,10 @@ def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any],
     unit = np.where(extreme != 0, np.abs(extreme), np.float32(1)).astype(np.float64) / reach(scheme)
     trials = np.maximum(np.abs(unit[..., None] * row), 2.0**-126) * np.sign(row)
     trials = np.ascontiguousarray(trials.astype(np.float32))
-    best = kernels.trial_levels(tile, book, trials, None, None)
-    found = np.take_along_axis(trials, best[..., None].astype(np.intp), 2)[..., 0]
+    choices = Choices(trials, None, len(row), 0)
+    found = scales.chosen(choices, kernels.trial_levels(tile, book, choices, None, None))
     zeros = 1.0 if (book.sorted == 0).any() else 2.0**-24 if store.dtype == "F16" else 2.0**-126
-    return Ideal(np.where(extreme != 0, found, np.float32(zeros)).astype(np.float64))
+    return Ideal(np.where(extreme != 0, found, zeros))
 
 
 def _of(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:

@@ -133,6 +133,20 @@ QK_EXPORT void QK_NAME(fill_blocks)(int64_t rows, int64_t cols, int32_t bits, co
 }
 
 #ifdef QK_PROBE
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+
+namespace {
+
+// Clang 14 does not know the name for __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+}  // namespace
+#endif
+
 // Limits of the searches.
 QK_EXPORT void qk_limits(Limits* limits) { *limits = LIMITS; }
 
@@ -144,7 +158,7 @@ QK_EXPORT int32_t qk_cpu_level() {
   if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"))
     return 4;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")) return 3;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && has_f16c()) return 3;
   if (__builtin_cpu_supports("sse4.2")) return 2;
 #endif
   return 0;

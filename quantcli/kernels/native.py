@@ -59,7 +59,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "search_offsets": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P, _P]),
     "search_blocks": (None, [_P, _P, _P, _P, _P, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
-    "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
+    "trial_levels": (None, [_P, _P, _P, _P, c_int32, _P, _P, _P]),
     "trial_floats": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "quantize": (c_int32, [_P, c_int64, _P, _P, _P, _P, _P, _P]),
@@ -195,16 +195,19 @@ class NativeKernels:
         return start
 
     def trial_levels(
-        self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
+        self, tile: Tile, book: Codebook, choices: Choices, cross: Doubles | None, square: Doubles | None
     ) -> NDArray[np.int32]:
-        best = np.zeros(trial.shape[:2], np.int32)
-        assert trial.shape[2] <= MOST_TRIALS and trial.flags.c_contiguous
+        best = np.zeros((tile.rows, tile.groups), np.int32)
+        trial, first = choices.values, choices.first
+        assert trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
+        assert choices.count <= MOST_TRIALS
         self._call(
             "trial_levels",
             byref(tile_record(tile)),
             byref(codebook_record(book)),
             address(trial),
-            trial.shape[2],
+            address(first),
+            choices.count,
             address(best),
             address(cross),
             address(square),

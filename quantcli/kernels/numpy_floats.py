@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels.numpy_levels import BLOCK, WIDTH, fold
+from quantcli.kernels.numpy_levels import BLOCK, WIDTH, fold, tried
 from quantcli.kernels.numpy_search import parts
 
 if TYPE_CHECKING:
@@ -18,13 +18,10 @@ if TYPE_CHECKING:
 
 def trial_floats(tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None) -> NDArray[np.int32]:
     """The best choice of every group (rows, groups); see trials.h."""
-    first, count, plain = choices.first, choices.count, choices.plain
+    plain = choices.plain
     best = np.zeros((tile.rows, tile.groups), np.int32)
     for rows, groups, weights, counts in parts(tile, importance):
-        if first is None:
-            own = choices.values[rows, groups].reshape(-1, count)
-        else:
-            own = choices.values[first[rows, groups].reshape(-1, 1) + np.arange(count)]
+        own = tried(choices, rows, groups)
         errors = np.square(own.astype(np.float64)) * _sums(np.abs(weights), small, own, counts)
         found = errors.argmin(axis=1)
         found[errors[np.arange(len(errors)), found] == errors[:, plain]] = plain

@@ -214,11 +214,11 @@ class NumpyKernels:
         return kmeans(weight, total, square, k)
 
     def trial_levels(
-        self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
+        self, tile: Tile, book: Codebook, choices: Choices, cross: Doubles | None, square: Doubles | None
     ) -> NDArray[np.int32]:
         from quantcli.kernels.numpy_levels import trial_levels
 
-        return trial_levels(tile, book, trial, cross, square)
+        return trial_levels(tile, book, choices, cross, square)
 
     def trial_floats(
         self, tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None = None

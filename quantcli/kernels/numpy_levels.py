@@ -1,4 +1,4 @@
-"""Scales for codebooks in numpy: the sums of level_trials.h."""
+"""Scales for codebooks in numpy: the whole numbers of few_trials.h, and the sums of level_trials.h."""
 
 from __future__ import annotations
 
@@ -6,42 +6,72 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.kernels.numpy_search import parts
 from quantcli.kernels.numpy_tiles import CHUNK, floats_of
-from quantcli.kernels.table import Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook
-    from quantcli.kernels.table import Doubles, Floats
+    from quantcli.kernels.table import Choices, Doubles, Floats, Tile
 
 BLOCK, WIDTH = 1024, 8
+FEW, LEVEL_BITS, MOST_QUOTIENT, MOST_ERROR = 16, 11, 16383, 8191
 
 
 def trial_levels(
-    tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
+    tile: Tile, book: Codebook, choices: Choices, cross: Doubles | None, square: Doubles | None
 ) -> NDArray[np.int32]:
-    """The best trial of every group (rows, groups), of scales (rows, groups, trials); see level_trials.h."""
-    best = np.zeros(trial.shape[:2], np.int32)
+    """The best choice of every group (rows, groups); see few_trials.h and level_trials.h."""
+    best = np.zeros((tile.rows, tile.groups), np.int32)
     ordered, thresholds = book.sorted[0], book.thresholds[0, : book.sorted.shape[1] - 1]
-    step = max(1, CHUNK // max(tile.cols, 1))
-    for first in range(0, tile.rows, step):
-        rows = slice(first, min(first + step, tile.rows))
-        x = floats_of(tile, rows.start, rows.stop)
-        whole = tile.cols // tile.group
-        for groups in (slice(0, whole), slice(whole, tile.groups)):
-            count = groups.stop - groups.start
-            if count:
-                weights = x[:, groups.start * tile.group : groups.stop * tile.group].reshape(count * len(x), -1)
-                own = trial[rows, groups].reshape(count * len(x), -1)
-                best[rows, groups] = _best(weights, own, ordered, thresholds).reshape(len(x), count)
-        if cross is not None and square is not None:
-            _add_up(x, tile.group, trial[rows], best[rows], thresholds, cross, square)
+    for rows, groups, weights, _ in parts(tile, None):
+        own = tried(choices, rows, groups)
+        sums = _few(weights, own, ordered) if len(ordered) <= FEW else _many(weights, own, ordered, thresholds)
+        best[rows, groups] = sums.argmin(axis=1).reshape(best[rows, groups].shape)
+    if cross is not None and square is not None:
+        if choices.first is None:
+            found = np.take_along_axis(choices.values, best[..., None].astype(np.intp), 2)[..., 0]
+        else:
+            found = choices.values[choices.first + best]
+        step = max(1, CHUNK // max(tile.cols, 1))
+        for first in range(0, tile.rows, step):
+            last = min(first + step, tile.rows)
+            x = floats_of(tile, first, last)
+            _add_up(x, np.repeat(found[first:last], tile.group, axis=1)[:, : tile.cols], thresholds, cross, square)
     return best
 
 
-def _best(weights: NDArray[Any], trial: Floats, ordered: Floats, thresholds: Floats) -> NDArray[np.intp]:
-    """Index of the scale of least error (groups,), for weights (groups, n)."""
+def tried(choices: Choices, rows: slice, groups: slice) -> Floats:
+    """The scales to try of some groups (count, trials)."""
+    if choices.first is None:
+        return choices.values[rows, groups].reshape(-1, choices.count)
+    own: Floats = choices.values[choices.first[rows, groups].reshape(-1, 1) + np.arange(choices.count)]
+    return own
+
+
+def _few(weights: NDArray[Any], trial: Floats, ordered: Floats) -> Doubles:
+    """Squared errors (groups, trials) of weights (groups, n), in whole numbers."""
+    exponent = int(np.frexp(max(abs(ordered[0]), abs(ordered[-1])))[1])
+    unit = np.ldexp(np.float32(1), min(LEVEL_BITS - exponent, 126))
+    levels = np.rint(ordered * unit).astype(np.int32)
+    thresholds = (levels[:-1] + levels[1:]) >> 1
+    smallest = np.abs(trial).min(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        quotients = weights * (np.float32(1) / smallest) * unit
+    u = np.rint(np.clip(quotients, -MOST_QUOTIENT, MOST_QUOTIENT)).astype(np.int32)
+    fractions = np.minimum(np.rint(smallest / trial * np.float32(32768)), 32767).astype(np.int32)
+    sums = np.empty(trial.shape)
+    for k in range(trial.shape[1]):
+        t = (u * fractions[:, k : k + 1] + 0x4000) >> 15
+        away = np.minimum(np.abs(t - levels[np.searchsorted(thresholds, t)]), MOST_ERROR)
+        sums[:, k] = np.einsum("ij,ij->i", away, away, dtype=np.int64)
+    found: Doubles = np.square(trial.astype(np.float64)) * sums
+    return found
+
+
+def _many(weights: NDArray[Any], trial: Floats, ordered: Floats, thresholds: Floats) -> Doubles:
+    """The squared errors without what all trials share, in float32 by blocks."""
     errors = np.empty(trial.shape)
     columns = np.ascontiguousarray(weights.T)
     for k in range(trial.shape[1]):
@@ -57,8 +87,7 @@ def _best(weights: NDArray[Any], trial: Floats, ordered: Floats, thresholds: Flo
                     total += row
         scale = trial[:, k].astype(np.float64)
         errors[:, k] = scale * (scale * square - 2 * cross)
-    least: NDArray[np.intp] = errors.argmin(axis=1)
-    return least
+    return errors
 
 
 def fold(products: NDArray[Any]) -> NDArray[np.float64]:
@@ -69,18 +98,8 @@ def fold(products: NDArray[Any]) -> NDArray[np.float64]:
     return folded
 
 
-def _add_up(
-    x: NDArray[Any],
-    group: int,
-    trial: Floats,
-    best: NDArray[np.int32],
-    thresholds: Floats,
-    cross: Doubles,
-    square: Doubles,
-) -> None:
+def _add_up(x: NDArray[Any], spread: Floats, thresholds: Floats, cross: Doubles, square: Doubles) -> None:
     """Sums of scale * x and scale^2 per level, weight after weight."""
-    scale = np.take_along_axis(trial, best[..., None].astype(np.intp), 2)[..., 0]
-    spread = np.repeat(scale, group, axis=1)[:, : x.shape[1]]
     places = np.searchsorted(thresholds, x * (np.float32(1) / spread), side="left").ravel()
     wide = spread.astype(np.float64)
     for total, products in ((cross, wide * x), (square, wide * wide)):

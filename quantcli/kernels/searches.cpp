@@ -1,5 +1,6 @@
 // Searches for parameters: scales, zero points and offsets, levels of codebooks.
 
+#include "few_trials.h"
 #include "kmeans.h"
 #include "level_trials.h"
 #include "offsets.h"
@@ -72,19 +73,23 @@ QK_EXPORT int32_t QK_NAME(bins)(const float* weights, int64_t n, int64_t* counts
   return bad == 0;
 }
 
-// For every group the trial scale, one of `trials`, that leaves the least squared error with the levels of a codebook
-// (the first of equal ones), and, where wanted, for every level the sums over its weights of scale * x and scale^2.
-QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, const float* trial, int32_t trials,
-                                     int32_t* best, double* cross, double* square) {
+// For every group the trial scale that leaves the least squared error with the levels of a codebook (the first of equal
+// ones), and, where wanted, for every level the sums over its weights of scale * x and scale^2. `count` of them begin at
+// trial + first[group], or, without first, at trial + group * count.
+QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, const float* trial, const int32_t* first,
+                                     int32_t count, int32_t* best, double* cross, double* square) {
   const Table table = table_of(book, 0);
+  const Trials trials = {trial, first, count, 0};
   const int64_t groups = tile->groups();
-  LevelTrials found(*tile, table, trials);
+  LevelTrials found(*tile, table, count);
+  if (table.is_few()) FewTrials(*tile, table, trials).run(best);
+  if (table.is_few() && !cross) return;
   for (int64_t row = 0; row < tile->rows; ++row)
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t begin = g * tile->group, here = row * groups + g, at = row * tile->cols + begin;
       const int64_t n = tile->length(begin);
-      const float* own = trial + here * trials;
-      best[here] = found.best(at, n, own);
+      const float* own = trial + trials.begin(here);
+      if (!table.is_few()) best[here] = found.best(at, n, own);
       if (cross) found.add_up(at, n, own[best[here]], cross, square);
     }
 }

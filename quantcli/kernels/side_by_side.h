@@ -23,9 +23,9 @@ inline Pairs codes_of(Pairs u, Pairs candidate, Pairs low, Pairs high) {
 }
 inline Pairs products(Pairs sum, Pairs a, Pairs b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
-// 32 floats times a unit and a factor as whole numbers, in any order.
-inline Pairs whole_numbers(Sixteen a, Sixteen b, Sixteen unit, Sixteen factor) {
-  return _mm512_packs_epi32(_mm512_cvtps_epi32((a * unit * factor).v), _mm512_cvtps_epi32((b * unit * factor).v));
+// STRIDE floats as whole numbers, in any order.
+inline Pairs whole_numbers(const Sixteen* x) {
+  return _mm512_packs_epi32(_mm512_cvtps_epi32(x[0].v), _mm512_cvtps_epi32(x[1].v));
 }
 
 #else
@@ -41,19 +41,71 @@ inline Pairs codes_of(Pairs u, Pairs candidate, Pairs low, Pairs high) {
 }
 inline Pairs products(Pairs sum, Pairs a, Pairs b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 
-inline Pairs whole_numbers(Sixteen x, Sixteen unit, Sixteen factor) {
+inline Pairs whole_numbers(const Sixteen* x) {
 #if defined(__AVX512BW__)
-  const __m512i v = _mm512_cvtps_epi32((x * unit * factor).v);
+  const __m512i v = _mm512_cvtps_epi32(x->v);
   return _mm256_packs_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
 #else
-  const Sixteen y = x * unit * factor;
-  return _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
+  return _mm256_packs_epi32(_mm256_cvtps_epi32(x->a), _mm256_cvtps_epi32(x->b));
 #endif
 }
 
 #endif
 
 constexpr int STRIDE = 2 * ABREAST;  // weights of a group that are transposed at a time
+
+// Where ABREAST groups begin in a tile, and how many weights they have; 0 for lanes without a group.
+struct SomeGroups {
+  int64_t at[ABREAST], length[ABREAST];
+
+  // The groups from one on; how many there are.
+  int set(const Tile& tile, int64_t first) {
+    const int64_t groups = tile.groups(), left = tile.rows * groups - first;
+    const int own = int(left < ABREAST ? left : ABREAST);
+    for (int i = 0; i < ABREAST; ++i) {
+      const int64_t begin = (first + i) % groups * tile.group;
+      at[i] = (first + i) / groups * tile.cols + begin;
+      length[i] = i < own ? tile.length(begin) : 0;
+    }
+    return own;
+  }
+
+  int64_t longest() const {
+    int64_t n = 0;
+    for (int64_t own : length) n = own > n ? own : n;
+    return n;
+  }
+
+  // scaled(lane, weights) of places [first, first + n), filled up with those of zeros, as pairs; how many pairs.
+  template <int KIND, class Scaled>
+  int read(const void* weights, int64_t first, int64_t n, Scaled scaled, Pairs* u) const {
+    int filled = 0;
+    for (int64_t from = 0; from < n; from += STRIDE, filled += ABREAST) {
+      Pairs rows[ABREAST];
+      for (int i = 0; i < ABREAST; ++i) {
+        const int64_t left = length[i] - first - from;
+        float x[STRIDE] = {};
+        const bool whole = left >= STRIDE;
+        if (!whole && left > 0) load(weights, KIND, at[i] + first + from, int(left), x);
+        Sixteen found[STRIDE / LANE_COUNT];
+        for (int j = 0; j < STRIDE / LANE_COUNT; ++j) {
+          const int place = j * LANE_COUNT;
+          found[j] = scaled(i, whole ? weights16<KIND>(weights, at[i] + first + from + place) : load16(x + place));
+        }
+        rows[i] = whole_numbers(found);
+      }
+      transpose(rows, u + filled);
+      if (STRIDE > LANE_COUNT && n - from <= LANE_COUNT) return filled + without_zeros(u + filled);
+    }
+    return filled;
+  }
+
+  // Of groups of up to LANE_COUNT weights, two pairs of four are zeros, as whole_numbers packs them.
+  static int without_zeros(Pairs* u) {
+    for (int i = 2; i < ABREAST / 2; ++i) u[i] = u[i / 2 * 4 + i % 2];
+    return ABREAST / 2;
+  }
+};
 
 // The weights of ABREAST groups as pairs, place by place, and the best candidate of each so far.
 struct SideBySide {
@@ -63,7 +115,7 @@ struct SideBySide {
   float factor;
   alignas(64) Pairs u[REACH / 2];
   alignas(64) Pairs low[MOST_GRIDS], high[MOST_GRIDS];
-  int64_t at[ABREAST], length[ABREAST];
+  SomeGroups where;
   float unit[ABREAST];
   double most[ABREAST], per[ABREAST], cross[ABREAST], grid[ABREAST];
   std::vector<double>& sums;  // of groups that have more than REACH weights: cross and square of candidates and grids
@@ -73,32 +125,9 @@ struct SideBySide {
 
   // Places [first, first + n) of the groups, filled up with zeros; the number of pairs.
   int read(int64_t first, int64_t n) {
-    return with_kind(tile.kind, [&](auto kind) { return this->read<kind>(first, n); });
-  }
-
-  template <int KIND>
-  int read(int64_t first, int64_t n) {
-    int filled = 0;
-    for (int64_t from = 0; from < n; from += STRIDE, filled += ABREAST) {
-      Pairs rows[ABREAST];
-      for (int i = 0; i < ABREAST; ++i) {
-        const int64_t left = length[i] - first - from;
-        const Sixteen own = all(unit[i]), times = all(factor);
-        float x[STRIDE] = {};
-        const bool whole = left >= STRIDE;
-        if (!whole && left > 0) load(tile.weights, KIND, at[i] + first + from, int(left), x);
-        const auto weights = [&](int j) {
-          return whole ? weights16<KIND>(tile.weights, at[i] + first + from + j) : load16(x + j);
-        };
-#if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
-        rows[i] = whole_numbers(weights(0), weights(16), own, times);
-#else
-        rows[i] = whole_numbers(weights(0), own, times);
-#endif
-      }
-      transpose(rows, u + filled);
-    }
-    return filled;
+    const Sixteen times = all(factor);
+    const auto scaled = [&](int i, Sixteen x) { return x * all(unit[i]) * times; };
+    return with_kind(tile.kind, [&](auto kind) { return where.read<kind>(tile.weights, first, n, scaled, u); });
   }
 
   // Sums of COUNT candidates from the k-th on with every grid: [candidate][grid][cross, square][lane].
@@ -137,11 +166,8 @@ struct SideBySide {
   template <int GRIDS>
   void best() {
     constexpr int COUNT = GRIDS == 1 ? PAIRED : 1;
-    int64_t n = 0;
-    for (int i = 0; i < ABREAST; ++i) {
-      n = length[i] > n ? length[i] : n;
-      most[i] = -1, per[i] = 1, cross[i] = 0, grid[i] = 0;
-    }
+    const int64_t n = where.longest();
+    for (int i = 0; i < ABREAST; ++i) most[i] = -1, per[i] = 1, cross[i] = 0, grid[i] = 0;
     const bool several = n > REACH;
     const size_t each = size_t(GRIDS) * 2 * ABREAST;
     if (several) sums.assign(size_t(count) * each, 0);
@@ -186,15 +212,10 @@ struct SideBySide {
   }
 
   void run(const float* reciprocal, const float* centre, int16_t top, Grids grids, double* scale, int32_t* which) {
-    const int64_t groups = tile.groups(), total = tile.rows * groups;
+    const int64_t total = tile.rows * tile.groups();
     for (int64_t batch = 0; batch < total; batch += ABREAST) {
-      const int own = int(total - batch < ABREAST ? total - batch : ABREAST);
-      for (int i = 0; i < ABREAST; ++i) {
-        const int64_t begin = (batch + i) % groups * tile.group;
-        at[i] = (batch + i) / groups * tile.cols + begin;
-        length[i] = i < own ? tile.length(begin) : 0;
-        unit[i] = i < own ? reciprocal[batch + i] : 0;
-      }
+      const int own = where.set(tile, batch);
+      for (int i = 0; i < ABREAST; ++i) unit[i] = i < own ? reciprocal[batch + i] : 0;
       limit(grids, centre, top, batch, own);
       if (grids == FIVE_ZEROS)
         best<5>();

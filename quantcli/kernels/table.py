@@ -281,10 +281,11 @@ class Kernels(Protocol):
         see kmeans.h."""
 
     def trial_levels(
-        self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
+        self, tile: Tile, book: Codebook, choices: Choices, cross: Doubles | None, square: Doubles | None
     ) -> NDArray[np.int32]:
-        """Which of the trial scales (rows, groups, trials) of every group leaves the least error with the levels of a
-        shared codebook; for every level sums of scale * x and scale^2 are added to `cross` and `square`."""
+        """Which of the choices of every group (rows, groups) leaves the least error with the levels of a shared
+        codebook, the first of equal ones; for every level sums of scale * x and scale^2 are added to `cross` and
+        `square`."""
 
     def trial_floats(
         self, tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None = None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of, variants
+from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of, tried, variants
 from making import BF16 as BFLOAT16
 
 from quantcli import kernels, library
@@ -410,11 +410,13 @@ def test_both_tables_try_levels_alike(rows: int, cols: int, group: int, count: i
     for kind in KINDS:
         tile = random_tile(rows, cols, group, kind)
         shape = (rows, -(-cols // tile.group), 6)
-        trial = (rng.uniform(0.5, 4, shape) * rng.choice([-1, 1], shape)).astype(np.float32)
+        most = np.abs(book.sorted).max()
+        unit = np.abs(tile.ranges(other).extreme[..., None]) / most
+        trial = (unit * rng.uniform(0.4, 2, shape) * rng.choice([-1, 1], shape)).astype(np.float32)
         found = []
         for table in (NATIVE, other):
             cross, square = np.zeros(count), np.zeros(count)
-            found.append((table.trial_levels(tile, book, trial, cross, square), cross, square))
+            found.append((tried(table, tile, book, trial, cross, square), cross, square))
         for a, b in zip(*found):
             np.testing.assert_array_equal(a, b)
         x, best = float_of(tile).astype(np.float64), found[0][0]
@@ -424,7 +426,12 @@ def test_both_tables_try_levels_alike(rows: int, cols: int, group: int, count: i
                 float((np.abs(part[:, None] - s * book.sorted[0]).min(axis=1) ** 2).sum())
                 for s in trial[row, group_at].astype(np.float64)
             ]
-            assert errors[best[row, group_at]] == pytest.approx(min(errors), rel=1e-4, abs=1e-9)
+            if count > 16:
+                assert errors[best[row, group_at]] == pytest.approx(min(errors), rel=1e-4, abs=1e-9)
+                continue
+            # Whole numbers: a quotient and a level are each off by half of 2^-10 of the largest level, a product too.
+            off = len(part) ** 0.5 * 1.5 * 2.0**-10 * most * np.abs(trial[row, group_at]).max()
+            assert errors[best[row, group_at]] ** 0.5 <= min(errors) ** 0.5 + 2 * off
 
 
 @needs_native

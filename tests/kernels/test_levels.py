@@ -9,10 +9,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of, variants
+from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of, tried, variants
 
 from quantcli.calibrators.searches import histogram, kmeans
-from quantcli.kernels import BF16, F16, F32, LEVELS, CodeGrid, Kernels, Kind, QuantParams, Sums, Tile, row_bytes
+from quantcli.kernels import (
+    BF16,
+    F16,
+    F32,
+    LEVELS,
+    Choices,
+    CodeGrid,
+    Kernels,
+    Kind,
+    QuantParams,
+    Sums,
+    Tile,
+    row_bytes,
+)
 from quantcli.kernels.codebook import Codebook, codebook
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
@@ -162,8 +175,8 @@ def test_every_table_and_variant_tries_alike(count: int, trials: int) -> None:
         found = []
         for table in library_tables():
             cross, square = np.zeros(count), np.zeros(count)
-            found.append([table.trial_levels(tile, book, trial, cross, square), cross, square])
-            np.testing.assert_array_equal(table.trial_levels(tile, book, trial, None, None), found[-1][0])
+            found.append([tried(table, tile, book, trial, cross, square), cross, square])
+            np.testing.assert_array_equal(tried(table, tile, book, trial, None, None), found[-1][0])
         for other in found[1:]:
             for ours, theirs in zip(found[0], other):
                 np.testing.assert_array_equal(ours, theirs)
@@ -175,7 +188,7 @@ def test_the_best_trial_and_the_sums_are_brute_force(table: Kernels) -> None:
     rng = np.random.default_rng(0)
     trial = (rng.uniform(1, 4, (6, 4, 8)) * rng.choice([-1, 1], (6, 4, 8))).astype(np.float32)
     cross, square = np.full(16, 3.0), np.full(16, 5.0)  # sums go on top of what is there
-    best = table.trial_levels(tile, book, trial, cross, square)
+    best = tried(table, tile, book, trial, cross, square)
     weights, wanted = float_of(tile).astype(np.float64), np.tile([[3.0], [5.0]], 16)
     for row, group in np.ndindex(6, 4):
         part = weights[row, group * 32 : (group + 1) * 32]
@@ -189,10 +202,22 @@ def test_the_best_trial_and_the_sums_are_brute_force(table: Kernels) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
+def test_trials_from_a_list_are_those_written_out(table: Kernels) -> None:
+    rng, book = np.random.default_rng(2), codebook(np.sort(levels_of(16, 1, 3)))
+    values = (rng.uniform(1, 4, 40) * rng.choice([-1, 1], 40)).astype(np.float32)
+    for group in (16, 100, 32):
+        tile = tile_with_ties(9, 100, group, BF16, 4)
+        first = rng.integers(0, 33, (9, tile.groups)).astype(np.int32)
+        listed = table.trial_levels(tile, book, Choices(values, first, 7, 0), None, None)
+        trial = np.ascontiguousarray(values[first[..., None] + np.arange(7)])
+        np.testing.assert_array_equal(listed, tried(table, tile, book, trial, None, None))
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_the_first_of_equal_trials_counts(table: Kernels) -> None:
     book, tile = codebook(np.array([[-1.0, -0.5, 0.5, 1.0]])), tile_of(np.array([[0.5, -1.0, 1.0, 0.5]] * 2), BF16, 4)
     trial = np.array([[[3.0, 1.0, -1.0, 1.0]], [[-1.0, 1.0, 1.0, 3.0]]], np.float32)  # 1 and -1 are exact
-    np.testing.assert_array_equal(table.trial_levels(tile, book, trial, None, None), [[1], [0]])
+    np.testing.assert_array_equal(tried(table, tile, book, trial, None, None), [[1], [0]])
 
 
 # ---- optimal levels ----------------------------------------------------------------------------------------------
