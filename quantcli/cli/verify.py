@@ -20,7 +20,7 @@ from quantcli.errors import UsageError
     "--source",
     "original",
     metavar="ORIGINAL",
-    type=_help.FILE,
+    type=_help.MODEL,
     help="The model it was made from: every code is found again from it, and the errors measured.",
     group="Common",
 )
