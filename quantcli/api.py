@@ -24,6 +24,7 @@ from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
 from quantcli.stores import need_file, signals
 from quantcli.stores.pipelines import others
+from quantcli.stores.places import pinned
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -64,7 +65,7 @@ def compare(
     ...     compare(a, b).tensors[0].mse
     0.125
     """
-    began, paths = time.perf_counter(), (fspath(before), fspath(after))
+    began, paths = time.perf_counter(), (pinned(fspath(before)), pinned(fspath(after)))
     if paths == ("-", "-"):
         raise UsageError("both models are standard input", place=["-"], hint="name a file for one of them")
     for line in others(paths[1]):
@@ -269,7 +270,7 @@ def _ready(
     say: Callable[[str], None],
 ) -> Iterator[job.Job]:
     """The run that is asked for, ready to begin."""
-    path, name, named = fspath(src), _path(dst), _path(asked.recipe)
+    path, name, named = pinned(fspath(src)), _path(dst), _path(asked.recipe)
     order = asked.order(name)
     with components.opened(path, order, asked.reading, output=name, say=say) as found:
         chosen, requests = components.requested(found, say)

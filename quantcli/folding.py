@@ -19,9 +19,9 @@ import numpy as np
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import architecture
-from quantcli.stores import Source, is_stream, open_source
+from quantcli.stores import Source, is_stream, open_source, places
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
-from quantcli.stores.files import read_small
+from quantcli.stores.places import read_small
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
@@ -67,7 +67,7 @@ def folded(stack: ExitStack, source: Source, path: str) -> Source:
         if own[name].dtype not in _FLOATS:
             problem = f"adapters are folded into weights of {', '.join(_FLOATS)}, and this one is {own[name].dtype}"
             raise DataError(problem, place=[source.path, printable(name)])
-    fold = _Fold(source, adapter, found, printable(os.path.basename(os.path.normpath(path)), 80))
+    fold = _Fold(source, adapter, found, printable(places.name(path.rstrip(os.sep)), 80))
     tensors = [fold.computed(info) for info in source.infos()]
     return Derived(source, tensors, others=[adapter])
 
@@ -75,7 +75,7 @@ def folded(stack: ExitStack, source: Source, path: str) -> Source:
 def _config(adapter: Source, path: str) -> Mapping[str, object] | None:
     """The adapter_config.json beside an adapter; None where there is none."""
     place = os.path.join(adapter.folder or os.path.dirname(path), CONFIG)
-    if not os.path.isfile(place):
+    if not places.is_file(place):
         return None
     found = strict_json(read_small(place, 1 << 24), place)
     if not isinstance(found, dict):

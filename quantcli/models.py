@@ -20,7 +20,7 @@ from quantcli.layouts.native.held import held
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Found, Held, Read, is_published, not_moved
 from quantcli.notebook import table
-from quantcli.stores import signals
+from quantcli.stores import places, signals
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -188,9 +188,9 @@ class Model(Mapping[str, View]):
 def open_model(
     path: str, config: Mapping[str, Any] | None = None, *, as_float: bool = False, variant: str | None = None
 ) -> Model:
-    """The model at a path: a file or folder in any store and layout. config: the contents of config.json, where known
-    already. as_float: whether its integers are read as the signal they stand for. variant: which weights of a folder to
-    take, where it has several.
+    """The model at a path or URL: a file or folder in any store and layout. config: the contents of config.json, where
+    known already. as_float: whether its integers are read as the signal they stand for. variant: which weights of a
+    folder to take, where it has several.
 
     Raises QuantcliError when it cannot be read.
 
@@ -201,6 +201,7 @@ def open_model(
     ...         {name: view.read(0, 4).tolist() for name, view in model.items()}
     {'a': [1.0, 0.0, 0.0, 1.0]}
     """
+    path = places.pinned(path)
     stored = native.open(path, variant)
     if not as_float:
         return Model(stored, path, config)

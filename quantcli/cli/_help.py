@@ -19,6 +19,21 @@ from quantcli.front import Example, wants_colour, write_examples, write_heading,
 FILE = click.Path(path_type=str)
 """The type of an option that takes the name of a file."""
 
+
+class _Model(click.Path):
+    """A model by its path or URL. A URL of the hub is read at one commit, which reports then name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value and not (ctx is not None and ctx.resilient_parsing):
+            from quantcli.stores.places import pinned
+
+            value = pinned(value)
+        return super().convert(value, param, ctx)
+
+
+MODEL = _Model(path_type=str)
+"""The type of an option that takes a model."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = ("Common", "Gates", "Scheme", "Search", "Selection", "Size", "Output", "Run")
@@ -35,7 +50,7 @@ class Option(click.Option):
     def __init__(self, *names: Any, group: str, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.group = group
-        if self.metavar is None and (self.words or self.type is FILE):
+        if self.metavar is None and (self.words or self.type in (FILE, MODEL)):
             self.metavar = "NAME" if self.words else "FILE"
 
     @property

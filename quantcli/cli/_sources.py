@@ -56,7 +56,7 @@ _OPTIONS = _help.options(
         "--lora",
         metavar="PATH",
         multiple=True,
-        type=_help.FILE,
+        type=_help.MODEL,
         help="Fold this adapter into the weights first: a folder of PEFT or a .safetensors file.",
         group="Selection",
     ),

@@ -17,8 +17,8 @@ from quantcli.cli import _gating, _help, _sources, options
         ("quantcli compare model.safetensors model.gguf --min-tensor-sqnr 18", "with a limit"),
     ),
 )
-@click.argument("before", metavar="A", type=_help.FILE)
-@click.argument("after", metavar="B", type=_help.FILE)
+@click.argument("before", metavar="A", type=_help.MODEL)
+@click.argument("after", metavar="B", type=_help.MODEL)
 @_gating.gates
 @_sources.original_as_float
 @_sources.variant

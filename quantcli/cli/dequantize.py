@@ -86,9 +86,11 @@ def command(
 
 def _default_output(src: str, home: str | None) -> str:
     """The name of the output beside SRC. home: the folder of its models, None for a file."""
+    from quantcli.stores import places
+
     if home is not None:
-        return f"{os.path.normpath(home)}-dequantized"
-    stem = os.path.splitext(os.path.normpath(src))[0] if src != "-" else "model"
+        return f"{os.path.normpath(places.to_write(home))}-dequantized"
+    stem = os.path.splitext(os.path.normpath(places.to_write(src)))[0] if src != "-" else "model"
     return f"{stem}-dequantized.safetensors"
 
 

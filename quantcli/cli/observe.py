@@ -75,13 +75,13 @@ def command(
     from quantcli.passes import observe
     from quantcli.reports.gates import parsed
     from quantcli.reports.observed import ObserveReport
-    from quantcli.stores import open_source
+    from quantcli.stores import open_source, places
     from quantcli.stores.files import check_destination
 
     began = time.perf_counter()
     if not inputs.lower().endswith(".npz"):
         raise UsageError("samples are arrays in an .npz file", place=["--inputs", printable(inputs)])
-    target = output or f"{os.path.splitext(os.path.normpath(src))[0]}-statistics.safetensors"
+    target = output or f"{os.path.splitext(os.path.normpath(places.to_write(src)))[0]}-statistics.safetensors"
     with _asking.naming_options({"memory": memory}):
         room = int(parsed("memory", memory))
     observe.runtime()

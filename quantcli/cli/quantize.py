@@ -103,7 +103,8 @@ def command(
     **asked: Any,
 ) -> None:
     """Quantize SRC: a file (.safetensors, .gguf, .onnx, .npy, .npz, .pt and .bin of PyTorch), a checkpoint folder or
-    its index.json, or a pipeline of diffusers or sentence-transformers, whose components are quantized one by one.
+    its index.json, or a pipeline of diffusers or sentence-transformers, whose components are quantized one by one. Any
+    of these may be a URL: hf://, s3://, gs://, az:// or https:// (see quantcli help urls).
 
     Writes a safetensors file, or for a checkpoint folder a folder (by default SRC's name with that of the scheme or the
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,

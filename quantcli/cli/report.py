@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         ("quantcli report model-w4g128.safetensors -o report.html", "a page to share"),
     ),
 )
-@click.argument("files", metavar="[FILE]...", nargs=-1, type=_help.FILE)
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=_help.MODEL)
 @_help.option(
     "--files0-from",
     metavar="LIST",
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @_help.option(
     "--against",
     metavar="ORIGINAL",
-    type=_help.FILE,
+    type=_help.MODEL,
     help="Measure again, from the stored codes, against the original weights.",
     group="Common",
 )
@@ -206,7 +206,7 @@ def _globbed(files: Sequence[str]) -> list[str]:
 
     found: list[str] = []
     for file in files:
-        if glob.has_magic(file) and not os.path.exists(file):
+        if "://" not in file and glob.has_magic(file) and not os.path.exists(file):
             matches = sorted(glob.glob(file, recursive=True))
             if not matches:
                 raise UsageError("no file matches", place=[file])
@@ -220,7 +220,7 @@ def _listed(path: str | None) -> list[str]:
     """Names from a file or standard input, each ended by a NUL."""
     if path is None:
         return []
-    from quantcli.stores.files import read_small
+    from quantcli.stores.places import read_small
 
     raw = sys.stdin.buffer.read(1 << 24) if path == "-" else read_small(path, 1 << 24)
     return [os.fsdecode(name) for name in raw.split(b"\0") if name]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "--source",
     "original",
     metavar="ORIGINAL",
-    type=_help.FILE,
+    type=_help.MODEL,
     help="The model it was made from: every code is found again from it, and the errors measured.",
     group="Common",
 )

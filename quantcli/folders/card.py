@@ -20,7 +20,8 @@ from quantcli.planning.reasons import REASONS
 from quantcli.reports import markup
 from quantcli.reports.records import TensorReport
 from quantcli.reports.run import RunReport, equal_line
-from quantcli.stores.files import read_small
+from quantcli.stores import places
+from quantcli.stores.places import read_small
 
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
@@ -43,17 +44,21 @@ OWN_LAYOUT = (
 def beside(folder: str | None, side: SideFiles) -> bytes | None:
     """The model card in a folder; None where there is none, and where it is left out."""
     path = os.path.join(folder or "", CARD)
-    if folder is None or side.leaves_out(CARD) or not os.path.lexists(path):
+    if folder is None or side.leaves_out(CARD) or not places.exists(path):
         return None
     return read_small(path, _LIMIT)
 
 
 def hub_name(folder: str) -> str | None:
-    """The name of a model in the cache of the Hugging Face hub, such as `org/name`; None elsewhere.
+    """The name of a model on the Hugging Face hub or in its cache, such as `org/name`; None elsewhere.
 
     >>> hub_name("/cache/models--org--name/snapshots/0123abcd")
     'org/name'
+    >>> hub_name("hf://org/name@v1")
+    'org/name'
     """
+    if folder.startswith("hf://"):
+        return "/".join(folder.partition("@")[0].split("/")[2:4])
     parts = os.path.realpath(folder).split(os.sep)
     for place in range(len(parts) - 2):
         match = re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", parts[place])

@@ -27,7 +27,7 @@ from quantcli.reports import build
 from quantcli.reports.joined import Reported, component
 from quantcli.reports.records import ComponentReport
 from quantcli.reports.run import RunReport
-from quantcli.stores import Source, need_file
+from quantcli.stores import Source, need_file, places
 from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.decided import Decided, Kept
 
@@ -58,12 +58,13 @@ def default_name(src: str, scheme: str, to: str | None) -> str:
     """
     extension = named(to).extension if to is not None else ""
     words = "-".join(w for w in (scheme, to if to is not None and not extension else "") if w)
-    path = os.path.normpath(src)
-    if path.endswith(".index.json"):
-        path = os.path.dirname(os.path.abspath(path))
+    is_folder = places.is_folder(src) or src.endswith(".index.json")
+    if src.endswith(".index.json"):
+        src = os.path.dirname(src if places.is_url(src) else os.path.abspath(src))
+    path = os.path.normpath(places.to_write(src))
     folder, base = os.path.split(path if os.path.basename(path) not in ("", ".", "..") else os.path.abspath(path))
     stem, own = os.path.splitext(base)
-    if os.path.isdir(path):
+    if is_folder:
         stem, ending = base, ""
     else:
         stem = stem if own.lower() in (".safetensors", ".npy", ".npz", ".onnx") else base

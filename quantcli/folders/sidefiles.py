@@ -19,9 +19,10 @@ from quantcli.errors import DataError, QuantcliError, os_error, printable
 from quantcli.layouts.evidence import CONFIGS
 from quantcli.layouts.native.document import KEY
 from quantcli.reports.records import FileReport
-from quantcli.stores import Source, pipelines
+from quantcli.stores import Source, pipelines, places
 from quantcli.stores.checkpoint import INDEX, TRAINING
-from quantcli.stores.files import InputFile, leads_outside
+from quantcli.stores.files import InputFile
+from quantcli.stores.places import leads_outside
 from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.terminal import size as shown_size
 
@@ -145,7 +146,7 @@ def set_aside(source: Source) -> SideFiles:
     folder = source.folder or ""
     return SideFiles(
         tuple(
-            SideFile(name=name, size=_size(os.path.join(folder, name)), file=None, reason=reason)
+            SideFile(name=name, size=places.size(os.path.join(folder, name)), file=None, reason=reason)
             for name, reason in sorted(source.aside.items())
         )
     )
@@ -179,12 +180,12 @@ def of_folder(folder: str, output: str, known: Weights) -> SideFiles:
     steps = [(os.path.normpath(place), kind) for place, kind in pipelines.modules(folder)]
     modules = {place: printable(kind, 60) for place, kind in steps if place != "."}
     found, converted = list[SideFile](), list[tuple[str, int]]()
-    for path, folders, names in os.walk(folder, onerror=_unreadable):
-        below = os.path.relpath(path, folder)
-        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(path, f)) != output)
+    for path, folders, names in places.walk(folder, _unreadable):
+        below = places.relative(path, folder)
+        folders[:] = sorted(f for f in folders if places.real(os.path.join(path, f)) != output)
         for name in folders:
             relative = os.path.normpath(os.path.join(below, name))
-            linked = os.path.islink(os.path.join(path, name))
+            linked = places.is_link(os.path.join(path, name))
             if name.startswith("."):
                 found.append(SideFile(name=relative + ("" if linked else os.sep), size=0, file=None, reason=_HIDDEN))
             elif linked:
@@ -192,7 +193,7 @@ def of_folder(folder: str, output: str, known: Weights) -> SideFiles:
         folders[:] = [f for f in folders if not f.startswith(".")]
         for name in sorted(names):
             relative = os.path.normpath(os.path.join(below, name))
-            size = _size(os.path.join(path, name))
+            size = places.size(os.path.join(path, name))
             if relative in known.aside:
                 found.append(SideFile(name=relative, size=size, file=None, reason=known.aside[relative]))
             elif relative in known.converted or (relative in known.written and not _is_foreign_card(folder, relative)):
@@ -225,16 +226,16 @@ def _decided(
     whole = bool(why)
     reason = "" if why else _why_left(path, relative, names, modules)
     weights = why or _SAFETENSORS.search(relative) or _PICKLED.search(relative)
-    if not reason and os.path.lexists(path) and leads_outside(folder, relative):
+    if not reason and places.exists(path) and leads_outside(folder, relative):
         if weights:
             hint = "put the file itself there"
             raise DataError("part of the model, and a link to a file outside the folder", place=[path], hint=hint)
         reason = _OUTSIDE
-    if not reason and not os.path.isfile(path):
+    if not reason and not places.is_file(path):
         reason = _SPECIAL
     if reason:
-        return SideFile(name=relative, size=_size(path), file=None, reason=reason)
-    file = InputFile(path, hold=False)
+        return SideFile(name=relative, size=places.size(path), file=None, reason=reason)
+    file = places.opened(path, hold=False)
     if weights and not why:
         kind = modules.get(os.path.dirname(relative))
         of_kind = f", sentence-transformers loads {kind} in floating point" if kind else ""
@@ -269,10 +270,10 @@ def _why_left(path: str, relative: str, names: Sequence[str], modules: Collectio
 
 def _is_native(path: str) -> bool:
     """Whether quantcli wrote a file: an earlier output in a subfolder is not part of the model."""
-    if not os.path.isfile(path):
+    if not places.is_file(path):
         return False
     try:
-        file = SafetensorsFile(InputFile(path, hold=False))
+        file = SafetensorsFile(places.opened(path, hold=False))
     except QuantcliError:
         return False
     return KEY in file.metadata
@@ -284,10 +285,3 @@ def _linked(folder: str, relative: str, modules: Collection[str]) -> SideFile:
         place = [os.path.join(folder, relative)]
         raise DataError("modules.json names it, and it is a link to a folder", place=place, hint="put the folder there")
     return SideFile(name=relative, size=0, file=None, reason=_LINKED)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -31,9 +31,10 @@ from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.planning.plan import Plan, check
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, output_name
-from quantcli.stores.files import check_space, read_small
+from quantcli.stores.files import check_space
 from quantcli.stores.folder import OutputFolder, Part, json_bytes
 from quantcli.stores.pipelines import prefixed
+from quantcli.stores.places import read_small
 from quantcli.stores.workspace import is_own, partial_of
 from quantcli.strict import strict_json
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from quantcli.stores import Source
+from quantcli.stores import Source, places
 
 _PART = re.compile(
     r"(?:^|[._])(?:lora_(?:A|B|up|down|embedding_[AB])|hada_w\d\w*|lokr_w\d\w*)(?:[._]|$)|lora\.(?:up|down)\."
@@ -20,7 +20,7 @@ def is_adapter(source: Source) -> bool:
     """
     if (
         source.folder is not None
-        and os.path.isfile(os.path.join(source.folder, "adapter_config.json"))
+        and places.is_file(os.path.join(source.folder, "adapter_config.json"))
         and all(name.startswith("adapter_model") for name in source.shards)
     ):
         return True

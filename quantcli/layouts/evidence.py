@@ -21,8 +21,8 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts import reader
 from quantcli.layouts.reader import CODES, COMFYUI, OWN, SMALL_FLOATS, WHOLE
 from quantcli.layouts.writer import KEY as EXPORT_KEY
-from quantcli.stores import Source
-from quantcli.stores.files import read_small
+from quantcli.stores import Source, places
+from quantcli.stores.places import read_small
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
@@ -193,11 +193,11 @@ def beside(path: str) -> Mapping[str, Any]:
     """config.json beside a model, merged with the other CONFIGS. Raises DataError when one cannot be read."""
     if path == "-":
         return {}
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    folder = path if places.is_folder(path) else os.path.dirname(path)
     found: dict[str, Any] = {}
     for name in CONFIGS:
         file = os.path.join(folder, name)
-        if os.path.isfile(file):
+        if places.is_file(file):
             document = strict_json(read_small(file, 10_000_000), file)
             if not isinstance(document, dict):
                 raise DataError("it is not an object", place=[file])

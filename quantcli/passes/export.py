@@ -27,9 +27,9 @@ from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning.entry import quantized
 from quantcli.scheme import scale_dtype_of
-from quantcli.stores import Source
+from quantcli.stores import Source, places
 from quantcli.stores.derived import Derived
-from quantcli.stores.files import InputFile, check_destination, check_space
+from quantcli.stores.files import check_destination, check_space
 from quantcli.stores.folder import check_folder
 from quantcli.tensors.decided import Decided, Kept
 from quantcli.tensors.fit import Misfit
@@ -69,7 +69,9 @@ def check_output(source: Source, output: str, *, folder: bool, force: bool, read
         paths = [*(file.path for file in inputs), *read]
         return check_output_folder(source.folder or paths[0], output, paths, force=force)
     with ExitStack() as stack:
-        others = [stack.enter_context(closing(InputFile(path, hold=False))) for path in read if os.path.isfile(path)]
+        others = [
+            stack.enter_context(closing(places.opened(path, hold=False))) for path in read if places.is_file(path)
+        ]
         return check_destination(output, force=force, sources=[*inputs, *others])
 
 
@@ -77,7 +79,7 @@ def check_output_folder(source: str, output: str, paths: Sequence[str], *, force
     """The real path of a folder to write, in which none of these inputs lies. source: the input. Raises UsageError or
     QuantcliError."""
     real = check_folder(output, force=force, source=source)
-    if any(os.path.realpath(path).startswith(os.path.join(real, "")) for path in paths):
+    if any(places.real(path).startswith(os.path.join(real, "")) for path in paths):
         raise UsageError("the input is in this folder, which would be replaced", place=[output])
     return real
 

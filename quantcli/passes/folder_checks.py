@@ -12,8 +12,8 @@ from quantcli.architectures import UNNAMED
 from quantcli.errors import printable
 from quantcli.layouts.native.stored import StoredTensor
 from quantcli.passes.configuration import quantization_config
-from quantcli.stores import Source
-from quantcli.stores.files import read_small
+from quantcli.stores import Source, places
+from quantcli.stores.places import read_small
 from quantcli.strict import strict_json
 
 CONFIG = "config.json"
@@ -35,7 +35,7 @@ def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[
                 shown = printable(repr(said[name]), 40)
                 found.append(f"{os.path.basename(source.index)}: {name} is {shown}, not {value}")
     config = os.path.join(folder, CONFIG)
-    content = strict_json(read_small(config, _MOST), config) if os.path.isfile(config) else None
+    content = strict_json(read_small(config, _MOST), config) if places.is_file(config) else None
     says = content.get("quantization_config") if isinstance(content, dict) else None
     if isinstance(content, dict) and (says is None or isinstance(says, dict)):
         wanted, _ = quantization_config([t.decided for t in stored], architectures.of(content) or UNNAMED)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from quantcli.errors import UsageError, printable
 from quantcli.metrics import Metrics
 from quantcli.patterns import matching
-from quantcli.stores.files import read_small
+from quantcli.stores.places import read_small
 from quantcli.strict import LIMIT, plain
 from quantcli.tensors.decided import Decided
 

@@ -28,8 +28,7 @@ import numpy as np
 
 from quantcli.dtypes import to_float64
 from quantcli.errors import DataError, printable
-from quantcli.stores import Source
-from quantcli.stores.files import InputFile
+from quantcli.stores import Source, places
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def is_legacy(path: str) -> bool:
     """Whether a file is named like one of the format before GGUF, and is no GGUF."""
     if not path.lower().endswith(LEGACY):
         return False
-    file = InputFile(path)
+    file = places.opened(path)
     try:
         return file.size < 4 or file.read(0, 4) != b"GGUF"
     finally:
@@ -121,7 +120,7 @@ def is_legacy(path: str) -> bool:
 def legacy(path: str, most: int) -> dict[str, NDArray[np.float64]]:
     """Importances by llama.cpp's tensor name, from a file in the format before GGUF of at most so many bytes. Raises
     DataError for what is not in that format."""
-    file = InputFile(path)
+    file = places.opened(path)
     try:
         if file.size > most:
             raise DataError(f"the file has {file.size} bytes, more than the limit of {most}")

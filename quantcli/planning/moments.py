@@ -6,7 +6,6 @@ is quantized: of those the diagonal and a few rows and columns are looked at bef
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import DataError, UsageError, printable
-from quantcli.stores.files import InputFile
+from quantcli.stores import places
 from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.tensors.decided import SLACK, TINY, beyond_squares, not_symmetric
 
@@ -125,11 +124,11 @@ class Entry:
 
 def is_statistics(path: str) -> bool:
     """Whether a path is a folder, or a safetensors file of statistics by its metadata or by the counts in it."""
-    if os.path.isdir(path):
+    if places.is_folder(path):
         return True
     if not path.lower().endswith(".safetensors"):
         return False
-    source = SafetensorsFile(InputFile(path))
+    source = SafetensorsFile(places.opened(path))
     try:
         return KEY in source.metadata or any(info.name.endswith(f".{COUNT}") for info in source.infos())
     finally:
@@ -139,12 +138,15 @@ def is_statistics(path: str) -> bool:
 def entries(path: str) -> dict[str, Entry]:
     """The entries of a file of statistics, or of a folder of such files, by name. Raises DataError for what is not in
     the format, or contradicts itself."""
-    paths = sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors"))) if os.path.isdir(path) else [path]
+    paths = [path]
+    if places.is_folder(path):
+        names = sorted(n for n in places.names(path) if n.endswith(".safetensors") and not n.startswith("."))
+        paths = [os.path.join(path, name) for name in names]
     if not paths:
         raise UsageError("the folder has no .safetensors file of statistics", place=[path])
     found: dict[str, Entry] = {}
     for each in paths:
-        source = SafetensorsFile(InputFile(each, hold=False))
+        source = SafetensorsFile(places.opened(each, hold=False))
         version = source.metadata.get(KEY)
         if version != VERSION:
             said = "does not say that it holds statistics" if version is None else f"has format {printable(version)}"

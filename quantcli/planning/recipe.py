@@ -34,7 +34,7 @@ from quantcli.planning.named import named
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.statistics import IMPORTANCE, STATISTICS, InputStatistics
 from quantcli.scheme import Scheme
-from quantcli.stores.files import read_small
+from quantcli.stores.places import read_small
 from quantcli.strict import LIMIT, lines, mapping, plain
 
 _PRESETS = os.path.join(os.path.dirname(__file__), "presets")

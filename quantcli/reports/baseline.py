@@ -8,7 +8,7 @@ from typing import Any
 
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.reports.documents import SCHEMA_VERSION
-from quantcli.stores.files import read_small
+from quantcli.stores.places import read_small
 from quantcli.strict import strict_json
 
 LIMIT = 200_000_000

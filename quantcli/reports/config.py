@@ -21,7 +21,7 @@ from typing import Any
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.patterns import compiled
 from quantcli.reports.gates import NAMES, TENSOR_GATES, GateRule, Gates, parsed
-from quantcli.stores.files import read_small
+from quantcli.stores.places import read_small
 from quantcli.strict import LIMIT, mapping, plain
 
 NAME = "quantcli.yaml"

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
+from quantcli.stores import places
 from quantcli.stores.source import Earlier, HeaderDocument, Source, Unsplit, is_stream, need_file
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ __all__ = ["Earlier", "HeaderDocument", "Source", "Unsplit", "is_stream", "need_
 
 
 def open_source(path: str, variant: str | None = None) -> Source:
-    """The source at a path: a folder or its index.json, .npy, .npz, .onnx, a GGUF or a PyTorch checkpoint by its first
-    bytes, or else a safetensors file; - for one on standard input. variant: which weights of a folder to take, where it
-    has several.
+    """The source at a path or URL: a folder or its index.json, .npy, .npz, .onnx, a GGUF or a PyTorch checkpoint by its
+    first bytes, or else a safetensors file; - for one on standard input. variant: which weights of a folder to take,
+    where it has several.
 
     Raises QuantcliError for a missing, unreadable, damaged or unsupported file.
     """
@@ -27,10 +28,10 @@ def open_source(path: str, variant: str | None = None) -> Source:
         from quantcli.stores.standard import open_input
 
         return SafetensorsFile(open_input())
-    lower = os.fsdecode(path).lower()
-    if variant is not None and not os.path.isdir(path):
+    lower = places.name(os.fsdecode(path)).lower()
+    if variant is not None and not places.is_folder(path):
         raise UsageError("only folders have variants", place=["--variant"], hint="leave it out")
-    if os.path.isdir(path) or lower.endswith(".json"):
+    if places.is_folder(path) or lower.endswith(".json"):
         from quantcli.stores.checkpoint import Checkpoint
 
         return Checkpoint(path, variant)
@@ -38,9 +39,7 @@ def open_source(path: str, variant: str | None = None) -> Source:
         from quantcli.stores.npy import NpyFile, NpzFile
 
         return NpyFile(path) if lower.endswith(".npy") else NpzFile(path)
-    from quantcli.stores.files import InputFile
-
-    return _by_content(InputFile(path), lower)
+    return _by_content(places.opened(path), lower)
 
 
 def _by_content(file: InputFile, name: str) -> Source:

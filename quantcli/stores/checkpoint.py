@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantcli.errors import DataError, UsageError, listed, printable
-from quantcli.stores.files import InputFile, leads_outside, read_small
+from quantcli.stores import places
+from quantcli.stores.files import InputFile
+from quantcli.stores.places import leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.stores.source import HeaderDocument, Source
 from quantcli.strict import strict_json
@@ -69,10 +71,7 @@ def _from_index(index: str) -> dict[str, str]:
 
 def _listed(folder: str, extension: str | tuple[str, ...]) -> list[str]:
     """File names of a folder with this ending, or one of these, without hidden ones."""
-    try:
-        return sorted(n for n in os.listdir(folder) if n.endswith(extension) and not n.startswith("."))
-    except OSError as error:
-        raise DataError(error.strerror or str(error), place=[folder]) from None
+    return sorted(n for n in places.names(folder) if n.endswith(extension) and not n.startswith("."))
 
 
 def _is_pickled(folder: str) -> bool:
@@ -86,7 +85,7 @@ def _weights(folder: str) -> list[str]:
     if not _is_pickled(folder):
         return _listed(folder, ".safetensors")
     names = [n for n in _listed(folder, _PICKLED) if not TRAINING.fullmatch(n)]
-    names = [n for n in names if not os.path.lexists(os.path.join(folder, f"{os.path.splitext(n)[0]}.xml"))]  # OpenVINO
+    names = [n for n in names if not places.exists(os.path.join(folder, f"{os.path.splitext(n)[0]}.xml"))]  # OpenVINO
     return [n for n in names if _USUAL.fullmatch(n)] or names
 
 
@@ -158,7 +157,7 @@ def variants(folder: str) -> list[str]:
 
 def has_variant(path: str, variant: str) -> bool:
     """Whether a path is a folder that has this variant of its weights."""
-    if not os.path.isdir(path):
+    if not places.is_folder(path):
         return False
     return any(_parsed(name, variant).variant == variant for name in [*_weights(path), *_indexes(path)])
 
@@ -228,15 +227,14 @@ def _without_index(folder: str, variant: str | None) -> list[str]:
 
 def elsewhere(folder: str) -> str | None:
     """The hint for a folder without weights: subfolders that hold some, as in a pipeline of several models."""
-    with os.scandir(folder) as entries:
-        below = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    below = sorted(name for name in places.folders(folder) if not name.startswith("."))
     found = [name for name in below if _weights(os.path.join(folder, name))]
     return f"there are some in {_named(found)}: name one of these folders" if found else None
 
 
 def _opened(path: str) -> Source:
     """One shard as a source."""
-    file = InputFile(path, hold=False)
+    file = places.opened(path, hold=False)
     if path.endswith(".safetensors"):
         return SafetensorsFile(file)
     from quantcli.stores.torch_file import TorchFile  # most folders have no pickles
@@ -257,7 +255,7 @@ class Checkpoint(Source):
 
     def __init__(self, path: str, variant: str | None = None) -> None:
         self.path, self.variant = path, variant
-        if os.path.isdir(path):
+        if places.is_folder(path):
             self.folder, name = path, _index_of(path, variant)
             index = os.path.join(path, name) if name else ""
         else:
@@ -268,10 +266,11 @@ class Checkpoint(Source):
         self.aside = self._others(names)
         self._shards: dict[str, Source] = {}
         self._home: dict[str, Source] = {}
-        for name in names:
-            if not os.path.lexists(os.path.join(self.folder, name)):
+        paths = [os.path.join(self.folder, name) for name in names]
+        for name, path_of in zip(names, paths):
+            if not places.exists(path_of):
                 raise DataError("no such file, though the index names it", place=[index, name])
-            shard = _opened(os.path.join(self.folder, name))
+        for name, shard in zip(names, places.each(_opened, paths)):
             self._shards[name] = shard
             for info in shard.infos():
                 if info.name in self._home:
@@ -283,7 +282,8 @@ class Checkpoint(Source):
         if weight_map is not None:
             self._check(weight_map)
         self.kind = next(iter(self._shards.values())).kind
-        self.warnings = [f"{name}: {line}" for name, shard in self._shards.items() for line in shard.warnings]
+        self.warnings = places.unlisted(self.folder)
+        self.warnings += [f"{name}: {line}" for name, shard in self._shards.items() for line in shard.warnings]
         self.metadata: dict[str, str] = {}
         for shard in self.shards.values():
             self.metadata.update(shard.metadata)
@@ -323,7 +323,7 @@ class Checkpoint(Source):
     def beside(self, name: str) -> bytes | None:
         """A small file of the folder; None when there is none. Raises DataError for a link that leads out of it."""
         path = os.path.join(self.folder, name)
-        if not os.path.lexists(path):
+        if not places.exists(path):
             return None
         if leads_outside(self.folder, name):
             raise DataError("this is a link that leads out of its folder", place=[path])

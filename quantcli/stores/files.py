@@ -164,17 +164,6 @@ class OpenFile(InputFile):
         self._seen = self._identity(fd)
 
 
-def read_small(path: str, limit: int, *, follow: bool = True) -> bytes:
-    """The bytes of a side file of at most `limit` bytes. follow: whether it may be a link."""
-    file = InputFile(path, follow=follow)
-    try:
-        if file.size > limit:
-            raise DataError(f"{file.size} bytes are more than the {limit} such a file may have", place=[path])
-        return file.read(0, file.size)
-    finally:
-        file.close()
-
-
 def leads_outside(folder: str, name: str) -> bool:
     """Whether a file of a folder is a link that leads out of that folder.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
+from quantcli.stores import places
 from quantcli.stores.files import InputFile, another_created, sync_folder
 from quantcli.stores.workspace import Workspace, is_own, remove
 
@@ -28,7 +29,7 @@ _COPY = 1 << 22
 def check_folder(path: str, *, force: bool, source: str) -> str:
     """The real path of a folder to write. Raises UsageError or QuantcliError."""
     target = os.path.realpath(path)
-    if os.path.realpath(source) == target:
+    if places.real(source) == target:
         raise UsageError("output and input are the same folder", place=[path], hint="choose another name with -o")
     if os.path.lexists(target):
         if not os.path.isdir(target):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 
 from quantcli.errors import DataError, printable
+from quantcli.stores import places
 from quantcli.stores.files import InputFile
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.source import Source
@@ -25,7 +26,7 @@ def open_gguf(file: InputFile) -> Source:
     """The GGUF in a file, or in the files that begin with it. Raises DataError where one of them is missing, or not the
     one its name tells, and for another one than the first."""
     first = GgufFile(file)
-    match = _NAME.fullmatch(os.path.basename(file.path))
+    match = _NAME.fullmatch(places.name(file.path))
     if _number(first, _COUNT) <= 1 or match is None:
         return first
     with closing(first), ExitStack() as stack:
@@ -33,7 +34,7 @@ def open_gguf(file: InputFile) -> Source:
         paths = [f"{stem}{number + 1:05d}-of-{match[3]}{match[4]}" for number in range(count)]
         if int(match[2]) != 1:
             raise DataError("this is a later part of a model", place=[file.path], hint=f"name {paths[0]}")
-        shards = [stack.enter_context(closing(GgufFile(InputFile(path)))) for path in paths]
+        shards = [stack.enter_context(closing(GgufFile(places.opened(path)))) for path in paths]
         _check(shards)
         stack.pop_all()
     return GgufShards(shards)

@@ -7,7 +7,7 @@ import io
 import numpy as np
 
 from quantcli.errors import UsageError
-from quantcli.stores.files import read_small
+from quantcli.stores.places import read_small
 from quantcli.strict import LIMIT
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from quantcli.dtypes import DTYPES, FROM_NUMPY
 from quantcli.errors import DataError, os_error, printable
-from quantcli.stores import zipped
+from quantcli.stores import places, zipped
 from quantcli.stores.files import InputFile, OpenFile
 from quantcli.stores.source import Source
 from quantcli.stores.strided import Strided, merged
@@ -125,14 +125,14 @@ class NpyFile(Source):
     def __init__(self, path: str) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self.file = InputFile(path)
+        self.file = places.opened(path)
         try:
             start = self.file.read(0, min(self.file.size, _HEADER_LIMIT + 16))
             header = parse_header(start, self.file.size)
         except DataError as error:
             self.file.close()
             raise (error if error.place else error.within(path)) from None
-        stem = os.path.splitext(os.path.basename(path))[0]
+        stem = os.path.splitext(places.name(path))[0]
         name = stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace") or "array"
         self._info = TensorInfo(name, header.dtype, header.shape)
         self._array = _array_in(self.file, header, header.data)
@@ -165,7 +165,7 @@ class NpzFile(Source):
     def __init__(self, path: str) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self.file = InputFile(path)
+        self.file = places.opened(path)
         self._lock = threading.Lock()
         self._arrays: dict[str, Strided] = {}
         try:

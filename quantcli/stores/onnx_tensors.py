@@ -10,6 +10,7 @@ from itertools import islice
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
+from quantcli.stores import places
 from quantcli.stores.files import InputFile
 from quantcli.stores.protobuf import BYTES, EIGHT, FOUR, Field, Wire
 from quantcli.tensors.info import TensorInfo
@@ -146,7 +147,7 @@ class Elements:
             if len(self.beside) >= MOST_FILES:
                 raise DataError(f"it is spread over more than {MOST_FILES} files")
             folder = os.path.dirname(self.file.path)
-            self.beside[location] = InputFile(os.path.join(folder, *steps), hold=False)
+            self.beside[location] = places.opened(os.path.join(folder, *steps), hold=False)
         return self.beside[location]
 
     def _external(self, found: _Tensor, nbytes: int) -> tuple[InputFile, int]:

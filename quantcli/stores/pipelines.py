@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from quantcli.errors import DataError, UsageError, printable
+from quantcli.stores import places
 from quantcli.stores.checkpoint import elsewhere, has_variant, has_weights, variants
-from quantcli.stores.files import leads_outside, read_small
+from quantcli.stores.places import leads_outside, read_small
 from quantcli.strict import strict_json
 
 DIFFUSERS, SENTENCES = "model_index.json", "modules.json"
@@ -117,22 +118,22 @@ def members(path: str, variant: str | None = None) -> list[Member]:
 def folder_of(path: str) -> str:
     """The folder of a pipeline that a path names; empty where it names none."""
     folder = os.path.dirname(path) or "." if os.path.basename(path) == DIFFUSERS else path
-    if os.path.isfile(os.path.join(folder, DIFFUSERS)):
+    if places.is_file(os.path.join(folder, DIFFUSERS)):
         return folder
-    is_one = os.path.isfile(os.path.join(folder, SENTENCES)) and not has_weights(folder)
+    is_one = places.is_file(os.path.join(folder, SENTENCES)) and not has_weights(folder)
     return folder if is_one and any(_sentences(folder)) else ""
 
 
 def components(folder: str) -> list[Component]:
     """The components of a pipeline that have weights. Raises DataError where there are none, or one is a link that
     leads out of the folder."""
-    source = _diffusers if os.path.isfile(os.path.join(folder, DIFFUSERS)) else _sentences
+    source = _diffusers if places.is_file(os.path.join(folder, DIFFUSERS)) else _sentences
     found = []
     for component in source(folder):
         place = os.path.join(folder, component.name)
-        if not os.path.isdir(place) or not has_weights(place):
+        if not places.is_folder(place) or not has_weights(place):
             continue
-        if os.path.islink(place) or leads_outside(folder, component.name):
+        if places.is_link(place) or leads_outside(folder, component.name):
             raise DataError("a component that is a link to a folder", place=[place], hint="put the folder there")
         found.append(component)
     if not found:
@@ -144,13 +145,13 @@ def components(folder: str) -> list[Component]:
 def others(path: str) -> list[str]:
     """The lines about modules of sentence-transformers with weights of their own beside a model, which are not part of
     it."""
-    if not os.path.isdir(path) or folder_of(path):
+    if not places.is_folder(path) or folder_of(path):
         return []
     return [
         f"{os.path.join(path, place)} is not looked at: sentence-transformers loads {printable(kind, 60)} in floating "
         "point; name its folder"
         for place, kind in modules(path)
-        if os.path.normpath(place) != "." and os.path.isdir(os.path.join(path, place))
+        if os.path.normpath(place) != "." and places.is_folder(os.path.join(path, place))
         if not leads_outside(path, place) and has_weights(os.path.join(path, place))
     ]
 
@@ -158,14 +159,14 @@ def others(path: str) -> list[str]:
 def lacking(folder: str) -> list[str]:
     """What a pipeline of diffusers does not have though its list of components names it: folders, and the weights of
     models."""
-    if not os.path.isfile(os.path.join(folder, DIFFUSERS)):
+    if not places.is_file(os.path.join(folder, DIFFUSERS)):
         return []
     found = []
     for component in _diffusers(folder):
         place = os.path.join(folder, component.name)
-        if not os.path.isdir(place):
+        if not places.is_folder(place):
             found.append(f"{DIFFUSERS} names {component.name}, and there is no such folder")
-        elif os.path.isfile(os.path.join(place, "config.json")) and not has_weights(place):
+        elif places.is_file(os.path.join(place, "config.json")) and not has_weights(place):
             found.append(f"{component.name}: it has a config.json, and no weights")
     return found
 
@@ -191,7 +192,7 @@ def modules(folder: str) -> Iterator[tuple[str, str]]:
     """The modules of sentence-transformers in a folder: path and class of each, empty where none is named. Raises
     DataError where their list is not JSON."""
     path = os.path.join(folder, SENTENCES)
-    if not os.path.isfile(path):
+    if not places.is_file(path):
         return
     listed = strict_json(read_small(path, _LIMIT), path)
     for module in listed if isinstance(listed, list) else []:

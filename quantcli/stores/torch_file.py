@@ -27,6 +27,7 @@ from quantcli.errors import DataError, printable
 from quantcli.stores import state_dict, zipped
 from quantcli.stores.files import InputFile
 from quantcli.stores.pickles import load
+from quantcli.stores.places import name as name_of
 from quantcli.stores.source import Source
 from quantcli.stores.strided import Strided, merged
 from quantcli.stores.torch_names import Storage, Tensor, named, storage_of
@@ -214,7 +215,7 @@ class TorchFile(Source):
                 "a Python pickle that torch.save did not write, which is never loaded" if _PICKLE.match(start) else ""
             )
             raise DataError(f"this is {kind or 'not a file of torch.save'}")
-        stem = os.path.splitext(os.path.basename(self.path))[0]
+        stem = os.path.splitext(name_of(self.path))[0]
         name = stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace") or "tensor"
         found = state_dict.find(value, name)
         total = sum(t.nbytes for t in found.tensors.values())

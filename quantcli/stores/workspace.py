@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError, os_error
-from quantcli.stores.files import another_created, read_small
+from quantcli.stores.files import another_created
+from quantcli.stores.places import read_small
 
 _JOURNAL_LIMIT = 1 << 28
 

@@ -1,0 +1,130 @@
+"""Files behind URLs: repositories of the Hugging Face hub, buckets and web servers, read a range at a time.
+
+    hf://org/model[@revision][/file or folder]      needs huggingface_hub, the extra quantcli[hub]
+    s3://bucket/key, gs://bucket/key, az://container/key      need obstore, the extra quantcli[cloud]
+    https://host/path      needs nothing more
+
+Nothing of this is imported before a URL is read. `store` finds the kind of place that a URL names; what is read of it
+goes through `reading`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quantcli.errors import DataError, QuantcliError, UsageError
+
+if TYPE_CHECKING:
+    from quantcli.stores.files import InputFile
+
+SCHEMES = {"hf": "hub", "s3": "cloud", "gs": "cloud", "az": "cloud", "http": "http", "https": "http"}
+"""The module for each scheme of a URL."""
+
+_FRESH = 60.0
+"""Seconds for which a list of files is believed: opening a model asks for it many times. What is read afterwards is
+checked file by file."""
+
+
+class MissingError(Exception):
+    """There is no such file."""
+
+
+class Store(Protocol):
+    """Where the files of a URL are."""
+
+    def pinned(self, url: str) -> str:
+        """The URL of just the version that is read; the same URL where there is none."""
+
+    def files(self, folder: str) -> Mapping[str, int | None]:
+        """The files below a folder, also in subfolders: their bytes by path below the folder, None where they are not
+        known yet; empty where it is no folder."""
+
+    def open(self, url: str) -> InputFile:
+        """A file. Raises MissingError, and QuantcliError."""
+
+
+_SMALL, _SMALL_FILES = 1 << 20, 64
+"""Bytes of a file, and number of files, whose content is kept as long: a configuration is read by many."""
+
+_contents: dict[str, tuple[float, bytes]] = {}
+_known: dict[tuple[str, str], tuple[float, Mapping[str, int | None]]] = {}
+_lock = threading.Lock()
+
+
+def scheme_of(path: str) -> str:
+    """The scheme of a URL that is supported; empty for any other path."""
+    scheme, separator, _ = path.partition("://")
+    return scheme if separator and scheme in SCHEMES else ""
+
+
+def store(url: str) -> Store:
+    """The store for a URL. Raises UsageError where it names nothing, or what reads it is not installed."""
+    if not url.partition("://")[2].strip("/"):
+        raise UsageError("it names nothing", place=[url], hint="see quantcli help urls")
+    module = importlib.import_module(f"quantcli.stores.remote.{SCHEMES[scheme_of(url)]}")
+    found: Store = module.STORE
+    return found
+
+
+def files(folder: str) -> Mapping[str, int | None]:
+    """The files below a folder, listed at most once a minute."""
+    scheme, _, rest = folder.partition("://")
+    folder = f"{scheme}://{rest.rstrip('/')}"
+    key = scheme, folder
+    with _lock:
+        at, found = _known.get(key, (0.0, {}))
+    if time.monotonic() - at < _FRESH and at:
+        return found
+    found = store(folder).files(folder)
+    with _lock:
+        _known[key] = time.monotonic(), found
+    return found
+
+
+def size(url: str) -> int | None:
+    """The bytes of a file by a list that is known already; -1 where that does not have it, None where none is known."""
+    with _lock:
+        for (_, folder), (at, found) in _known.items():
+            if url.startswith(f"{folder}/") and found and time.monotonic() - at < _FRESH:
+                nbytes = found.get(url[len(folder) + 1 :], -1)
+                return nbytes if nbytes is not None else 0
+    return None
+
+
+def content(url: str, limit: int) -> bytes:
+    """What a small file holds, of at most `limit` bytes. Raises MissingError and QuantcliError."""
+    with _lock:
+        at, found = _contents.get(url, (0.0, b""))
+    if at and time.monotonic() - at < _FRESH:
+        return found
+    file = store(url).open(url)
+    try:
+        if file.size > limit:
+            raise DataError(f"{file.size} bytes are more than the {limit} such a file may have", place=[url])
+        found = file.read(0, file.size)
+    finally:
+        file.close()
+    if len(found) <= _SMALL:
+        with _lock:
+            _contents[url] = time.monotonic(), found
+            while len(_contents) > _SMALL_FILES:
+                del _contents[next(iter(_contents))]
+    return found
+
+
+def need(module: str, extra: str, url: str) -> Any:
+    """An optional library. Raises UsageError that names the extra where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        hint = f"install it with: pip install 'quantcli[{extra}]'"
+        raise UsageError(f"{scheme_of(url)}:// needs {module.partition('.')[0]}", place=[url], hint=hint) from None
+
+
+def missing(url: str) -> QuantcliError:
+    """The error for a URL at which nothing is."""
+    return QuantcliError("no such file or folder", place=[url])

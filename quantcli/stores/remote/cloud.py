@@ -1,0 +1,230 @@
+"""Files in buckets: s3://bucket/key, gs://bucket/key and az://container/key, through obstore.
+
+Credentials, regions and endpoints are found by obstore in the environment, as the tools of each cloud do (AWS_*,
+GOOGLE_*, AZURE_*); a profile of AWS by boto3, where that is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.stores import remote
+from quantcli.stores.remote import MissingError
+from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
+
+MOST_FILES = 100_000
+"""Files of a folder, beyond which it is no model but a bucket."""
+
+_BLOCK = 1 << 18
+"""Bytes of a stream at a time: all of a piece in one would be in memory twice."""
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
+
+
+def split(url: str) -> tuple[str, str]:
+    """The bucket of a URL with its scheme, and the key in it. Raises UsageError.
+
+    >>> split("s3://bucket/a/model.safetensors")
+    ('s3://bucket', 'a/model.safetensors')
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise UsageError("it names no bucket", place=[url], hint=f"it has the form {scheme}://bucket/key")
+    return f"{scheme}://{bucket}", key.rstrip("/")
+
+
+def problem_of(error: Exception, url: str) -> Exception:
+    """What a problem that obstore reports is for whoever asked: MissingError, PassingError or a QuantcliError."""
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, FileNotFoundError) or kind == "NotFoundError":
+        if "NoSuchBucket" in text or "ContainerNotFound" in text or "bucket does not exist" in text:
+            return QuantcliError("no such bucket", place=[url])
+        return MissingError(url)
+    if kind in ("PermissionDeniedError", "UnauthenticatedError") or re.search(r"\b40[13] (?:Forbidden|Unauth)", text):
+        if re.search("Expired|InvalidToken|TokenRefresh", text):
+            hint = "renew them and run again; quantize --resume continues a folder"
+            return QuantcliError("the credentials have expired", place=[url], hint=hint)
+        return QuantcliError("no access with these credentials", place=[url], hint=_CREDENTIALS)
+    if kind == "PreconditionError":
+        return changed(url)
+    if re.search(r"\b416\b|InvalidRange", text):
+        return changed(url)
+    if "169.254.169.254" in text or "metadata" in text.lower() or "MissingCredentials" in text:
+        return QuantcliError("no credentials were found", place=[url], hint=_CREDENTIALS)
+    if re.search(r"\b4\d\d (?:Bad|Not|Method|Conflict|Moved)|\b301\b", text):
+        line = next((line.strip() for line in text.splitlines() if line.strip()), kind)
+        return QuantcliError(f"the bucket refuses: {line[:200]}", place=[url])
+    if isinstance(error, (ValueError, TypeError)) or kind in (
+        "InvalidPathError",
+        "NotSupportedError",
+        "NotImplementedError",
+    ):
+        return QuantcliError(f"not possible here: {text.splitlines()[0][:200] if text else kind}", place=[url])
+    return PassingError(f"{url.partition('://')[0]}: {_reason(text)}")
+
+
+_CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (GOOGLE_*, AZURE_*), or AWS_SKIP_SIGNATURE for public ones"
+)
+
+
+def _reason(text: str) -> str:
+    """The last cause of a problem in one line."""
+    for sign, said in (
+        ("Connect", "the connection is refused"),
+        ("dns error", "its name is not known"),
+        ("TimedOut", "no answer in time"),
+        ("timed out", "no answer in time"),
+    ):
+        if sign in text:
+            return said
+    found = re.search(r"\b(5\d\d [A-Z][a-zA-Z ]+|SlowDown)", text)
+    return found[1] if found else "the connection ended early"
+
+
+class _Object:
+    """Ranges of one object."""
+
+    def __init__(self, store: Any, key: str, shown: str) -> None:
+        self._store, self._key, self._shown = store, key, shown
+        self.size = -1
+        self._tag: str | None = None
+
+    def first(self) -> bytes:
+        """Its first bytes, which tell its size too."""
+        return retried(self._first, self._shown)
+
+    def _first(self) -> bytes:
+        import obstore
+
+        try:
+            found = obstore.get(self._store, self._key, options={"range": (0, FIRST)})
+            self.size, self._tag = found.meta["size"], found.meta["e_tag"]
+            return bytes(found.bytes())
+        except Exception as error:
+            problem = problem_of(error, self._shown)
+            if isinstance(problem, DataError) and self._is_empty():
+                return b""
+            raise problem from None
+
+    def _is_empty(self) -> bool:
+        """Whether it has no bytes, and so no range."""
+        import obstore
+
+        try:
+            self.size = obstore.head(self._store, self._key)["size"]
+        except Exception as error:
+            raise problem_of(error, self._shown) from None
+        return self.size == 0
+
+    def fetch(self, start: int, into: memoryview) -> None:
+        """Fill a buffer from byte `start`, of the version that was opened."""
+        import obstore
+
+        options: dict[str, Any] = {"range": (start, start + len(into))}
+        if self._tag is not None:
+            options["if_match"] = self._tag
+        done = 0
+        try:
+            found = obstore.get(self._store, self._key, options=options)  # type: ignore[arg-type]
+            if found.meta["size"] != self.size or found.meta["e_tag"] != self._tag:
+                raise changed(self._shown)
+            if tuple(found.range) != (start, start + len(into)):
+                raise DataError("the server sent another range than it was asked for", place=[self._shown])
+            for block in found.stream(min_chunk_size=_BLOCK):
+                into[done : done + len(block)] = block
+                done += len(block)
+        except QuantcliError:
+            raise
+        except Exception as error:
+            raise problem_of(error, self._shown) from None
+        if done != len(into):
+            raise PassingError("the answer is shorter than it says")
+
+
+class _Cloud:
+    """Buckets as a store."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stores: dict[tuple[str, ...], Any] = {}
+
+    def pinned(self, url: str) -> str:
+        """The same: what is read is checked by its ETag."""
+        return url
+
+    def bucket(self, url: str) -> tuple[Any, str]:
+        """The store of obstore for the bucket of a URL, and the key in it."""
+        remote.need("obstore", "cloud", url)
+        bucket, key = split(url)
+        known = bucket, *(f"{n}={v}" for n, v in os.environ.items() if n.startswith(("AWS_", "GOOGLE_", "AZURE_")))
+        with self._lock:
+            if known not in self._stores:
+                self._stores[known] = _opened(bucket, url)
+            return self._stores[known], key
+
+    def files(self, folder: str) -> Mapping[str, int | None]:
+        """The objects below a key."""
+        import obstore
+
+        store, key = self.bucket(folder)
+        within = f"{key}/" if key else ""
+
+        def listed() -> dict[str, int | None]:
+            found = dict[str, int | None]()
+            try:
+                for block in obstore.list(store, prefix=within or None, chunk_size=1000):
+                    found |= {m["path"][len(within) :]: m["size"] for m in block}
+                    if len(found) > MOST_FILES:
+                        hint = "name the folder of a model"
+                        raise QuantcliError(f"more than {MOST_FILES} files", place=[folder], hint=hint)
+            except QuantcliError:
+                raise
+            except Exception as error:
+                raise problem_of(error, folder) from None
+            return {path: size for path, size in found.items() if path and not path.endswith("/")}
+
+        return retried(listed, folder)
+
+    def open(self, url: str) -> RemoteFile:
+        """An object."""
+        store, key = self.bucket(url)
+        if not key:
+            raise MissingError(url)
+        ranges = _Object(store, key, url)
+        return RemoteFile(url, ranges, ranges.first())
+
+
+def _opened(bucket: str, url: str) -> Any:
+    """The store for a bucket. Raises UsageError where what the environment says of it makes no sense."""
+    from obstore.store import from_url
+
+    options: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)}
+    if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
+        options["allow_http"] = True
+    # What obstore tries again itself is a request; here pieces are.
+    retry: dict[str, Any] = {"max_retries": 1, "retry_timeout": timedelta(seconds=30)}
+    settings: dict[str, Any] = {"client_options": options, "retry_config": retry}
+    named = {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE"} & set(os.environ)
+    if bucket.startswith("s3://") and not named and importlib.util.find_spec("boto3"):
+        import boto3  # type: ignore[import-untyped,unused-ignore]
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        session = boto3.Session()
+        if session.get_credentials() is not None:
+            settings["credential_provider"] = Boto3CredentialProvider(session)
+    try:
+        return from_url(bucket, **settings)
+    except Exception as error:
+        raise UsageError(str(error).splitlines()[0][:200], place=[url]) from None
+
+
+STORE = _Cloud()

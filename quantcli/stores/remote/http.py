@@ -1,0 +1,301 @@
+"""Files of web servers: ranges over connections that are kept open, with the standard library alone.
+
+A web server does not list folders. A folder is therefore looked through by the names that models have, and the shards
+that its index names; whoever reads it is told so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote, urljoin, urlsplit
+
+from quantcli.errors import DataError, QuantcliError
+from quantcli.stores.remote import MissingError
+from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
+
+TIMEOUT = 30.0
+"""Seconds to wait for an answer, or for more of it."""
+
+_SMALL = 1 << 24
+"""Bytes up to which a file is taken whole where a server knows no ranges: configurations and indexes."""
+
+_NAMES = (
+    "model.safetensors.index.json", "model.safetensors", "config.json", "generation_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer.model", "chat_template.jinja", "preprocessor_config.json", "processor_config.json",
+    "quantize_config.json", "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors",
+    "adapter_config.json", "adapter_model.safetensors", "README.md", "LICENSE",
+)  # fmt: skip
+"""Files of a model that are asked for in a folder."""
+
+_FILE = re.compile(r"\.(?:safetensors|gguf|onnx|npy|npz|json|ya?ml|bin|pt|pth|ckpt|txt|md)$", re.IGNORECASE)
+
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+
+
+# ---- connections ------------------------------------------------------------------------------------------------
+
+
+class _Connections:
+    """Connections that are kept open, by what they lead to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._context: ssl.SSLContext | None = None
+
+    def take(self, scheme: str, netloc: str) -> tuple[http.client.HTTPConnection, bool]:
+        """A connection, and whether it was used before."""
+        with self._lock:
+            if idle := self._idle.get((scheme, netloc)):
+                return idle.pop(), True
+        return self._opened(scheme, netloc), False
+
+    def give(self, scheme: str, netloc: str, connection: http.client.HTTPConnection) -> None:
+        """Keep a connection for the next request."""
+        with self._lock:
+            self._idle.setdefault((scheme, netloc), []).append(connection)
+
+    def _opened(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
+        from urllib.request import getproxies, proxy_bypass
+
+        host = netloc.rpartition("@")[2]
+        proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+        through = urlsplit(proxy).netloc.rpartition("@")[2] if proxy else host
+        if scheme == "http":
+            return http.client.HTTPConnection(through, timeout=TIMEOUT)
+        if self._context is None:
+            self._context = ssl.create_default_context()
+        made = http.client.HTTPSConnection(through, timeout=TIMEOUT, context=self._context)
+        if proxy:
+            made.set_tunnel(host)
+        return made
+
+
+_CONNECTIONS = _Connections()
+
+
+@contextlib.contextmanager
+def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a request. Raises PassingError where there is none."""
+    scheme, netloc, path, query, _ = urlsplit(url)
+    target = (path or "/") + (f"?{query}" if query else "")
+    connection, used = _CONNECTIONS.take(scheme, netloc)
+    try:
+        if connection.host != netloc.rpartition("@")[2].partition(":")[0] and scheme == "http":
+            target = url  # a proxy wants all of it
+        try:
+            connection.request("GET", target, headers={"Host": netloc, "Accept-Encoding": "identity", **headers})
+            answer = connection.getresponse()
+        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+            if not used:
+                raise
+            connection.close()  # it was closed while it was idle
+            connection.request("GET", target, headers={"Host": netloc, "Accept-Encoding": "identity", **headers})
+            answer = connection.getresponse()
+        try:
+            yield answer
+        except (PassingError, MissingError, QuantcliError):
+            _put_back(scheme, netloc, connection, answer)
+            raise
+    except ssl.SSLCertVerificationError as error:
+        connection.close()
+        raise QuantcliError(f"the certificate of {netloc} is not valid: {error.verify_message}", place=[url]) from None
+    except socket.gaierror:
+        connection.close()
+        raise PassingError(f"the name {netloc} is not known") from None
+    except TimeoutError:
+        connection.close()
+        raise PassingError(f"no answer from {netloc} within {TIMEOUT:g} s") from None
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        what = getattr(error, "strerror", None) or "the connection ended early"
+        raise PassingError(f"{netloc}: {what[:1].lower() + what[1:]}") from None
+    except BaseException:
+        connection.close()
+        raise
+    _put_back(scheme, netloc, connection, answer)
+
+
+def _put_back(
+    scheme: str, netloc: str, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse
+) -> None:
+    """Keep a connection whose answer was read to its end."""
+    if answer.isclosed() and not answer.will_close:
+        _CONNECTIONS.give(scheme, netloc, connection)
+    else:
+        connection.close()
+
+
+# ---- one file ---------------------------------------------------------------------------------------------------
+
+
+class Ranges:
+    """Ranges of the file at a URL, wherever that leads. shown: its name in errors; headers: of every request to its own
+    server, such as a token; size: where it is known already."""
+
+    def __init__(self, url: str, shown: str, headers: Mapping[str, str] | None = None, size: int = -1) -> None:
+        self.url, self.shown, self.size = url, shown, size
+        self._headers = dict(headers or {})
+        self._leads_to = url
+        self._version: str | None = None
+        self._whole: bytes | None = None
+
+    def first(self) -> bytes:
+        """The first bytes of the file, which tell its size too."""
+        return retried(self._first, self.shown)
+
+    def _first(self) -> bytes:
+        wanted = FIRST if self.size < 0 else min(FIRST, self.size)
+        with self._answer(0, wanted) as answer:
+            if answer.status == 416:  # an empty file has no first byte
+                answer.read()
+                self.size = 0
+                return b""
+            found = self._all(answer) if answer.status == 200 else answer.read()
+        if len(found) < min(wanted, self.size):
+            raise PassingError("the answer is shorter than it says")
+        return found
+
+    def _all(self, answer: http.client.HTTPResponse) -> bytes:
+        """The content of a small file whose server knows no ranges."""
+        length = answer.length if answer.length is not None else _SMALL + 1
+        if length > _SMALL or self.size > _SMALL:
+            problem = "this server sends whole files only (it does not honour ranges)"
+            raise QuantcliError(problem, place=[self.shown], hint="download the file and name it there")
+        content = answer.read()
+        if self.size not in (-1, len(content)):
+            raise DataError(f"it has {len(content)} bytes, and {self.size} by its list", place=[self.shown])
+        self._whole, self.size = content, len(content)
+        return content
+
+    def fetch(self, start: int, into: memoryview) -> None:
+        """Fill a buffer from byte `start`."""
+        if self._whole is not None:
+            into[:] = self._whole[start : start + len(into)]
+            return
+        with self._answer(start, len(into)) as answer:
+            if answer.status == 200:
+                into[:] = self._all(answer)[start : start + len(into)]
+                return
+            done = 0
+            while done < len(into):
+                got = answer.readinto(into[done:])
+                if not got:
+                    raise PassingError("the connection ended early")
+                done += got
+            answer.read()
+
+    @contextlib.contextmanager
+    def _answer(self, start: int, size: int) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a request for a range, of the same version as all before, wherever redirections lead."""
+        own, url = urlsplit(self.url).netloc, self._leads_to
+        for _ in range(8):
+            headers = {"Range": f"bytes={start}-{start + size - 1}", "User-Agent": "quantcli"}
+            if urlsplit(url).netloc == own:  # a token is for nobody else
+                headers |= self._headers
+            with asked(url, headers) as answer:
+                if answer.status in (301, 302, 303, 307, 308):
+                    answer.read()
+                    url = self._leads_to = urljoin(url, answer.headers.get("Location", ""))
+                    continue
+                if answer.status in (401, 403) and url != self.url:  # the link that was signed for us has expired
+                    answer.read()
+                    self._leads_to = self.url
+                    raise PassingError(f"{answer.status} {answer.reason}")
+                self._check(answer, start, size)
+                yield answer
+                return
+        raise QuantcliError("it leads from one address to the next without end", place=[self.shown])
+
+    def _check(self, answer: http.client.HTTPResponse, start: int, size: int) -> None:
+        """Raise for an answer that is not the range of the file that was asked for."""
+        status = answer.status
+        if status in _BUSY:
+            answer.read()
+            after = answer.headers.get("Retry-After", "")
+            raise PassingError(f"{status} {answer.reason}", float(after) if after.isdigit() else 0.0)
+        if status in (404, 410):
+            answer.read()
+            raise MissingError(self.shown)
+        if status in (401, 403):
+            answer.read()
+            what = "a token is needed" if status == 401 and "Authorization" not in self._headers else "no access"
+            raise QuantcliError(f"{what} ({status} {answer.reason})", place=[self.shown])
+        if status == 416 and self.size < 0:
+            return
+        if status == 412 or status == 416:
+            raise changed(self.shown)
+        if status not in (200, 206):
+            raise QuantcliError(f"the server answered {status} {answer.reason}", place=[self.shown])
+        told = None
+        if status == 206:
+            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
+            if told is None:
+                raise PassingError("the answer does not say which range it is")
+            if int(told[1]) != start or int(told[2]) >= start + size:
+                raise DataError("the server sent another range than it was asked for", place=[self.shown])
+        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+        if self._version is not None and version != self._version:
+            raise changed(self.shown)
+        if told is not None:
+            if self.size >= 0 and int(told[3]) != self.size:
+                raise DataError(f"its size was {self.size} bytes, and is {told[3]} now", place=[self.shown])
+            self.size = int(told[3])
+        self._version = version
+
+
+# ---- folders ----------------------------------------------------------------------------------------------------
+
+
+class _Web:
+    """Web servers as a store."""
+
+    def pinned(self, url: str) -> str:
+        """The same: the web has no versions."""
+        return url
+
+    def files(self, folder: str) -> Mapping[str, int | None]:
+        """The files of a folder that have the names of a model's, or are in its index."""
+        if _FILE.search(urlsplit(folder).path):
+            return {}
+        with ThreadPoolExecutor(8) as pool:
+            sizes = dict(zip(_NAMES, pool.map(lambda name: self._size(f"{folder}/{name}"), _NAMES)))
+        found: dict[str, int | None] = {name: size for name, size in sizes.items() if size is not None}
+        for index in [name for name in found if name.endswith(".index.json")]:
+            file = self.open(f"{folder}/{index}")
+            with contextlib.suppress(ValueError, AttributeError):
+                listed = json.loads(file.read(0, file.size)).get("weight_map") or {}
+                found |= {name: None for name in listed.values() if isinstance(name, str) and name not in found}
+        return found
+
+    def _size(self, url: str) -> int | None:
+        try:
+            return self.open(url).size
+        except (MissingError, QuantcliError):  # buckets answer "no access" for what they do not have
+            return None
+
+    def open(self, url: str) -> RemoteFile:
+        """A file."""
+        ranges = Ranges(url, url)
+        return RemoteFile(url, ranges, ranges.first())
+
+
+STORE = _Web()
+
+
+def name_of(url: str) -> str:
+    """The name of a file in a URL, without what comes behind it.
+
+    >>> name_of("https://host/a/model%20one.safetensors?download=true")
+    'model one.safetensors'
+    """
+    return unquote(urlsplit(url).path.rpartition("/")[2])

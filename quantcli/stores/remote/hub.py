@@ -1,0 +1,142 @@
+"""Files of models on the Hugging Face hub: hf://org/model[@revision][/file or folder].
+
+huggingface_hub finds the token and the endpoint, the commit of a revision and the files of that commit. Their content
+is read from where the hub sends us, a range at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
+
+from quantcli.errors import QuantcliError, UsageError
+from quantcli.stores import remote
+from quantcli.stores.remote import MissingError
+from quantcli.stores.remote.http import Ranges
+from quantcli.stores.remote.reading import PassingError, RemoteFile, retried
+
+_FORM = "hf://org/model[@revision][/file]"
+_URL = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@(refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(.*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+T = TypeVar("T")
+
+
+class Named(NamedTuple):
+    """What a URL of the hub names. revision: a branch, a tag or a commit, empty for the main branch."""
+
+    repo: str
+    revision: str
+    path: str
+
+
+def parsed(url: str) -> Named:
+    """What a URL names. Raises UsageError.
+
+    >>> parsed("hf://org/model@v1.0/sub/model.safetensors")
+    Named(repo='org/model', revision='v1.0', path='sub/model.safetensors')
+    >>> parsed("hf://org/model@refs/pr/3")
+    Named(repo='org/model', revision='refs/pr/3', path='')
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise UsageError("not the URL of a model on the hub", place=[url], hint=f"it has the form {_FORM}")
+    return Named(match[1], unquote(match[2] or ""), (match[3] or "").strip("/"))
+
+
+def library(url: str) -> Any:
+    """huggingface_hub. Raises UsageError where it is not installed."""
+    return remote.need("huggingface_hub", "hub", url)
+
+
+def called(call: Callable[[], T], url: str) -> T:
+    """What a call of huggingface_hub returns, made again for as long as its problem may pass. Raises QuantcliError."""
+    errors = library(url).errors
+
+    def attempt() -> T:
+        try:
+            return call()
+        except errors.GatedRepoError:
+            hint = "accept its conditions on its page, and log in with: hf auth login"
+            raise QuantcliError("access to this repository is gated", place=[url], hint=hint) from None
+        except errors.RepositoryNotFoundError:
+            hint = "check the name; of a private one, set HF_TOKEN or log in with: hf auth login"
+            raise QuantcliError("no such repository, or no access to it", place=[url], hint=hint) from None
+        except errors.RevisionNotFoundError:
+            raise QuantcliError("no such revision in this repository", place=[url]) from None
+        except errors.LocalTokenNotFoundError:
+            hint = "set HF_TOKEN, or log in with: hf auth login"
+            raise QuantcliError("a token is needed", place=[url], hint=hint) from None
+        except errors.OfflineModeIsEnabled:
+            raise QuantcliError("HF_HUB_OFFLINE forbids asking the hub", place=[url], hint="unset it") from None
+        except errors.HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", 0)
+            if status in (429, 500, 502, 503, 504):
+                raise PassingError(f"the hub answers {status}") from None
+            if status in (401, 403):
+                hint = "its token may lack the right, or have expired; log in with: hf auth login"
+                raise QuantcliError(f"no access ({status})", place=[url], hint=hint) from None
+            raise QuantcliError(f"the hub answers {status or error}", place=[url]) from None
+        except errors.HFValidationError as error:
+            raise UsageError(str(error), place=[url]) from None
+        except Exception as error:
+            if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "requests"):
+                raise PassingError(f"the hub cannot be reached ({type(error).__name__})") from None
+            raise
+
+    return retried(attempt, url)
+
+
+class _Hub:
+    """The hub as a store."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._trees: dict[tuple[str, ...], Mapping[str, int]] = {}
+
+    def pinned(self, url: str) -> str:
+        """The URL with the commit that its revision is now."""
+        named = parsed(url)
+        if _COMMIT.fullmatch(named.revision):
+            return url
+        api = library(url).HfApi()
+        info = called(lambda: api.model_info(named.repo, revision=named.revision or None), url)
+        return f"hf://{named.repo}@{info.sha}" + (f"/{named.path}" if named.path else "")
+
+    def _tree(self, url: str) -> tuple[Named, Mapping[str, int]]:
+        """The commit a URL names, and the files of that: bytes by path."""
+        named = parsed(self.pinned(url))
+        key = library(url).constants.ENDPOINT, named.repo, named.revision
+        with self._lock:
+            if key not in self._trees:
+                api = library(url).HfApi()
+
+                def listed() -> dict[str, int]:
+                    entries = api.list_repo_tree(named.repo, recursive=True, revision=named.revision)
+                    return {e.path: e.size for e in entries if hasattr(e, "size")}
+
+                self._trees[key] = called(listed, url)
+            return named, self._trees[key]
+
+    def files(self, folder: str) -> Mapping[str, int | None]:
+        """The files of a repository below a folder."""
+        named, tree = self._tree(folder)
+        within = f"{named.path}/" if named.path else ""
+        return {path[len(within) :]: size for path, size in tree.items() if path.startswith(within)}
+
+    def open(self, url: str) -> RemoteFile:
+        """A file of a repository."""
+        named, tree = self._tree(url)
+        if named.path not in tree:
+            raise MissingError(url)
+        found = library(url)
+        token = found.get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        address = f"{found.constants.ENDPOINT}/{named.repo}/resolve/{named.revision}/{quote(named.path)}"
+        return RemoteFile(url, Ranges(address, url, headers, tree[named.path]))
+
+
+STORE = _Hub()

@@ -1,0 +1,269 @@
+"""Files that are read over a network, a few pieces ahead of whoever asks.
+
+A read that no piece covers begins one: small at first, for a header is a few kilobytes, and four times as large each
+time the reading goes on where the last piece ended, up to 8 MiB; from then on several pieces are under way at once. All
+pieces of all files together stay within `ROOM` bytes. Every answer must come from the same version of the file.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from quantcli.errors import DataError, QuantcliError
+from quantcli.stores.files import InputFile
+from quantcli.stores.remote import MissingError
+
+FIRST, PIECE = 1 << 14, 1 << 23
+"""Bytes of the first piece of a file, and of the largest."""
+ROOM, FLIGHTS = 32 << 20, 8
+"""Bytes of pieces in memory, and requests at a time: 100 MB/s at 50 ms need 5 MB under way."""
+AHEAD = 2
+"""Pieces of full size that are asked for ahead."""
+PAUSES = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
+"""Seconds to wait, more or less, before a request is tried again."""
+
+T = TypeVar("T")
+
+
+class PassingError(Exception):
+    """A problem that may pass: a connection reset, a server that is busy. after: seconds it asks to be left alone."""
+
+    def __init__(self, problem: str, after: float = 0.0) -> None:
+        super().__init__(problem)
+        self.after = after
+
+
+class Transport(Protocol):
+    """What gets ranges of one file. size: its bytes."""
+
+    size: int
+
+    def fetch(self, start: int, into: memoryview) -> None:
+        """Fill a buffer from byte `start`. Raises PassingError, and QuantcliError for what will not pass."""
+
+
+def retried(attempt: Callable[[], T], place: str) -> T:
+    """What an attempt returns, made again for as long as its problem may pass. Raises QuantcliError."""
+    for pause in [*PAUSES, None]:
+        try:
+            return attempt()
+        except PassingError as problem:
+            if pause is None:
+                hint = "try again later; --resume continues a folder"
+                raise QuantcliError(f"{problem}, after {len(PAUSES) + 1} tries", place=[place], hint=hint) from None
+            # Not all at the same moment again.
+            threading.Event().wait(max(min(problem.after, 60.0), pause * random.uniform(0.5, 1.5)))
+    raise AssertionError("unreachable")
+
+
+def changed(place: str) -> DataError:
+    """The error for a file of which another version was found."""
+    return DataError(
+        "the file was changed while it was read", place=[place], hint="run again when nothing writes to it"
+    )
+
+
+class _Piece:
+    """A run of bytes of a file that is there or on its way. users: reads that wait for it or copy from it; left: bytes
+    that nobody has asked for yet."""
+
+    __slots__ = ("begin", "buffer", "error", "file", "left", "ready", "size", "users")
+
+    def __init__(self, file: RemoteFile, begin: int, size: int, buffer: bytearray) -> None:
+        self.file, self.begin, self.size, self.buffer = file, begin, size, buffer
+        self.ready, self.error = threading.Event(), None
+        self.users, self.left = 0, size
+
+    error: BaseException | None
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.size
+
+    @property
+    def idle(self) -> bool:
+        return self.users == 0 and self.ready.is_set()
+
+
+class _Pieces:
+    """The pieces of all files, the longest unused first, and the threads that fetch them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = OrderedDict[_Piece, None]()
+        self._bytes = 0
+        self._spare: list[bytearray] = []
+        self._wanted: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
+        self._threads = 0
+
+    def add(self, file: RemoteFile, content: bytes) -> None:
+        """The start of a file, which came with its size."""
+        with self._lock:
+            piece = _Piece(file, 0, len(content), bytearray(content))
+            piece.ready.set()
+            self._keep(piece)
+
+    def copy(self, file: RemoteFile, offset: int, buffer: memoryview) -> int:
+        """Copy what one piece has from `offset`, once it is there; how many bytes that was."""
+        with self._lock:
+            piece = self._covering(file, offset)
+            if piece is None:
+                piece = self._begin(file, offset, len(buffer), needed=True)
+                assert piece is not None
+            piece.users += 1
+            self._held.move_to_end(piece)
+            self._ahead(piece)
+        try:
+            while not piece.ready.wait(0.2):
+                if file.stopped:
+                    raise QuantcliError("reading was cancelled", place=[file.path])
+            if piece.error is not None:
+                raise piece.error
+            skip = offset - piece.begin
+            count = min(len(buffer), piece.size - skip)
+            buffer[:count] = memoryview(piece.buffer)[skip : skip + count]
+        finally:
+            with self._lock:
+                piece.users -= 1
+                if piece.error is not None and piece in self._held:
+                    self._drop(piece)
+        piece.left -= count
+        return count
+
+    def forget(self, file: RemoteFile) -> None:
+        """Drop the pieces of a file that nobody waits for."""
+        with self._lock:
+            for piece in [p for p in file.pieces if p.idle]:
+                self._drop(piece)
+
+    def _covering(self, file: RemoteFile, offset: int) -> _Piece | None:
+        at = bisect_right(file.begins, offset) - 1
+        found = file.pieces[at] if at >= 0 else None
+        return found if found is not None and offset < found.end else None
+
+    def _begin(self, file: RemoteFile, offset: int, wanted: int, *, needed: bool) -> _Piece | None:
+        """Ask for a piece from `offset`, which none covers. needed: whether even beyond the room there is."""
+        at = bisect_right(file.begins, offset)
+        before = file.pieces[at - 1] if at else None
+        goes_on = before is not None and offset - before.end <= before.size
+        size = max(wanted, FIRST, 4 * before.size if goes_on and before is not None else 0)
+        end = file.pieces[at].begin if at < len(file.pieces) else file.size
+        size = min(size, PIECE, end - offset)
+        if not self._room(size, file, offset, needed=needed):
+            return None
+        buffer = self._spare.pop() if size == PIECE and self._spare else bytearray(size)
+        while self._spare and self._bytes + size + len(self._spare) * PIECE > ROOM:
+            self._spare.pop()
+        piece = _Piece(file, offset, size, buffer)
+        self._keep(piece)
+        if self._threads < FLIGHTS:
+            self._threads += 1
+            threading.Thread(target=self._fetch, daemon=True).start()
+        self._wanted.put(piece)
+        return piece
+
+    def _ahead(self, piece: _Piece) -> None:
+        """Ask for what comes behind a piece, the more the larger it is."""
+        file, at = piece.file, piece.end
+        for _ in range(piece.size * AHEAD // PIECE):
+            if at >= file.size:
+                return
+            found = self._covering(file, at) or self._begin(file, at, 0, needed=False)
+            if found is None:
+                return
+            at = found.end
+
+    def _room(self, size: int, file: RemoteFile, offset: int, *, needed: bool) -> bool:
+        """Make room for a piece. What is still to be read of the file behind `offset` gives way only where it must."""
+        for keep_ahead in (True, False) if needed else (True,):
+            for piece in list(self._held):
+                if self._bytes + size <= ROOM:
+                    return True
+                ahead = piece.file is file and piece.left > 0 and piece.end > offset - PIECE
+                if piece.idle and not (keep_ahead and ahead):
+                    self._drop(piece)
+        return needed or self._bytes + size <= ROOM
+
+    def _keep(self, piece: _Piece) -> None:
+        at = bisect_right(piece.file.begins, piece.begin)
+        piece.file.begins.insert(at, piece.begin)
+        piece.file.pieces.insert(at, piece)
+        self._held[piece] = None
+        self._bytes += piece.size
+
+    def _drop(self, piece: _Piece) -> None:
+        at = piece.file.pieces.index(piece)
+        del piece.file.begins[at], piece.file.pieces[at], self._held[piece]
+        self._bytes -= piece.size
+        if piece.size == PIECE and piece.idle and self._bytes + (len(self._spare) + 1) * PIECE <= ROOM:
+            self._spare.append(piece.buffer)
+
+    def _fetch(self) -> None:
+        """Fetch pieces, one after another, for as long as the process lives."""
+        while True:
+            piece = self._wanted.get()
+            try:
+                if not piece.file.stopped:
+                    view = memoryview(piece.buffer)[: piece.size]
+                    retried(lambda p=piece, v=view: p.file.transport.fetch(p.begin, v), piece.file.path)  # type: ignore[misc]
+            except MissingError:
+                piece.error = changed(piece.file.path)
+            except BaseException as error:
+                piece.error = error
+            piece.ready.set()
+
+
+_PIECES = _Pieces()
+
+
+class RemoteFile(InputFile):
+    """A file behind a URL, as an InputFile. start: its first bytes, where they came with its size."""
+
+    def __init__(self, path: str, transport: Transport, start: bytes = b"") -> None:
+        self.path, self.transport = path, transport
+        self.stopped = False
+        self.begins: list[int] = []
+        self.pieces: list[_Piece] = []
+        if start:
+            _PIECES.add(self, start)
+
+    @property
+    def size(self) -> int:
+        """Its bytes, as its server told."""
+        return self.transport.size
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """No file of this machine."""
+        return -1, -1
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`. Raises DataError when the file ends before."""
+        if offset + len(buffer) > self.size:
+            raise changed(self.path)
+        while len(buffer):
+            done = _PIECES.copy(self, offset, buffer)
+            offset, buffer = offset + done, buffer[done:]
+
+    def read_runs(self, offset: int, step: int, runs: Sequence[memoryview]) -> None:
+        """Fill buffers from offsets `step` bytes apart."""
+        for run in runs:
+            self.read_into(offset, run)
+            offset += step
+
+    def interrupt(self) -> None:
+        """Make waiting reads fail, because the run is over."""
+        self.stopped = True
+
+    def check_unchanged(self) -> None:
+        """Nothing: every answer was checked to come from the version that was opened."""
+
+    def close(self) -> None:
+        """Forget its pieces."""
+        _PIECES.forget(self)

@@ -1,0 +1,429 @@
+"""Models behind URLs: the same bytes as from a disk, few requests, bounded memory, and one line for every fault."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import contents, made
+from hypothesis import given
+from hypothesis import strategies as st
+from making import command, environment, one_line, run, save
+from remote_parts import COMMIT, OLD, Hub, Served, serving
+from strategies import gaussian
+
+from quantcli.errors import DataError, QuantcliError
+from quantcli.stores import places
+from quantcli.stores.remote import reading
+
+_numbers = count()
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PAUSES", [0.01, 0.01])
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A hub of one repository, of another name for each test: lists are believed for a minute."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with serving(made(tmp_path / "model"), hub=Hub(repo=f"org/model-{next(_numbers)}")) as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        yield served
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[tuple[object, str]]:
+    """A client of moto's server, and the URL of that."""
+    pytest.importorskip("obstore")
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    secret = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=url, **secret)
+    client.create_bucket(Bucket="models")
+    yield client, url
+    server.stop()
+
+
+@pytest.fixture
+def s3(bucket: tuple[object, str], monkeypatch: pytest.MonkeyPatch) -> object:
+    client, url = bucket
+    for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return client
+
+
+def quantized(source: object, output: Path, *options: object) -> dict[str, bytes]:
+    """The files that a run writes; the model card names the source, and is not one of them."""
+    ran = run("quantize", source, "-o", output, "--bits", 4, "--quiet", *options)
+    assert ran.code == 0, ran.err
+    found = contents(output) if output.is_dir() else {"": output.read_bytes()}
+    return {name: content for name, content in found.items() if name != "README.md"}
+
+
+# ---- the same bytes -----------------------------------------------------------------------------------------------
+
+
+def test_a_repository_gives_the_bytes_of_its_folder_and_is_named_with_its_commit(hub: Served, tmp_path: Path) -> None:
+    """Quote: "the commit pinned and recorded as provenance"."""
+    assert hub.hub is not None
+    local = quantized(hub.folder, tmp_path / "local")
+    assert quantized(f"hf://{hub.hub.repo}", tmp_path / "remote") == local
+    card = (tmp_path / "remote" / "README.md").read_text()
+    assert f"base_model: {hub.hub.repo}\n" in card
+    found = run("quantize", f"hf://{hub.hub.repo}@v1", "-o", tmp_path / "again", "--bits", 4, "--json").json
+    assert found["source"] == f"hf://{hub.hub.repo}@{OLD}"
+    shard = "model-00002-of-00004.safetensors"
+    one = quantized(f"hf://{hub.hub.repo}/{shard}", tmp_path / "one.safetensors")
+    assert one == quantized(hub.folder / shard, tmp_path / "own.safetensors")
+    assert not any("blobs" in path for path, _ in hub.log)
+
+
+def test_a_subfolder_of_a_repository(hub: Served) -> None:
+    assert hub.hub is not None
+    save(hub.folder / "pooling" / "model.safetensors", {"w": gaussian(8, 128)})
+    found = run("inspect", f"hf://{hub.hub.repo}/pooling", "--json").json
+    assert found["source"] == f"hf://{hub.hub.repo}@{COMMIT}/pooling" and len(found["tensors"]) == 1
+
+
+def test_a_bucket_gives_the_bytes_of_its_folder(s3: object, tmp_path: Path) -> None:
+    folder = made(tmp_path / "model")
+    for name, content in contents(folder).items():
+        s3.put_object(Bucket="models", Key=f"a/model/{name}", Body=content)  # type: ignore[attr-defined]
+    local = quantized(folder, tmp_path / "local")
+    assert quantized("s3://models/a/model", tmp_path / "remote") == local
+    assert quantized("s3://models/a/model/model.safetensors.index.json", tmp_path / "index") == local
+    for words in (["compare", folder], ["report", tmp_path / "local", "--against"], ["inspect"]):
+        ran = run(*words, "s3://models/a/model", "--json")
+        assert ran.code == 0, ran.err
+    assert run("verify", tmp_path / "local", "--source", "s3://models/a/model").code == 0
+
+
+def test_a_web_server_gives_the_bytes_of_its_folder_and_says_that_it_lists_none(tmp_path: Path) -> None:
+    folder = made(tmp_path / "model")
+    (folder / "pooling" / "README.md").unlink()
+    local = quantized(folder, tmp_path / "local")
+    with serving(folder) as served:
+        assert quantized(served.url, tmp_path / "remote") == local
+        ran = run("quantize", f"{served.url}/model.safetensors.index.json", "-o", tmp_path / "index", "--bits", 4)
+        assert "a web server does not list its folders" in ran.err
+        assert {n: c for n, c in contents(tmp_path / "index").items() if n != "README.md"} == local
+        shard = "model-00001-of-00004.safetensors"
+        one = quantized(f"{served.url}/{shard}?download=true", tmp_path / "one.safetensors")
+    assert one == quantized(folder / shard, tmp_path / "own.safetensors")
+
+
+def test_an_output_without_a_name_is_in_the_current_folder(
+    hub: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub.hub is not None
+    monkeypatch.chdir(tmp_path)
+    assert run("quantize", f"hf://{hub.hub.repo}", "--bits", 4).code == 0
+    assert (tmp_path / f"{hub.hub.repo.partition('/')[2]}-w4g128" / "config.json").is_file()
+    assert run("dequantize", f"hf://{hub.hub.repo}").code == 1  # it is not quantized
+
+
+def test_dequantize_and_export_read_urls(tmp_path: Path) -> None:
+    made_of = save(tmp_path / "model.safetensors", {"w": gaussian(64, 256)})
+    quantized(made_of, tmp_path / "q.safetensors")
+    outputs = {"dequantize": [], "export": ["--to", "gguf", "--container"]}
+    with serving(tmp_path) as served:
+        for verb, options in outputs.items():
+            here, there = tmp_path / f"{verb}-a.x", tmp_path / f"{verb}-b.x"
+            assert run(verb, tmp_path / "q.safetensors", *options, "-o", here).code == 0
+            assert run(verb, f"{served.url}/q.safetensors", *options, "-o", there).code == 0
+            assert here.read_bytes() == there.read_bytes()
+
+
+@given(data=st.data(), size=st.integers(1, 5000), first=st.integers(1, 64), piece=st.integers(64, 700))
+def test_any_reads_give_the_bytes_of_the_file_in_bounded_memory(
+    data: st.DataObject, size: int, first: int, piece: int
+) -> None:
+    """Quote: "reads ranges ahead in pieces, several in flight ... and bounds memory"."""
+    content = np.random.default_rng(size).bytes(size)
+    most = 0
+
+    class Memory:
+        def __init__(self) -> None:
+            self.size = size
+
+        def fetch(self, start: int, into: memoryview) -> None:
+            assert 0 < len(into) <= piece and start + len(into) <= size
+            into[:] = content[start : start + len(into)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "FIRST", first)
+        patch.setattr(reading, "PIECE", piece)
+        patch.setattr(reading, "ROOM", 6 * piece)
+        pieces = reading._Pieces()
+        patch.setattr(reading, "_PIECES", pieces)
+        file = reading.RemoteFile("memory", Memory(), content[:first])
+        for _ in range(data.draw(st.integers(1, 20))):
+            start = data.draw(st.integers(0, size - 1))
+            length = data.draw(st.integers(0, size - start))
+            assert file.read(start, length) == content[start : start + length]
+            most = max(most, pieces._bytes)
+        assert most <= 7 * piece
+        file.close()
+
+
+# ---- few requests -------------------------------------------------------------------------------------------------
+
+
+def test_reading_a_header_costs_a_few_kilobytes(tmp_path: Path) -> None:
+    """Quote: "reading a header costs a few kilobytes"."""
+    path = save(tmp_path / "model.safetensors", {f"w{i}": np.zeros((1024, 1024), np.float32) for i in range(8)})
+    with serving(tmp_path) as served:
+        assert run("inspect", f"{served.url}/model.safetensors").code == 0
+    assert path.stat().st_size > 1 << 25
+    assert served.sent <= 16384 and len(served.asked_of("model.safetensors")) == 1
+
+
+def test_headers_of_shards_are_read_many_at_a_time(tmp_path: Path) -> None:
+    """Quote: "header of a 300-shard repository listed in 3 s at 50 ms": 15 s one by one."""
+    folder, at_once, most, lock = made(tmp_path / "model", 40, 1), 0, 0, threading.Lock()
+
+    def counted(number: int, path: str) -> None:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.05)
+        with lock:
+            at_once -= 1
+
+    with serving(folder, fault=counted) as served:
+        assert run("inspect", served.url).code == 0
+        asked = [len(served.asked_of(f"model-{i + 1:05d}-of-00040.safetensors")) for i in range(40)]
+    assert asked == [1] * 40 and most >= 16
+
+
+def test_a_local_run_imports_nothing_of_networks(tmp_path: Path) -> None:
+    """Quote: "Nothing of these libraries is imported unless asked for"."""
+    path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
+    program = (
+        "import sys\nfrom quantcli.cli import main\n"
+        f"try: main(['inspect', {str(path)!r}])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'http.client', 'ssl', 'socket', 'obstore', 'huggingface_hub', 'fsspec', 'boto3'} "
+        "& set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert done.stdout.endswith("[]\n")
+
+
+# ---- faults -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file of more than one piece: its header, and the rest."""
+    (tmp_path / "web").mkdir()
+    return save(tmp_path / "web" / "model.safetensors", {"w": gaussian(256, 256)})
+
+
+def _on(number: int, *wrong: int | bytes):  # type: ignore[no-untyped-def]
+    """A fault of the first requests for data behind the header."""
+    left = list(wrong)
+
+    def fault(_: int, path: str) -> int | bytes | None:
+        return left.pop(0) if path.endswith("model.safetensors") and left and next(asked) >= number else None
+
+    asked = count()
+    return fault
+
+
+@pytest.mark.parametrize(
+    "wrong", [(503,), (429, 500), (b"",), (b"HTTP/1.1 206 Partial Content\r\nContent-Le",)], ids=repr
+)
+def test_a_problem_that_passes_is_waited_for(model: Path, tmp_path: Path, wrong: tuple[int | bytes, ...]) -> None:
+    local = quantized(model, tmp_path / "a.safetensors")
+    for request in (0, 1):
+        with serving(model.parent, fault=_on(request, *wrong)) as served:
+            found = quantized(f"{served.url}/model.safetensors", tmp_path / f"{request}.safetensors")
+        assert found == local
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ((503,) * 9, "503 Service Unavailable, after 3 tries; try again later"),
+        ((b"",) * 9, "the connection ended early, after 3 tries"),
+        ((403,), "no access (403 Forbidden)"),
+        ((404,), "the file was changed while it was read"),
+        ((416,), "the file was changed while it was read"),
+        ((418,), "the server answered 418"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_problem_that_stays_is_one_line_and_leaves_nothing(
+    model: Path, tmp_path: Path, wrong: tuple[int | bytes, ...], said: str
+) -> None:
+    with serving(model.parent, fault=_on(1, *wrong)) as served:
+        ran = run("quantize", f"{served.url}/model.safetensors", "-o", tmp_path / "out.safetensors", "--quiet")
+    assert said in one_line(ran, 1) and served.url in ran.err
+    assert {p.name for p in tmp_path.iterdir()} == {"web"}
+
+
+def test_a_server_that_is_not_there() -> None:
+    said = one_line(run("inspect", "http://127.0.0.1:9/model.safetensors"), 1)
+    assert "connection refused, after 3 tries" in said
+
+
+def test_a_server_without_ranges(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files are taken whole; of others the server is said to have none."""
+    http = pytest.importorskip("quantcli.stores.remote.http")
+    with serving(model.parent, ranges=False) as served:
+        found = quantized(f"{served.url}/model.safetensors", tmp_path / "a.safetensors")
+        assert found == quantized(model, tmp_path / "b.safetensors")
+        monkeypatch.setattr(http, "_SMALL", 1000)
+        said = one_line(run("inspect", f"{served.url}/model.safetensors"), 1)
+    assert "whole files only (it does not honour ranges); download the file first" in said or "does not honour" in said
+
+
+@pytest.mark.parametrize("told", [lambda size: size + 4096, lambda size: size - 4096], ids=["more", "less"])
+def test_a_server_that_lies_about_sizes(model: Path, told: object) -> None:
+    with serving(model.parent, size=told) as served:
+        said = one_line(run("inspect", f"{served.url}/model.safetensors"), 1)
+    assert "bytes, " in said or "cut short" in said
+
+
+def test_a_file_that_changes_midway(model: Path, tmp_path: Path) -> None:
+    def fault(number: int, path: str) -> None:
+        if len(served.log) == 4:
+            save(model, {"w": gaussian(256, 256, seed=9)})
+
+    with serving(model.parent, fault=fault) as served:
+        ran = run("quantize", f"{served.url}/model.safetensors", "-o", tmp_path / "out.safetensors")
+    assert ran.code == 1 and "the file was changed while it was read" in ran.err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_object_that_changes_midway(s3: object) -> None:
+    s3.put_object(Bucket="models", Key="one.safetensors", Body=bytes(1 << 16))  # type: ignore[attr-defined]
+    file = places.opened("s3://models/one.safetensors")
+    s3.put_object(Bucket="models", Key="one.safetensors", Body=bytes(range(256)) * 256)  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="the file was changed while it was read"):
+        file.read(1 << 15, 100)
+
+
+def test_a_link_that_was_signed_and_expires_is_asked_for_again(hub: Served, tmp_path: Path) -> None:
+    """Quote: "credentials that expire midway"."""
+    assert hub.hub is not None
+    used = dict[str, int]()
+
+    def fault(number: int, path: str) -> int | None:
+        used[path] = used.get(path, 0) + 1
+        return 403 if path.startswith("/signed/") and used[path] == 2 else None
+
+    hub.fault = fault
+    local = quantized(hub.folder, tmp_path / "local")
+    assert quantized(f"hf://{hub.hub.repo}", tmp_path / "remote") == local
+    assert max(n for path, n in used.items() if path.startswith("/signed/")) > 2
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("hf://org/none", "no such repository, or no access to it"),
+        ("hf://{}@v9", "no such revision in this repository"),
+        ("hf://{}/none.safetensors", "no such file or folder"),
+        ("hf://org", "not the URL of a model on the hub"),
+        ("hf://", "it names nothing"),
+    ],
+)
+def test_what_the_hub_does_not_have(hub: Served, url: str, said: str) -> None:
+    assert hub.hub is not None
+    ran = run("inspect", url.format(hub.hub.repo))
+    assert said in one_line(ran, ran.code) and ran.code in (1, 2)
+
+
+def test_a_token_is_sent_to_the_hub_and_to_nobody_else(hub: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub.hub is not None
+    hub.hub.token = "hf_secret"
+    assert "set HF_TOKEN or log in" in one_line(run("inspect", f"hf://{hub.hub.repo}"), 1)
+    hub.hub.gated = True
+    assert "access to this repository is gated" in one_line(run("inspect", f"hf://{hub.hub.repo}"), 1)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert run("inspect", f"hf://{hub.hub.repo}").code == 0
+    signed = [h for (path, _), h in zip(hub.log, hub.headers) if path.startswith("/signed/")]
+    assert signed and not any("hf_secret" in str(headers) for headers in signed)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://no-such-bucket/model", "no such bucket"),
+        ("s3://models/none/model.safetensors", "no such file or folder"),
+        ("s3://", "it names nothing"),
+    ],
+)
+def test_what_a_bucket_does_not_have(s3: object, url: str, said: str) -> None:
+    ran = run("inspect", url)
+    assert said in one_line(ran, ran.code) and ran.code in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"), [("hf://org/model", "huggingface_hub", "hub"), ("s3://bucket/key", "obstore", "cloud")]
+)
+def test_a_missing_extra_is_named(url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    said = one_line(run("inspect", url), 2)
+    assert said == f"{url}: {url[:2]}:// needs {module}; install it with: pip install 'quantcli[{extra}]'" or (
+        f"needs {module}; install it with: pip install 'quantcli[{extra}]'" in said
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupted_run_ends_at_once_and_leaves_nothing(model: Path, tmp_path: Path, threads: int) -> None:
+    asked = threading.Event()
+
+    def slow(number: int, path: str) -> None:
+        if number > 3:  # behind the header and what is looked for beside it
+            asked.set()
+            time.sleep(20)
+
+    with serving(model.parent, fault=slow) as served:
+        words = command("quantize", f"{served.url}/model.safetensors", "-o", tmp_path / "out", "--threads", threads)
+        run = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True)
+        assert asked.wait(60)
+        time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=15)
+    assert run.returncode == -signal.SIGINT and "Traceback" not in err
+    assert {p.name for p in tmp_path.iterdir()} == {"web"}
+
+
+def test_outputs_are_not_written_to_urls(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
+    said = one_line(run("quantize", path, "-o", "s3://bucket/model"), 2)
+    assert "outputs are not written to URLs" in said
+
+
+def test_a_read_that_waits_ends_with_the_run() -> None:
+    class Slow:
+        size = 1 << 20
+
+        def fetch(self, start: int, into: memoryview) -> None:
+            time.sleep(1)
+
+    file = reading.RemoteFile("slow", Slow())
+    threading.Timer(0.1, file.interrupt).start()
+    with pytest.raises(QuantcliError, match="cancelled"):
+        file.read(0, 100)
