@@ -1,16 +1,19 @@
 // Second-order rounding: the error of each column of a row is made good in the columns that are rounded after it.
 //
-// With second moments H of a layer's inputs the error e of a row of weights costs e H e^T in the output. H = U D U^T, U
-// the upper triangle with a diagonal of ones, D diagonal, so that the cost is
+// With second moments H of a layer's inputs the error e of a row of weights costs e H e^T in the output. H = U D U^T
+// (factor.h), so that the cost is
 //
 //     sum over k of D_k (e_k + sum over j < k of e_j U_jk)^2.
 //
 // Columns are rounded in order: what is rounded in place of w_k is c_k = w_k + sum e_j U_jk, which makes the k-th term
 // D_k (c_k - q_k)^2 as small as the grid allows. This is what GPTQ does with the inverse of H, which is not needed.
 //
-// The triangle is stored by panels of PANEL rows, each with the columns from its first row on. Every element of it, and
-// every c_k, is a float64 to which terms are added one by one, in the same order however the work is cut, without
-// contraction into fused multiply-adds: numpy_feedback.py gives the same bytes.
+// Beside the errors of these codes there are those of other, given codes, and the weights themselves, which are errors
+// where all is lost: what all three cost is found in one go, for the triangle is what takes the time to read.
+//
+// U, and the sums over j, are float32; terms are added one by one in the order of j, without contraction into fused
+// multiply-adds, so that numpy_feedback.py gives the same bytes. A sum of n terms is off by some 2^-24 sqrt(n) of
+// its size, a ten-thousandth of what rounding it to a grid changes. What is added over k is float64.
 //
 // References: Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, 2023;
 // Chee et al., QuIP: 2-Bit Quantization of Large Language Models With Guarantees, 2023, which shows that GPTQ is this.
@@ -18,334 +21,313 @@
 
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "codes.h"
-#include "lanes64.h"
+#include "factor.h"
 #include "packing.h"
+#include "vectors.h"
 
 namespace {
 
-constexpr int64_t PANEL = 64;
-
-// What the errors of columns do to those after them. Either a triangle, or for H = m m^T + diag(v) the vectors `mean`
-// and `gain`, with which one sum of a row does: c_k = w_k + gain_k * (sum of e_j mean_j). order: columns as they are
-// rounded.
+// What the errors of columns do to those after them. Either a triangle, in the blocks of factor.h, and pivots; or for
+// H = m m^T + diag(v) the vectors `mean`, `variance` and `gain`, with which one sum of a row does: c_k = w_k + gain_k *
+// (sum of e_j mean_j). order: columns as they are rounded.
 struct Feedback {
-  const double *triangle, *mean, *gain, *pivots;
+  const float* triangle;
+  const double *pivots, *mean, *variance, *gain;
   const int32_t* order;
 };
 
-// Where the panel that begins with a row lies in the triangle of so many columns.
-inline int64_t panel_at(int64_t first, int64_t cols) { return first * cols - first * (first - PANEL) / 2; }
+// Codes of a tile, and the parameters that they were made with.
+template <class Byte>
+struct Coded {
+  const Params& params;
+  Byte* packed;
+};
 
-// A row of the triangle, so that column k is at [k].
-inline double* row_of(double* triangle, int64_t row, int64_t cols) {
-  const int64_t first = row / PANEL * PANEL;
-  return triangle + panel_at(first, cols) + (row - first) * (cols - first) - first;
-}
+// Rows that are added to at once, for each of TOGETHER columns: as many sums as there are registers, each of which an
+// addition need not wait for. Vectors of more rows and fewer columns took a third longer, for AVX-512 multiplies by a
+// number in memory at no cost.
+#if defined(__AVX512F__)
+typedef float Run __attribute__((vector_size(64)));
+constexpr int TOGETHER = 16;
+inline Run all_of(float x) { return Run(_mm512_set1_ps(x)); }
+#elif defined(__AVX__)
+typedef Eight Run;
+constexpr int TOGETHER = 8;
+inline Run all_of(float x) { return Run(_mm256_set1_ps(x)); }
+#else
+typedef Four Run;
+constexpr int TOGETHER = 8;
+inline Run all_of(float x) { return Run{x, x, x, x}; }
+#endif
+constexpr int IN_RUN = int(sizeof(Run) / sizeof(float));
 
-inline const double* row_of(const double* triangle, int64_t row, int64_t cols) {
-  return row_of(const_cast<double*>(triangle), row, cols);
-}
-
-inline Doubles load_doubles(const double* p) {
-  Doubles v;
+inline Run load_run(const float* p) {
+  Run v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
 
-inline void store_doubles(const Doubles& v, double* p) { std::memcpy(p, &v, sizeof v); }
+inline void store_run(const Run& v, float* p) { std::memcpy(p, &v, sizeof v); }
 
-// ---- the factors of H, panel by panel from the last ---------------------------------------------------------------
-
-constexpr int ACROSS = 4 * DOUBLES;  // columns that are subtracted from at once
-
-// One panel of columns: U of it replaces what is left of H, and `raw` (PANEL, cols) is U D transposed.
-struct Panel {
-  double* triangle;
-  int64_t cols, first, last;
-  double *raw, *pivots;
-
-  Panel(double* triangle, int64_t cols, int64_t first, double* raw, double* pivots)
-      : triangle(triangle), cols(cols), first(first), last(std::min(first + PANEL, cols)), raw(raw), pivots(pivots) {}
-
-  // The rows of the panel. Returns 0 where a pivot is not above `least`.
-  int32_t diagonal(double least) const {
-    for (int64_t m = last - 1; m >= first; --m) {
-      const double pivot = row_of(triangle, m, cols)[m];
-      pivots[m] = pivot;
-      if (!(pivot > least)) return 0;
-      double* const own = raw + (m - first) * cols;
-      for (int64_t j = first; j < m; ++j) own[j] = row_of(triangle, j, cols)[m];
-      for (int64_t j = first; j < m; ++j) {
-        double* const row = row_of(triangle, j, cols);
-        const double u = own[j] / pivot;
-        row[m] = u;
-        for (int64_t k = j; k < m; ++k) row[k] -= u * own[k];
-      }
-    }
-    return 1;
-  }
-
-  // Rows above the panel: its columns of them.
-  void above(int64_t from, int64_t to) const {
-    for (int64_t j = from; j < to; ++j) {
-      double* const row = row_of(triangle, j, cols);
-      for (int64_t m = last - 1; m >= first; --m) {
-        double* const own = raw + (m - first) * cols;
-        own[j] = row[m];
-        const double u = row[m] / pivots[m];
-        row[m] = u;
-        for (int64_t k = first; k < m; ++k) row[k] -= u * own[k];
-      }
-    }
-  }
-
-  // Rows above the panel: the columns before it.
-  void rest(int64_t from, int64_t to) const {
-    double near[PANEL * ACROSS];
-    for (int64_t k = from / PANEL * PANEL; k < first; k += ACROSS) {  // `first` and k are multiples of it
-      for (int64_t m = first; m < last; ++m)
-        std::memcpy(near + (m - first) * ACROSS, raw + (m - first) * cols + k, sizeof(double) * ACROSS);
-      const int64_t end = std::min(to, k / PANEL * PANEL + PANEL);  // rows with columns from k on
-      for (int64_t j = from; j < end; j += 4) {
-        double *row[4], spare[2 * PANEL + ACROSS];
-        for (int i = 0; i < 4; ++i) row[i] = j + i < end ? row_of(triangle, j + i, cols) : nullptr;
-        for (int i = 0; i < 4; ++i)
-          if (!row[i]) std::memset(spare, 0, sizeof spare);
-        tile(row, k, near, spare);
-      }
-    }
-  }
-
-  // Four rows, or those there are, of ACROSS columns.
-  void tile(double* const* row, int64_t k, const double* near, double* spare) const {
-    constexpr int V = ACROSS / DOUBLES;
-    Doubles sum[4][V];
-    const double* times[4];
-    double* to[4];
-    for (int i = 0; i < 4; ++i) {
-      times[i] = row[i] ? row[i] + first : spare;
-      to[i] = row[i] ? row[i] + k : spare + PANEL;
-      for (int v = 0; v < V; ++v) sum[i][v] = load_doubles(to[i] + v * DOUBLES);
-    }
-    for (int64_t m = last - 1; m >= first; --m) {
-      const double* const own = near + (m - first) * ACROSS;
-      Doubles term[V];
-      for (int v = 0; v < V; ++v) term[v] = load_doubles(own + v * DOUBLES);
-      for (int i = 0; i < 4; ++i) {
-        const Doubles u = all_of(times[i][m - first]);
-        for (int v = 0; v < V; ++v) sum[i][v] = sum[i][v] - u * term[v];
-      }
-    }
-    for (int i = 0; i < 4; ++i)
-      for (int v = 0; v < V; ++v) store_doubles(sum[i][v], to[i] + v * DOUBLES);
-  }
-};
-
-// ---- rows ---------------------------------------------------------------------------------------------------------
-
-constexpr int AT_ONCE = 64;  // columns of a panel that are copied: its rows lie in the same few lines of a cache
 constexpr int STRIP = 64;  // rows that are rounded side by side
+constexpr int KINDS = 3;   // of errors: of the codes that are chosen, of those that are given, and where all is lost
 
-// What is done with the rows of a tile: their codes are chosen, or given; or the weights stand for errors themselves.
-enum Done : int32_t { CHOSEN = 0, GIVEN = 1, ALL_LOST = 2 };
-
-// A strip of up to STRIP rows. Arrays by column, then row.
+// A strip of up to STRIP rows. Arrays by column in the order of rounding, then row.
 template <class Code>
 class Strip {
  public:
-  Strip(const Tile& tile, const Params& params, const Grid& grid, const Feedback& feedback, Done done)
-      : tile(tile), params(params), grid(grid), feedback(feedback), done(done), cols(tile.cols),
-        groups(done == ALL_LOST ? 0 : tile.groups()), weights(size_t(cols) * STRIP), codes(size_t(cols + 40) * STRIP),
+  Strip(const Tile& tile, const Grid& grid, const Feedback& feedback, Coded<uint8_t> chosen,
+        Coded<const uint8_t> given)
+      : tile(tile), grid(grid), feedback(feedback), chosen(chosen), given(given), cols(tile.cols),
+        groups(tile.groups()),
+        panels((tile.cols + PANEL - 1) / PANEL), place(size_t(cols)), codes(size_t(cols) * STRIP),
         scale(size_t(groups) * STRIP), zero(size_t(groups) * STRIP) {
-    if (feedback.triangle) sums.resize(size_t(cols) * STRIP);
+    for (auto& of_kind : errors) of_kind.assign(size_t(panels * SQUARE), 0);
+    for (int64_t k = 0; k < cols; ++k) place[size_t(feedback.order[k])] = int32_t(k);
   }
 
-  // Rows [first, first + n): their packed codes are written, or read; what they cost, and the squared error.
-  void run(int64_t first, int n, uint8_t* packed, double* cost, double* square) {
+  // Rows [first, first + n): their codes are written; what each kind of errors costs, and its square, to [kind][row] of
+  // the tile.
+  void run(int64_t first, int n, double* cost, double* square) {
     rows = n;
-    begin(first, packed);
-    std::fill(costs, costs + STRIP, 0.0);
-    std::fill(squares, squares + STRIP, 0.0);
+    height = (n + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT;
+    begin(first);
+    std::memset(costs, 0, sizeof costs);
+    std::memset(squares, 0, sizeof squares);
     if (feedback.triangle)
       by_panel();
     else
       by_sum();
-    std::memcpy(cost, costs, size_t(n) * 8);
-    std::memcpy(square, squares, size_t(n) * 8);
-    if (done == CHOSEN) finish(packed);
+    for (int kind = 0; kind < KINDS; ++kind) {
+      std::memcpy(cost + kind * tile.rows + first, costs[kind], size_t(n) * 8);
+      std::memcpy(square + kind * tile.rows + first, squares[kind], size_t(n) * 8);
+    }
+    finish(first);
   }
 
  private:
+  enum Kind { CHOSEN = 0, GIVEN = 1, ALL_LOST = 2 };
+
   const Tile& tile;
-  const Params& params;
   const Grid& grid;
   const Feedback& feedback;
-  const Done done;
-  const int64_t cols, groups;
-  std::vector<float> weights;
-  std::vector<Code> codes;  // by row, then column
+  const Coded<uint8_t> chosen;
+  const Coded<const uint8_t> given;
+  const int64_t cols, groups, panels;
+  std::vector<int32_t> place;
+  std::vector<float> errors[KINDS];
+  std::vector<Code> codes, turned;  // by column as stored, and by row
   std::vector<float> scale, zero;
-  std::vector<double> sums;
   RowParams own[STRIP];
-  alignas(64) double error[PANEL * STRIP], costs[STRIP], squares[STRIP], seen[STRIP], value[STRIP];
-  double near[PANEL * AT_ONCE];  // by fours of columns, then rows of the panel
-  int rows = 0;
+  alignas(64) float sums[KINDS][SQUARE];
+  alignas(64) double costs[KINDS][STRIP], squares[KINDS][STRIP];
+  alignas(64) float seen[STRIP], value[STRIP];
+  int rows = 0, height = 0;
 
-  int64_t width() const { return cols + 40; }
+  // What errors of a kind are added to: the errors of the same column, but for what is chosen the weights.
+  const float* base(int kind) const { return errors[kind == CHOSEN ? ALL_LOST : kind].data(); }
 
-  void begin(int64_t first, uint8_t* packed) {
-    std::vector<float> row(size_t(cols) + LANES);
-    for (int r = 0; r < rows; ++r) {
-      for (int64_t from = 0; from < cols; from += LANES)
-        load(tile.weights, tile.kind, (first + r) * cols + from, int(std::min<int64_t>(LANES, cols - from)),
-             row.data() + from);
-      for (int64_t k = 0; k < cols; ++k) weights[size_t(k * STRIP + r)] = row[size_t(feedback.order[k])];
-      if (done == ALL_LOST) continue;
-      own[r] = row_params(params, first + r, grid);
-      for (int64_t g = 0; g < groups; ++g) {
-        scale[size_t(g * STRIP + r)] = own[r].scale[g];
-        zero[size_t(g * STRIP + r)] = own[r].zero_at(g);
+  // ---- before and after -------------------------------------------------------------------------------------------
+
+  void begin(int64_t first) {
+    for (int r = 0; r < height; r += LANE_COUNT) lay(first, r);
+    for (int r = 0; r < rows; ++r) own[r] = row_params(chosen.params, first + r, grid);
+    for (int64_t g = 0; g < groups; ++g)
+      for (int r = 0; r < STRIP; ++r) {
+        scale[size_t(g * STRIP + r)] = r < rows ? own[r].scale[g] : 1;
+        zero[size_t(g * STRIP + r)] = r < rows ? own[r].zero_at(g) : 0;
       }
-      Code* const code = codes.data() + r * width();
-      if (done == GIVEN)
-        unpack(packed + r * row_bytes(cols, grid.bits), cols, grid.bits, code);
-      else
-        std::memset(code + cols, 0, 40 * sizeof *code);
-    }
-    for (int r = rows; r < STRIP; ++r) {
-      for (int64_t k = 0; k < cols; ++k) weights[size_t(k * STRIP + r)] = 0;
-      for (int64_t g = 0; g < groups; ++g) scale[size_t(g * STRIP + r)] = 1, zero[size_t(g * STRIP + r)] = 0;
+  }
+
+  // Sixteen rows of weights, and of the errors of the codes that are given, by column; zeros after the last row.
+  void lay(int64_t first, int r) {
+    float weights[LANE_COUNT * LANES], lost[LANE_COUNT * LANES];
+    const int many = std::max(0, std::min(LANE_COUNT, rows - r));
+    for (int64_t from = 0; from < cols; from += LANES) {
+      const int n = int(std::min<int64_t>(LANES, cols - from));
+      if (many < LANE_COUNT) std::memset(weights, 0, sizeof weights), std::memset(lost, 0, sizeof lost);
+      for (int i = 0; i < many; ++i) {
+        load(tile.weights, tile.kind, (first + r + i) * cols + from, n, weights + i * LANES);
+        lose(first + r + i, from, n, weights + i * LANES, lost + i * LANES);
+      }
+      turn(weights, from, n, errors[ALL_LOST].data() + r);
+      turn(lost, from, n, errors[GIVEN].data() + r);
     }
   }
 
-  void finish(uint8_t* packed) {
+  // The errors of the codes that are given, of up to LANES columns.
+  void lose(int64_t at, int64_t from, int n, const float* weights, float* lost) {
+    float code[LANES];
+    Code stored[LANES + PADDING];
+    const uint8_t* const packed = given.packed + at * row_bytes(cols, grid.bits) + from * grid.bits / 8;
+    unpack(packed, n, grid.bits, stored);
+    for (int i = 0; i < n; ++i) code[i] = float(stored[i]);
+    const RowParams own = row_params(given.params, at, grid);
+    by_group(from, n, tile.group, own, [&](int begin, int count, float s, float z) {
+      reconstruct(code + begin, count, grid, s, z, own.table, lost + begin);
+    });
+    for (int i = 0; i < n; ++i) lost[i] = weights[i] - lost[i];
+  }
+
+  // Columns of sixteen rows to where they are rounded.
+  void turn(const float* from_rows, int64_t from, int n, float* to) const {
+    for (int c = 0; c < n; c += LANE_COUNT) {
+      Sixteen part[LANE_COUNT];
+#if defined(__AVX2__)
+      for (int i = 0; i < LANE_COUNT; ++i) part[i] = load16(from_rows + i * LANES + c);
+      transpose(part);
+#else
+      for (int i = 0; i < LANE_COUNT; ++i) {
+        float column[LANE_COUNT];
+        for (int k = 0; k < LANE_COUNT; ++k) column[k] = from_rows[k * LANES + c + i];
+        part[i] = load16(column);
+      }
+#endif
+      for (int i = 0; i < LANE_COUNT && c + i < n; ++i)
+        store(part[i], to + int64_t(place[size_t(from + c + i)]) * STRIP);
+    }
+  }
+
+  // Codes to rows, a square at a time: it stays in the innermost cache.
+  void finish(int64_t first) {
+    const size_t width = size_t(cols) + PADDING;
+    turned.assign(width * size_t(rows), 0);
+    for (int64_t from = 0; from < cols; from += PANEL)
+      for (int r = 0; r < rows; ++r)
+        for (int64_t c = from; c < std::min(cols, from + PANEL); ++c)
+          turned[size_t(r) * width + size_t(c)] = codes[size_t(c * STRIP + r)];
     for (int r = 0; r < rows; ++r)
-      pack(codes.data() + r * width(), cols, grid.bits, packed + r * row_bytes(cols, grid.bits));
+      pack(turned.data() + size_t(r) * width, cols, grid.bits,
+           chosen.packed + (first + r) * row_bytes(cols, grid.bits));
   }
 
-  // The values of the k-th column that is rounded, where it stands for what is in `seen`.
+  // ---- columns ----------------------------------------------------------------------------------------------------
+
+  // The k-th column that is rounded, which stands for what is in `seen`: its codes, and their values.
   void decide(int64_t k) {
-    if (done == ALL_LOST) return std::fill(value, value + STRIP, 0.0);
     const int64_t column = feedback.order[k], g = column / tile.group;
     const float *s = scale.data() + g * STRIP, *z = zero.data() + g * STRIP;
-    if (done == CHOSEN && grid.mode == INTEGER && !grid.midrise) return whole(column, s, z);
+    Code* const code = codes.data() + column * STRIP;
+    if (grid.mode == INTEGER && !grid.midrise) return whole(s, z, code);
     for (int r = 0; r < rows; ++r) {
-      Code& stored = codes[size_t(r * width() + column)];
-      float code = float(stored), found, lost;
+      float found, lost;
       int32_t clipped = 0;
-      if (done == CHOSEN) {
-        const float x = float(seen[r]);
-        quantize(&x, 1, grid, s[r], z[r], own[r].table, &code, &lost, &clipped);
-        stored = Code(int32_t(code));
-      }
-      reconstruct(&code, 1, grid, s[r], z[r], own[r].table, &found);
-      value[r] = double(found);
+      quantize(seen + r, 1, grid, s[r], z[r], own[r].table, &found, &lost, &clipped);
+      code[r] = Code(int32_t(found));
+      reconstruct(&found, 1, grid, s[r], z[r], own[r].table, value + r);
     }
   }
 
-  void whole(int64_t column, const float* s, const float* z) {
-    float code[STRIP];
-    for (int r = 0; r < STRIP; ++r) {
-      const float t = float(seen[r]) / (s[r] == 0 ? INFINITY : s[r]);
-      const float n = std::nearbyintf(t) + z[r];
-      float c = n < grid.umin ? grid.umin : n;
-      c = c > grid.umax ? grid.umax : c;
-      code[r] = c;
-      value[r] = double((c - z[r]) * s[r]);
+  void whole(const float* s, const float* z, Code* code) {
+    const Sixteen least = all(grid.umin), most = all(grid.umax);
+    for (int r = 0; r < height; r += LANE_COUNT) {
+      float divisor[LANE_COUNT], found[LANE_COUNT];
+      for (int i = 0; i < LANE_COUNT; ++i) divisor[i] = divisor_of(s[r + i]);
+      const Sixteen zero = load16(z + r), t = load16(seen + r) / load16(divisor);
+      const Sixteen c = lesser(larger(rounded(t) + zero, least), most);
+      store((c - zero) * load16(s + r), value + r);
+      store(c, found);
+      for (int i = 0; i < LANE_COUNT; ++i) code[r + i] = Code(int32_t(found[i]));
     }
-    for (int r = 0; r < rows; ++r) codes[size_t(r * width() + column)] = Code(int32_t(code[r]));
   }
 
-  // Rounds the k-th column, given what was added to it in `seen`; its errors go to `lost`.
-  void column(int64_t k, double* lost) {
+  // The errors of the codes that are chosen for the k-th column, given what is in `seen`, which becomes how far the
+  // codes are off that.
+  void choose(int64_t k) {
     decide(k);
-    const double pivot = feedback.pivots[k];
-    const float* const w = weights.data() + k * STRIP;
+    const float* const w = errors[ALL_LOST].data() + k * STRIP;
+    float* const lost = errors[CHOSEN].data() + k * STRIP;
     for (int r = 0; r < STRIP; ++r) {
-      const double off = seen[r] - value[r], e = double(w[r]) - value[r];
-      costs[r] += off * off * pivot;
-      squares[r] += e * e;
-      lost[r] = e;
+      lost[r] = w[r] - value[r];
+      seen[r] -= value[r];
     }
   }
 
+  // With one sum e H e^T is the sum of v e^2 and the square of the sum of e m.
   void by_sum() {
-    double sum[STRIP] = {}, lost[STRIP];
+    double sums[KINDS][STRIP] = {};
     for (int64_t k = 0; k < cols; ++k) {
-      const float* const w = weights.data() + k * STRIP;
-      const double gain = feedback.gain[k], mean = feedback.mean[k];
-      for (int r = 0; r < STRIP; ++r) seen[r] = double(w[r]) + sum[r] * gain;
-      column(k, lost);
-      for (int r = 0; r < STRIP; ++r) sum[r] += lost[r] * mean;
+      const double mean = feedback.mean[k], variance = feedback.variance[k], gain = feedback.gain[k];
+      const float* const w = errors[ALL_LOST].data() + k * STRIP;
+      for (int r = 0; r < STRIP; ++r) seen[r] = float(double(w[r]) + sums[CHOSEN][r] * gain);
+      choose(k);
+      for (int kind = 0; kind < KINDS; ++kind) {
+        const float* const lost = errors[kind].data() + k * STRIP;
+        double *const sum = sums[kind], *const cost = costs[kind], *const square = squares[kind];
+        for (int r = 0; r < STRIP; ++r) {
+          const double e = double(lost[r]), own = e * e;
+          sum[r] += e * mean;
+          cost[r] += own * variance;
+          square[r] += own;
+        }
+      }
+    }
+    for (int kind = 0; kind < KINDS; ++kind)
+      for (int r = 0; r < STRIP; ++r) costs[kind][r] += sums[kind][r] * sums[kind][r];
+  }
+
+  // Adds what the errors of the k-th column cost, given how far off they are in `seen`.
+  void account(int64_t k, int kind) {
+    const float* const lost = errors[kind].data() + k * STRIP;
+    const double pivot = feedback.pivots[k];
+    for (int r = 0; r < STRIP; ++r) {
+      const double off = double(seen[r]), e = double(lost[r]);
+      costs[kind][r] += off * off * pivot;
+      squares[kind][r] += e * e;
     }
   }
 
   void by_panel() {
-    for (int64_t i = 0; i < cols * STRIP; ++i) sums[size_t(i)] = double(weights[size_t(i)]);
-    for (int64_t first = 0; first < cols; first += PANEL) {
-      const int64_t last = std::min(first + PANEL, cols);
-      for (int64_t k = first; k < last; ++k) {
-        double* const lost = error + (k - first) * STRIP;
-        std::memcpy(seen, sums.data() + k * STRIP, sizeof seen);
-        column(k, lost);
-        const double* const u = row_of(feedback.triangle, k, cols);
-        for (int64_t c = k + 1; c < last; ++c) {
-          double* const sum = sums.data() + c * STRIP;
-          for (int r = 0; r < STRIP; ++r) sum[r] += lost[r] * u[c];
+    for (int64_t p = 0; p < panels; ++p) {
+      for (int kind = 0; kind < KINDS; ++kind) std::memcpy(sums[kind], base(kind) + p * SQUARE, sizeof sums[kind]);
+      for (int64_t q = 0; q < p; ++q)
+        for (int kind = 0; kind < KINDS; ++kind)
+          add(feedback.triangle + block_at(q, p), errors[kind].data() + q * SQUARE, sums[kind]);
+      const float* const u = feedback.triangle + block_at(p, p);
+      for (int kind = 0; kind < KINDS; ++kind)
+        for (int64_t k = p * PANEL; k < std::min(cols, (p + 1) * PANEL); ++k) {
+          within(u, errors[kind].data() + p * SQUARE, sums[kind], int(k - p * PANEL));
+          if (kind == CHOSEN) choose(k);
+          account(k, kind);
         }
-      }
-      for (int64_t c = last; c < cols; c += AT_ONCE) after(first, last, c);
     }
   }
 
-  // Adds the errors of a panel to up to AT_ONCE columns after it.
-  void after(int64_t first, int64_t last, int64_t c) {
-    const int n = int(std::min<int64_t>(AT_ONCE, cols - c));
-    for (int64_t j = first; j < last; ++j) {
-      const double* const row = row_of(feedback.triangle, j, cols) + c;
-      double* const to = near + (j - first) * 4;
-      if (n == AT_ONCE) {
-        for (int i = 0; i < AT_ONCE; i += 4) std::memcpy(to + i * PANEL, row + i, 32);
-      } else {
-        for (int i = 0; i < n; ++i) to[i / 4 * 4 * PANEL + i % 4] = row[i];
+  // Adds to a column of a panel the errors of those before it in the panel.
+  void within(const float* u, const float* lost, const float* from, int column) {
+    constexpr int CHAINS = 2;  // sums that need not wait for each other
+    for (int r = 0; r < height; r += CHAINS * IN_RUN) {
+      Run sum[CHAINS];
+      for (int v = 0; v < CHAINS; ++v) sum[v] = load_run(from + column * STRIP + r + v * IN_RUN);
+      for (int j = 0; j < column; ++j) {
+        const Run times = all_of(u[j * PANEL + column]);
+        for (int v = 0; v < CHAINS; ++v) sum[v] = sum[v] + load_run(lost + j * STRIP + r + v * IN_RUN) * times;
       }
-    }
-    for (int r = 0; r < STRIP; r += RUNS * DOUBLES) {
-      int i = 0;
-      for (; i + 4 <= n; i += 4) spread<4>(near + i * PANEL, c + i, r, int(last - first));
-      for (; i < n; ++i) spread<1>(near + i / 4 * 4 * PANEL + i % 4, c + i, r, int(last - first));
+      for (int v = 0; v < CHAINS; ++v) store_run(sum[v], seen + r + v * IN_RUN);
     }
   }
 
-#if defined(__AVX512F__)
-  static constexpr int RUNS = 4;
-#else
-  static constexpr int RUNS = 2;
-#endif
+  // Adds to the columns of a panel the errors of one before it. The errors and the block of the triangle that come next
+  // are asked for in time: without that it took a tenth longer.
+  void add(const float* u, const float* lost, float* to) const {
+    for (int r = 0; r < height; r += IN_RUN)
+      for (int c = 0; c < PANEL; c += TOGETHER)
+        spread(u + c, lost + r, to + c * STRIP + r, (c == 0 ? lost : u) + SQUARE + r);
+  }
 
-  // Adds the errors of the n columns of a panel to N columns after it, for some rows. u: the first of them in the first
-  // row of the panel, four before that in the next.
-  template <int N>
-  void spread(const double* u, int64_t c, int r, int n) {
-    double* const to = sums.data() + c * STRIP + r;
-    Doubles sum[N][RUNS];
-    for (int i = 0; i < N; ++i)
-      for (int v = 0; v < RUNS; ++v) sum[i][v] = load_doubles(to + i * STRIP + v * DOUBLES);
-    for (int j = 0; j < n; ++j, u += 4) {
-      const double* const lost = error + j * STRIP + r;
-      Doubles term[RUNS];
-      for (int v = 0; v < RUNS; ++v) term[v] = load_doubles(lost + v * DOUBLES);
-      for (int i = 0; i < N; ++i) {
-        const Doubles times = all_of(u[i]);
-        for (int v = 0; v < RUNS; ++v) sum[i][v] = sum[i][v] + term[v] * times;
-      }
+  static void spread(const float* u, const float* lost, float* to, const float* next) {
+    static_assert(STRIP == PANEL, "what comes next lies in rows of the same length");
+    Run sum[TOGETHER];
+    for (int i = 0; i < TOGETHER; ++i) sum[i] = load_run(to + i * STRIP);
+    for (int j = 0; j < PANEL; ++j) {
+      const Run term = load_run(lost + j * STRIP);
+      __builtin_prefetch(next + j * PANEL, 0, 2);
+      for (int i = 0; i < TOGETHER; ++i) sum[i] = sum[i] + term * all_of(u[j * PANEL + i]);
     }
-    for (int i = 0; i < N; ++i)
-      for (int v = 0; v < RUNS; ++v) store_doubles(sum[i][v], to + i * STRIP + v * DOUBLES);
+    for (int i = 0; i < TOGETHER; ++i) store_run(sum[i], to + i * STRIP);
   }
 };
 

@@ -184,7 +184,7 @@ struct FewTrials {
     for (int64_t batch = 0; batch < tile.rows * tile.groups(); batch += ABREAST) {
       const int own = where.set(tile, batch);
       set(lanes, batch, own, scales);
-      const auto scaled = [&](int i, Sixteen x) {
+      const auto scaled = [&](int i, int64_t, Sixteen x) {
         return larger(lesser(x * all(lanes.reciprocal[i]) * unit, most), least);
       };
       int64_t places = 0;

@@ -10,8 +10,8 @@ import numpy as np
 
 from quantcli import library
 from quantcli.kernels.block_types import SUPER, BlockField, BlockScales, BlockType, empty_blocks
+from quantcli.kernels.feedback import Costs
 from quantcli.kernels.records import (
-    ParamsRecord,
     address,
     block_field_records,
     block_type_record,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
-    from quantcli.kernels.feedback import Done, Feedback
-    from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats, Kernels
+    from quantcli.kernels.feedback import Feedback
+    from quantcli.kernels.table import Bytes, Coded, Codes, Counts, Doubles, Floats, Kernels
     from quantcli.library import Library
 
 
@@ -68,8 +68,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "pack": (None, [c_int64, c_int64, c_int32, _P, _P]),
     "unpack": (None, [c_int64, c_int64, c_int32, _P, _P]),
     "fill_blocks": (None, [c_int64, c_int64, c_int32, _P, c_int64, c_int64, _P, c_int32, _P]),
-    "factor": (c_int32, [_P, c_int64, c_int64, c_int32, c_int64, c_int64, c_double, _P, _P]),
-    "feedback": (None, [_P, _P, _P, _P, c_int32, _P, _P, _P]),
+    "factor": (c_int32, [_P, c_int64, c_int32, c_int64, c_int64, c_double, _P, _P]),
+    "feedback": (None, [_P] * 9),
     "rotate": (None, [_P, c_int64, c_int64]),
     "difference": (None, [_P, _P, c_int64, POINTER(c_double)]),
     "bfloat16": (None, [_P, c_int64, _P]),
@@ -339,43 +339,18 @@ class NativeKernels:
         return out
 
     def factor(
-        self,
-        triangle: Doubles,
-        cols: int,
-        first: int,
-        step: int,
-        rows: range,
-        least: float,
-        raw: Doubles,
-        pivots: Doubles,
+        self, triangle: Doubles, own: int, step: int, rows: range, least: float, spare: Doubles, pivots: Doubles
     ) -> bool:
-        assert all(v.flags.c_contiguous and v.dtype == np.float64 for v in (triangle, raw, pivots))
-        own = (address(triangle), cols, first, step, rows.start, rows.stop, least, address(raw), address(pivots))
-        return bool(self._call("factor", *own))
+        assert all(v.flags.c_contiguous and v.dtype == np.float64 for v in (triangle, spare, pivots))
+        named = (address(triangle), own, step, rows.start, rows.stop, least, address(spare), address(pivots))
+        return bool(self._call("factor", *named))
 
-    def feedback(
-        self,
-        tile: Tile,
-        params: QuantParams | None,
-        grid: CodeGrid,
-        how: Feedback,
-        done: Done,
-        packed: Bytes | None,
-    ) -> tuple[Doubles, Doubles]:
-        cost, square = np.empty(tile.rows), np.empty(tile.rows)
-        own = None if params is None else params_record(params, tile.rows)
-        self._call(
-            "feedback",
-            byref(tile_record(tile)),
-            byref(own if own is not None else ParamsRecord()),
-            byref(grid_record(grid)),
-            byref(feedback_record(how)),
-            int(done),
-            address(packed),
-            address(cost),
-            address(square),
-        )
-        return cost, square
+    def feedback(self, tile: Tile, grid: CodeGrid, how: Feedback, chosen: Coded, given: Coded) -> Costs:
+        cost, square = np.empty((2, 3, tile.rows))
+        codes = [v for c in (chosen, given) for v in (byref(params_record(c.params, tile.rows)), address(c.packed))]
+        named = (byref(tile_record(tile)), byref(grid_record(grid)), byref(feedback_record(how)), *codes)
+        self._call("feedback", *named, address(cost), address(square))
+        return Costs(cost, square)
 
     def rotate(self, values: Floats, size: int) -> None:
         assert values.flags.c_contiguous and values.dtype == np.float32 and values.size % size == 0

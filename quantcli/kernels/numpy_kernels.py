@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
-    from quantcli.kernels.feedback import Done, Feedback
-    from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats
+    from quantcli.kernels.feedback import Costs, Feedback
+    from quantcli.kernels.table import Bytes, Coded, Codes, Counts, Doubles, Floats
 
 
 def _views(
@@ -337,32 +337,16 @@ class NumpyKernels:
         return out
 
     def factor(
-        self,
-        triangle: Doubles,
-        cols: int,
-        first: int,
-        step: int,
-        rows: range,
-        least: float,
-        raw: Doubles,
-        pivots: Doubles,
+        self, triangle: Doubles, own: int, step: int, rows: range, least: float, spare: Doubles, pivots: Doubles
     ) -> bool:
         from quantcli.kernels.numpy_feedback import factor
 
-        return factor(triangle, cols, first, step, rows, least, raw, pivots)
+        return factor(triangle, own, step, rows, least, spare, pivots)
 
-    def feedback(
-        self,
-        tile: Tile,
-        params: QuantParams | None,
-        grid: CodeGrid,
-        how: Feedback,
-        done: Done,
-        packed: Bytes | None,
-    ) -> tuple[Doubles, Doubles]:
+    def feedback(self, tile: Tile, grid: CodeGrid, how: Feedback, chosen: Coded, given: Coded) -> Costs:
         from quantcli.kernels.numpy_feedback import feedback
 
-        return feedback(tile, params, grid, how, done, packed, (_codes, _values))
+        return feedback(tile, grid, how, chosen, given, (_codes, _values))
 
     def rotate(self, values: Floats, size: int) -> None:
         flat, length = values.reshape(-1), max(CHUNK // size, 1) * size

@@ -167,7 +167,7 @@ class _Whole:
         self, weights: NDArray[Any], counts: NDArray[np.int32] | None, unit: Floats, ratios: Doubles, top: int
     ) -> None:
         weighted, wide = counts is not None, top > 255
-        fraction = fraction_bits(float(np.float32(top / ratios.min())), wide=wide, weighted=weighted)
+        fraction = fraction_bits(float(np.float32(top / ratios.min())), wide=wide or weighted, weighted=weighted)
         self.factor = 2.0**fraction
         self.shift = 28 if weighted else 32 if wide else 15
         self.most = 2.0**28 if weighted or wide else 2.0**15 - 1

@@ -24,6 +24,9 @@ CHUNK = 1 << 16
 PIECE = 128
 """Weights of a group that lie below one another."""
 
+FEW_BITS, FEW_CODES = 11, 15
+"""Bits of importances, and the largest code with which one still fits 16 bits."""
+
 
 def search(
     tile: Tile,
@@ -69,7 +72,7 @@ def parts(
 
 def fraction_bits(largest: float, *, wide: bool, weighted: bool) -> int:
     """Bits of the weights as whole numbers, for codes of up to `largest`."""
-    if weighted:
+    if weighted and wide:
         return 16
     return 24 if wide else 10 if largest <= 32 else 11 if largest <= 64 else 12 if largest <= 160 else 13
 
@@ -96,9 +99,10 @@ def _best(
 ) -> tuple[Doubles, NDArray[np.int32]]:
     """The refit scale of the best candidate, and its grid, for weights (count, n) of a given importance each."""
     largest = multipliers.max(initial=0)
-    wide = top > 255 or largest > 512
+    wide = top > (255 if counts is None else FEW_CODES) or largest > 512
     fraction = fraction_bits(largest, wide=wide, weighted=counts is not None)
-    shift = 28 if counts is not None else 32 if wide else 15
+    shift = 15 if not wide else 32 if counts is None else 28
+    drop = 0 if counts is None or wide else fraction + FEW_BITS - 15
     candidates = np.rint(multipliers * np.float32(2.0 ** (shift - fraction)))
     u: NDArray[Any] = pieces_of(weights, unit, np.float32(2.0**fraction))
     times: NDArray[Any] | None = None
@@ -108,10 +112,11 @@ def _best(
         u, low, high = u.astype(np.float64), low.astype(np.float64), high.astype(np.float64)
     pieces = u.shape[1] // len(unit)
     steps = candidates.astype(u.dtype) * u.dtype.type(2.0**-shift)
-    sums = _sums(u, np.repeat(low, pieces, axis=1), np.repeat(high, pieces, axis=1), steps, times)
+    much = u if times is None else np.rint(u * times * 2.0**-drop) if drop else u * times
+    sums = _sums(u, much, np.repeat(low, pieces, axis=1), np.repeat(high, pieces, axis=1), steps, times)
     totals = sums.reshape(*sums.shape[:3], len(unit), pieces).astype(np.int64).sum(axis=4)
     scale, grid = _judge(totals.astype(np.float64), (low <= 0) & (high >= 0))
-    return np.where(unit != 0, scale / 2.0**fraction, 0.0), np.where(unit != 0, grid, np.int32(0))
+    return np.where(unit != 0, scale / 2.0 ** (fraction - drop), 0.0), np.where(unit != 0, grid, np.int32(0))
 
 
 def pieces_of(weights: NDArray[Any], unit: Floats, factor: np.float32) -> NDArray[Any]:
@@ -129,12 +134,17 @@ def pieces_of(weights: NDArray[Any], unit: Floats, factor: np.float32) -> NDArra
 
 
 def _sums(
-    u: NDArray[Any], low: NDArray[Any], high: NDArray[Any], steps: NDArray[Any], times: NDArray[Any] | None
+    u: NDArray[Any],
+    much: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
+    steps: NDArray[Any],
+    times: NDArray[Any] | None,
 ) -> NDArray[Any]:
-    """sum(u c) and sum(c c) of every candidate, grid and piece (candidates, grids, 2, pieces), times counts."""
+    """sum(u c) and sum(c c) of every candidate, grid and piece (candidates, grids, 2, pieces), times counts. much: u
+    times counts."""
     sums = np.empty((len(steps), len(low), 2, u.shape[1]), u.dtype)
     q, c = np.empty_like(u), np.empty_like(u)
-    weighted = u if times is None else u * times
     for k, step in enumerate(steps):
         np.multiply(u, step, out=q)
         np.add(q, u.dtype.type(0.5), out=q)
@@ -142,7 +152,7 @@ def _sums(
         for g in range(len(low)):
             np.maximum(q, low[g], out=c)
             np.minimum(c, high[g], out=c)
-            np.einsum("ij,ij->j", weighted, c, out=sums[k, g, 0])
+            np.einsum("ij,ij->j", much, c, out=sums[k, g, 0])
             np.einsum("ij,ij->j", c, c if times is None else c * times, out=sums[k, g, 1])
     return sums
 

@@ -106,7 +106,7 @@ class BlockFieldRecord(Structure):
 
 
 class FeedbackRecord(Structure):
-    _fields_ = [(name, c_void_p) for name in ("triangle", "mean", "gain", "pivots", "order")]
+    _fields_ = [(name, c_void_p) for name in ("triangle", "pivots", "mean", "variance", "gain", "order")]
 
 
 _first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
@@ -136,7 +136,7 @@ def codebook_record(book: Codebook) -> CodebookRecord:
 
 
 def feedback_record(how: Feedback) -> FeedbackRecord:
-    arrays = (how.triangle, how.mean, how.gain, how.pivots, how.order)
+    arrays = (how.triangle, how.pivots, how.mean, how.variance, how.gain, how.order)
     assert all(a is None or a.flags.c_contiguous for a in arrays)
     return FeedbackRecord(*map(address, arrays))
 

@@ -6,8 +6,11 @@
 // Weights and candidates are whole numbers here. Up to 8 bits weights have 10 to 13 bits and a sign: 16 of them fit a
 // register, and sums are exact, so that their order is free and scores keep every digit in which candidates differ.
 // Rounding a weight moves it by 1/50 of a step at most, and what is stored is encoded from the weights themselves.
-// Above 8 bits weights have 24 bits, products 64. With importances of columns, whole numbers of up to 11 bits by which
-// errors count, weights have 16.
+// Above 8 bits weights have 24 bits, products 64.
+//
+// With importances of columns, whole numbers of up to 11 bits by which errors count, their products with codes of up to
+// 5 bits fit 16 as well, and so do those with weights, rounded to 15 bits and a sign. For more bits weights have 16,
+// and products 64.
 
 #pragma once
 
@@ -21,7 +24,9 @@ constexpr int MOST = LIMITS.candidates;
 constexpr int AT_ONCE = 16;    // 16-bit weights in a vector of 32 bytes
 constexpr int PAIRED = 2;      // candidates that are added up together where there is one grid: weights are read once
 constexpr int REACH = 512;     // weights of a block: the sums of that many 16-bit products fit 32 bits
-constexpr int BY_COLUMN = 16;  // bits of weights whose columns count differently
+constexpr int BY_COLUMN = 16;  // bits of weights whose columns count differently, where products have 64
+constexpr int FEW_BITS = 11;   // of importances
+constexpr float FEW_CODES = 15;  // the largest with which an importance still fits 16 bits
 constexpr int MOST_GRIDS = FIVE_ZEROS;
 constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
 
@@ -42,7 +47,7 @@ inline void fixed(const float* x, int n, float unit, float factor, int32_t* u) {
 // Bits of the weights, for codes of up to `largest`: as many as rounding to 1/50 of a step needs, and sums have room for.
 template <class Word, bool WEIGHTED>
 inline int fraction(float largest) {
-  if (WEIGHTED) return BY_COLUMN;
+  if (WEIGHTED && sizeof(Word) > 2) return BY_COLUMN;
   return sizeof(Word) > 2 ? 24 : largest <= 32 ? 10 : largest <= 64 ? 11 : largest <= 160 ? 12 : 13;
 }
 
@@ -53,6 +58,7 @@ struct Search {
   const int32_t* importance;  // of every column of the tile
   float factor;
   int count;
+  float drop = 1;  // what products of weights and importances are multiplied by, so that they fit 16 bits
 
   struct Score {
     int64_t cross, square;
@@ -68,6 +74,7 @@ struct Search {
     for (int k = 0; k < n; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
     const int bits = fraction<Word, WEIGHTED>(largest);
     factor = float(int64_t(1) << bits);
+    if (WEIGHTED && sizeof(Word) == 2) drop = 1 / float(1 << (bits + FEW_BITS - 15));
     for (int k = 0; k < n + PAIRED; ++k)
       candidate[k] = Word(std::nearbyintf(multipliers[k < n ? k : n - 1] * float(int64_t(1) << (SHIFT - bits))));
   }
@@ -86,10 +93,16 @@ struct Search {
     return filled;
   }
 
-  // Adds up COUNT candidates from the k-th on. Compilers make pmulhrsw and pmaddwd of the 16-bit one.
+  // How much a weight counts for a candidate's code.
+  Sum counting(Word u, Word w) const {
+    return sizeof(Word) > 2 ? Sum(u) * w : Sum(std::nearbyintf(float(u) * float(w) * drop));
+  }
+
+  // Adds up COUNT candidates from the k-th on; much: how much each weight counts, where columns count differently.
+  // Compilers make pmulhrsw and pmaddwd of the 16-bit one.
   template <int GRIDS, int COUNT>
-  void add(const Word* __restrict u, const int32_t* __restrict w, int n, int k, const Word* low, const Word* high,
-           Score (*scores)[GRIDS]) const {
+  void add(const Word* __restrict u, const Sum* __restrict much, const Word* __restrict w, int n, int k,
+           const Word* low, const Word* high, Score (*scores)[GRIDS]) const {
     Sum cross[COUNT][GRIDS] = {}, square[COUNT][GRIDS] = {};
     n &= -AT_ONCE;
     for (int i = 0; i < n; ++i)
@@ -99,7 +112,7 @@ struct Search {
           Word c = q < low[g] ? low[g] : q;
           c = c > high[g] ? high[g] : c;
           if constexpr (WEIGHTED) {
-            cross[j][g] += Sum(u[i] * w[i]) * c;
+            cross[j][g] += much[i] * c;
             square[j][g] += Sum(c) * c * w[i];
           } else {
             cross[j][g] += Sum(u[i]) * c;
@@ -121,15 +134,18 @@ struct Search {
     Score scores[MOST + PAIRED][GRIDS];
     for (int k = 0; k < count + PAIRED; ++k)
       for (int g = 0; g < GRIDS; ++g) scores[k][g] = {0, 0};
-    Word u[REACH];
-    int32_t w[REACH] = {};
+    Word u[REACH], w[REACH];
+    Sum counts[REACH];
     for (int64_t first = 0; first < n; first += REACH) {
       const int filled = block(tile, at + begin + first, n - first, unit, u);
       if constexpr (WEIGHTED) {
         const int own = int(n - first < REACH ? n - first : REACH);
-        for (int i = 0; i < filled; ++i) w[i] = i < own ? importance[begin + first + i] : 0;
+        for (int i = 0; i < filled; ++i) {
+          w[i] = i < own ? Word(importance[begin + first + i]) : Word(0);
+          counts[i] = counting(u[i], w[i]);
+        }
       }
-      for (int k = 0; k < count; k += COUNT) add<GRIDS, COUNT>(u, w, filled, k, low, high, scores);
+      for (int k = 0; k < count; k += COUNT) add<GRIDS, COUNT>(u, counts, w, filled, k, low, high, scores);
     }
     // gain / square against most / per, without dividing.
     double most = -1, per = 1, cross = 0;
@@ -144,7 +160,7 @@ struct Search {
           grid = g;
         }
       }
-    return {cross / per / double(factor), grid};
+    return {cross / per / double(factor) / double(drop), grid};
   }
 
   void run(const Tile& tile, const float* reciprocal, const float* centre, Word top, Grids grids, double* scale,
@@ -176,11 +192,18 @@ struct Search {
 };
 
 // The search in 16 bits, many groups at a time where there are instructions for it.
-inline void search_narrow(const Tile& tile, const Search<int16_t, int32_t, 15>& search, const float* reciprocal,
-                          const float* centre, int16_t top, Grids grids, double* scale, int32_t* grid) {
+template <bool WEIGHTED>
+inline void search_narrow(const Tile& tile, const Search<int16_t, int32_t, 15, WEIGHTED>& search,
+                          const float* reciprocal, const float* centre, int16_t top, Grids grids, double* scale,
+                          int32_t* grid) {
 #if defined(__AVX2__)
   static thread_local std::vector<double> sums;
-  SideBySide(tile, search.candidate, search.count, search.factor, sums)
+  static thread_local std::vector<float> importance;
+  if (WEIGHTED) {
+    importance.assign(search.importance, search.importance + tile.cols);
+    importance.resize(size_t(tile.cols) + size_t(tile.group) + STRIDE, 0);
+  }
+  SideBySide<WEIGHTED>(tile, search.candidate, search.count, search.factor, importance, search.drop, sums)
       .run(reciprocal, centre, top, grids, scale, grid);
 #else
   search.run(tile, reciprocal, centre, top, grids, scale, grid);
@@ -191,10 +214,14 @@ inline void search_tile(const Tile& tile, const float* reciprocal, const float* 
                         int count, float top, Grids grids, const int32_t* importance, double* scale, int32_t* grid) {
   float largest = 0;
   for (int k = 0; k < count; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
-  if (importance)
+  const bool narrow = largest <= 512 && top <= (importance ? FEW_CODES : 255);
+  if (importance && narrow)
+    search_narrow(tile, Search<int16_t, int32_t, 15, true>(multipliers, count, importance), reciprocal, centre,
+                  int16_t(top), grids, scale, grid);
+  else if (importance)
     Search<int32_t, int64_t, 28, true>(multipliers, count, importance)
         .run(tile, reciprocal, centre, int32_t(top), grids, scale, grid);
-  else if (top <= 255 && largest <= 512)
+  else if (narrow)
     search_narrow(tile, Search<int16_t, int32_t, 15>(multipliers, count), reciprocal, centre, int16_t(top), grids, scale,
                   grid);
   else

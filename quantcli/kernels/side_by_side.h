@@ -22,6 +22,7 @@ inline Pairs codes_of(Pairs u, Pairs candidate, Pairs low, Pairs high) {
   return _mm512_min_epi16(_mm512_max_epi16(_mm512_mulhrs_epi16(u, candidate), low), high);
 }
 inline Pairs products(Pairs sum, Pairs a, Pairs b) { return _mm512_dpwssd_epi32(sum, a, b); }
+inline Pairs low_products(Pairs a, Pairs b) { return _mm512_mullo_epi16(a, b); }
 
 // STRIDE floats as whole numbers, in any order.
 inline Pairs whole_numbers(const Sixteen* x) {
@@ -40,6 +41,7 @@ inline Pairs codes_of(Pairs u, Pairs candidate, Pairs low, Pairs high) {
   return _mm256_min_epi16(_mm256_max_epi16(_mm256_mulhrs_epi16(u, candidate), low), high);
 }
 inline Pairs products(Pairs sum, Pairs a, Pairs b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+inline Pairs low_products(Pairs a, Pairs b) { return _mm256_mullo_epi16(a, b); }
 
 inline Pairs whole_numbers(const Sixteen* x) {
 #if defined(__AVX512BW__)
@@ -54,9 +56,9 @@ inline Pairs whole_numbers(const Sixteen* x) {
 
 constexpr int STRIDE = 2 * ABREAST;  // weights of a group that are transposed at a time
 
-// Where ABREAST groups begin in a tile, and how many weights they have; 0 for lanes without a group.
+// Where ABREAST groups begin in a tile, and in a row, and how many weights they have; 0 for lanes without a group.
 struct SomeGroups {
-  int64_t at[ABREAST], length[ABREAST];
+  int64_t at[ABREAST], column[ABREAST], length[ABREAST];
 
   // The groups from one on; how many there are.
   int set(const Tile& tile, int64_t first) {
@@ -65,6 +67,7 @@ struct SomeGroups {
     for (int i = 0; i < ABREAST; ++i) {
       const int64_t begin = (first + i) % groups * tile.group;
       at[i] = (first + i) / groups * tile.cols + begin;
+      column[i] = begin;
       length[i] = i < own ? tile.length(begin) : 0;
     }
     return own;
@@ -76,7 +79,7 @@ struct SomeGroups {
     return n;
   }
 
-  // scaled(lane, weights) of places [first, first + n), filled up with those of zeros, as pairs; how many pairs.
+  // scaled(lane, place, weights) of places [first, first + n), filled up with those of zeros, as pairs; how many pairs.
   template <int KIND, class Scaled>
   int read(const void* weights, int64_t first, int64_t n, Scaled scaled, Pairs* u) const {
     int filled = 0;
@@ -90,7 +93,7 @@ struct SomeGroups {
         Sixteen found[STRIDE / LANE_COUNT];
         for (int j = 0; j < STRIDE / LANE_COUNT; ++j) {
           const int place = j * LANE_COUNT;
-          found[j] = scaled(i, whole ? weights16<KIND>(weights, at[i] + first + from + place) : load16(x + place));
+          found[j] = scaled(i, first + from + place, whole ? weights16<KIND>(weights, at[i] + first + from + place) : load16(x + place));
         }
         rows[i] = whole_numbers(found);
       }
@@ -107,26 +110,42 @@ struct SomeGroups {
   }
 };
 
-// The weights of ABREAST groups as pairs, place by place, and the best candidate of each so far.
+// The weights of ABREAST groups as pairs, place by place, and the best candidate of each so far. WEIGHTED: whether
+// columns count differently.
+template <bool WEIGHTED>
 struct SideBySide {
   const Tile& tile;
   const int16_t* candidate;
   int count;
   float factor;
+  const std::vector<float>& importance;  // of columns, and zeros for STRIDE more
+  float drop;                            // see search.h
   alignas(64) Pairs u[REACH / 2];
+  alignas(64) Pairs much[WEIGHTED ? REACH / 2 : 1], counts[WEIGHTED ? REACH / 2 : 1];
   alignas(64) Pairs low[MOST_GRIDS], high[MOST_GRIDS];
   SomeGroups where;
   float unit[ABREAST];
   double most[ABREAST], per[ABREAST], cross[ABREAST], grid[ABREAST];
   std::vector<double>& sums;  // of groups that have more than REACH weights: cross and square of candidates and grids
 
-  SideBySide(const Tile& tile, const int16_t* candidate, int count, float factor, std::vector<double>& sums)
-      : tile(tile), candidate(candidate), count(count), factor(factor), sums(sums) {}
+  SideBySide(const Tile& tile, const int16_t* candidate, int count, float factor,
+             const std::vector<float>& importance, float drop, std::vector<double>& sums)
+      : tile(tile), candidate(candidate), count(count), factor(factor), importance(importance), drop(drop),
+        sums(sums) {}
 
   // Places [first, first + n) of the groups, filled up with zeros; the number of pairs.
   int read(int64_t first, int64_t n) {
     const Sixteen times = all(factor);
-    const auto scaled = [&](int i, Sixteen x) { return x * all(unit[i]) * times; };
+    const auto scaled = [&](int i, int64_t, Sixteen x) { return x * all(unit[i]) * times; };
+    if constexpr (WEIGHTED) {
+      const auto often = [&](int i, int64_t place) { return load16(importance.data() + where.column[i] + place); };
+      const auto counted = [&](int i, int64_t place, Sixteen) { return often(i, place); };
+      const auto product = [&](int i, int64_t place, Sixteen x) {
+        return rounded(scaled(i, place, x)) * often(i, place) * all(drop);
+      };
+      with_kind(tile.kind, [&](auto kind) { return where.read<kind>(tile.weights, first, n, counted, counts); });
+      with_kind(tile.kind, [&](auto kind) { return where.read<kind>(tile.weights, first, n, product, much); });
+    }
     return with_kind(tile.kind, [&](auto kind) { return where.read<kind>(tile.weights, first, n, scaled, u); });
   }
 
@@ -142,8 +161,8 @@ struct SideBySide {
       for (int j = 0; j < COUNT; ++j)
         for (int g = 0; g < GRIDS; ++g) {
           const Pairs c = codes_of(u[p], by[j], low[g], high[g]);
-          sum[j][g][0] = products(sum[j][g][0], u[p], c);
-          sum[j][g][1] = products(sum[j][g][1], c, c);
+          sum[j][g][0] = products(sum[j][g][0], WEIGHTED ? much[p] : u[p], c);
+          sum[j][g][1] = products(sum[j][g][1], WEIGHTED ? low_products(c, counts[p]) : c, c);
         }
     for (int j = 0; j < COUNT; ++j)
       for (int g = 0; g < GRIDS; ++g)
@@ -226,7 +245,7 @@ struct SideBySide {
       else
         best<1>();
       for (int i = 0; i < own; ++i) {
-        scale[batch + i] = cross[i] / per[i] / double(factor);
+        scale[batch + i] = cross[i] / per[i] / double(factor) / double(drop);
         which[batch + i] = int32_t(grid[i]);
       }
     }

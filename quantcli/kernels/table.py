@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels.block_types import BlockField, BlockScales, BlockType
     from quantcli.kernels.codebook import Codebook, Small
-    from quantcli.kernels.feedback import Done, Feedback
+    from quantcli.kernels.feedback import Costs, Feedback
 
     Floats = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
@@ -230,6 +230,13 @@ class Choices:
     plain: int
 
 
+class Coded(NamedTuple):
+    """Codes of a tile, packed, and the parameters that they are made with."""
+
+    params: QuantParams
+    packed: Bytes
+
+
 class Kernels(Protocol):
     """The interface of both tables. Packed codes are rows of whole 32-bit words, low code first."""
 
@@ -330,29 +337,14 @@ class Kernels(Protocol):
         """Weights (rows, cols) from stored codes."""
 
     def factor(
-        self,
-        triangle: Doubles,
-        cols: int,
-        first: int,
-        step: int,
-        rows: range,
-        least: float,
-        raw: Doubles,
-        pivots: Doubles,
+        self, triangle: Doubles, own: int, step: int, rows: range, least: float, spare: Doubles, pivots: Doubles
     ) -> bool:
-        """A step of the factors of second moments, in place; see feedback.h. Whether all pivots are above `least`."""
+        """A step of the factors of second moments for a column of blocks, in place; see feedback.cpp. Whether all
+        pivots are above `least`. spare: (2, columns of blocks, PANEL, PANEL), handed from one step to the next."""
 
-    def feedback(
-        self,
-        tile: Tile,
-        params: QuantParams | None,
-        grid: CodeGrid,
-        how: Feedback,
-        done: Done,
-        packed: Bytes | None,
-    ) -> tuple[Doubles, Doubles]:
-        """What the errors of every row cost in the output of a layer (rows,), and their squares: of codes that are
-        chosen for it and written to `packed`, of those given in it, or without codes of the weights themselves."""
+    def feedback(self, tile: Tile, grid: CodeGrid, how: Feedback, chosen: Coded, given: Coded) -> Costs:
+        """Choose the codes of a tile for the least error in the output of a layer, and write them to `chosen.packed`;
+        what errors cost: those of these codes, of those that are given, and of the weights themselves."""
 
     def rotate(self, values: Floats, size: int) -> None:
         """Multiply runs of `size` numbers by a regular Hadamard matrix, in place; see rotation.h. Doing it twice undoes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ import numpy as np
 
 from quantcli.errors import DataError
 from quantcli.kernels import BlockScales, QuantParams, row_bytes
-from quantcli.kernels.feedback import PANEL, Done, Feedback, panel_of, triangle_size
+from quantcli.kernels.feedback import PANEL, Feedback, block_of, blocks_right_of, narrowed, panels_of, triangle
+from quantcli.kernels.table import Coded
 from quantcli.metrics import decibels
 from quantcli.tensors.decided import SLACK, TINY, beyond_squares, not_symmetric
 
@@ -32,8 +33,15 @@ LEAST_DAMPING, FEW_SAMPLES = 0.01, 0.04
 """What is added to the mean square of every input, relative to the average one: with many samples, and how much more
 with only as many as there are inputs."""
 
-READ = 1 << 19
-"""Numbers of a matrix that a thread reads at a time: with what is computed of them 16 MiB; 2^21 took 58 MiB."""
+TIE = 1e-4
+"""How much two roundings of a row must differ in what they cost, damping included and relative to their sum, for the
+second-order one to be taken: more than these are off. U and sums over columns are float32 (kernels/feedback.h), each
+addition in error by 2^-24 of its sum, so that a cost is by some 2^-24 sqrt(n), 4e-6 for 4,096 inputs, and by more where
+terms cancel that are larger than what remains. Of the costs of 60,000 random rows with up to 300 inputs, sizes over
+five orders of magnitude and few samples, half were off by less than 3e-7 and the worst, second-order ones, by 4e-5."""
+
+READ = 1 << 17
+"""Numbers of a matrix that are read at a time: what is made of them, 4 MiB, stays in the cache."""
 
 Rounds = Generator[Sequence[Callable[[], Any]], "list[Any]", Any]
 """Rounds of tasks that several threads may share, as passes have them."""
@@ -79,15 +87,8 @@ class SecondOrder:
         the mean squares of columns instead MiniLM's embeddings were 0.9382 / 0.9825 like the original's at 3 / 4 bits
         in groups of 64, with these 0.9405 / 0.9836, and all columns alike 0.9351 / 0.9816."""
         found = np.empty(len(self.how.order))
-        found[self.how.order] = self.how.pivots
+        found[self.how.order] = self.how.pivots[: len(found)]
         return found
-
-    def costs(
-        self, kernels: Kernels, tile: Tile, params: QuantParams | None, grid: CodeGrid, done: Done, packed: Bytes | None
-    ) -> Doubles:
-        """What the errors of every row cost (rows,), damping left out; see `Kernels.feedback`."""
-        cost, square = kernels.feedback(tile, params, grid, self.how, done, packed)
-        return np.maximum(cost - self.damping * square, 0.0)
 
     def better(
         self,
@@ -100,16 +101,14 @@ class SecondOrder:
     ) -> tuple[QuantParams, Output]:
         """Write the codes of a tile, for each row those that cost less: second-order ones with some parameters, or
         plain ones, which are given with theirs. The parameters of the rows, and what they cost."""
-        own = self.costs(kernels, tile, params, grid, Done.CHOSEN, packed)
-        other = self.costs(kernels, tile, *(plain[0], grid, Done.GIVEN, plain[1]))
-        power = self.costs(kernels, tile, None, grid, Done.ALL_LOST, None)
-        worse = other < own
+        found = kernels.feedback(tile, grid, self.how, Coded(params, packed), Coded(*plain))
+        own, other, power = np.maximum(found.cost - self.damping * found.square, 0.0)
+        worse = own > other - TIE * (found.cost[0] + found.cost[1])
         if worse.any():
             rows = (tile.rows, row_bytes(tile.cols, grid.bits))
             packed.reshape(rows)[worse] = plain[1].reshape(rows)[worse]
             params = mixed(params, plain[0], worse) if params is not plain[0] else params
-        found = np.minimum(own, other)
-        return params, Output(*(math.fsum(v.tolist()) for v in (found, other, power)))
+        return params, Output(*(math.fsum(v.tolist()) for v in (np.where(worse, other, own), other, power)))
 
 
 def mixed(params: QuantParams, others: QuantParams, rows: NDArray[np.bool_]) -> QuantParams:
@@ -172,41 +171,39 @@ def _ranked(columns: Columns, order: NDArray[np.int32], damping: float) -> Feedb
     parts[:-1] = np.add.accumulate((mean * mean / variance)[::-1])[-2::-1]
     behind = 1 + parts
     pivots = variance + mean * mean / behind
-    return Feedback(order, pivots, None, mean, mean / (variance * behind + mean * mean))
+    return Feedback(order, pivots, None, mean, variance, mean / (variance * behind + mean * mean))
 
 
 def _factored(
     kernels: Kernels, matrix: SecondMoments, diagonal: Doubles, order: NDArray[np.int32], damping: float
 ) -> Rounds:
-    cols = len(order)
-    triangle = np.empty(triangle_size(cols))
+    cols, panels, least = len(order), panels_of(len(order)), damping / 2
+    wide = triangle(cols)
     place = np.empty(cols, np.int64)
     place[order] = np.arange(cols)
     rows = max(1, READ // cols)
-    reading = _Reading(matrix, diagonal, order, place, triangle)
+    reading = _Reading(matrix, diagonal, order, place, wide)
     sums = yield [partial(reading.block, first, min(first + rows, cols)) for first in range(0, cols, rows)]
     reading.check(sums)
-    for first in range(0, cols, PANEL):
-        panel = panel_of(triangle, cols, first)
-        panel[np.arange(len(panel)), np.arange(len(panel))] += damping
-    pivots, raw = np.empty(cols), np.empty((PANEL, cols))
-    least = damping / 2
-    for first in reversed(range(0, cols, PANEL)):
-        step = partial(kernels.factor, triangle, cols, first)
-        if not step(0, range(0), least, raw, pivots):
+    pivots, spare = np.empty(panels * PANEL), np.empty((2, panels, PANEL, PANEL))
+    for own in range(panels):
+        wide[block_of(own, own), range(PANEL), range(PANEL)] += damping
+    for own in reversed(range(panels)):
+        step = partial(kernels.factor, wide, own)
+        if not step(0, range(0), least, spare, pivots):
             problem = "the second moments are not positive semi-definite: no inputs have them"
             raise DataError(problem, place=matrix.place, hint="they are means of x x^T, in float32 or float64")
-        for number, parts in ((1, _parts(first, even=True)), (2, _parts(first, even=False))):
-            yield [partial(step, number, part, least, raw, pivots) for part in parts]
-    return Feedback(order, pivots, triangle)
+        for number, parts in ((1, _parts(own, even=True)), (2, _parts(own, even=False))):
+            yield [partial(step, number, part, least, spare, pivots) for part in parts]
+    return Feedback(order, pivots, narrowed(wide))
 
 
 def _parts(rows: int, *, even: bool) -> list[range]:
-    """Rows above a panel, cut into parts of the same work. even: whether every row has as much, or less the further
-    down it is."""
-    count = 1 if rows < 512 else 8
+    """Rows of blocks, cut into parts of the same work. even: whether every row has as much, or less the further down it
+    is."""
+    count = 1 if rows < 8 else 8
     shares = [part / count if even else 1 - math.sqrt(1 - part / count) for part in range(count)]
-    ends = [*(int(rows * share) // PANEL * PANEL for share in shares), rows]
+    ends = [*(round(rows * share) for share in shares), rows]
     return [range(a, b) for a, b in pairwise(ends) if a < b]
 
 
@@ -218,23 +215,26 @@ class _Reading:
     diagonal: Doubles
     order: NDArray[np.int32]
     place: NDArray[np.int64]
-    triangle: Doubles
+    wide: Doubles
 
     def block(self, first: int, last: int) -> tuple[Doubles, Doubles]:
         """Take in rows; their sums, and their part of those of the columns, with signs that are as good as random."""
         found, cols = self.matrix.rows(first, last), len(self.order)
         scale = 1 / np.sqrt(self.diagonal + TINY * self.diagonal.mean())
-        share = found * scale * scale[first:last, None]
-        beyond = np.abs(share) > 1 + SLACK
+        own, share = scale[first:last], found * scale
+        beyond = np.maximum(share.max(axis=1), -share.min(axis=1)) * own > 1 + SLACK
         if beyond.any():
-            i, j = (int(v[0]) for v in np.nonzero(beyond))
+            i = int(beyond.argmax())
+            j = int(np.abs(share[i]).argmax())
             raise beyond_squares(float(found[i, j]), first + i, j, self.matrix.place)
-        turned = found[:, self.order]
-        for row, at in zip(turned, self.place[first:last].tolist()):
-            top = at // PANEL * PANEL
-            panel_of(self.triangle, cols, top)[at - top] = row[top:]
+        panels = panels_of(cols)
+        turned = np.zeros(panels * PANEL)
+        for row, at in zip(found, self.place[first:last].tolist()):
+            top, within = divmod(at, PANEL)
+            turned[top * PANEL : cols] = row[self.order[top * PANEL :]]
+            self.wide[blocks_right_of(top, panels), within] = turned[top * PANEL :].reshape(-1, PANEL)
         signs = _signs(cols)
-        return share @ signs, signs[first:last] @ share
+        return (share @ signs) * own, (signs[first:last] * own) @ share
 
     def check(self, sums: Sequence[tuple[Doubles, Doubles]]) -> None:
         """Raise DataError where the sums of rows are not those of columns: the matrix is not symmetric."""
@@ -245,5 +245,6 @@ class _Reading:
             raise not_symmetric(int(off.argmax()), self.matrix.place)
 
 
+@lru_cache(maxsize=1)
 def _signs(count: int) -> Doubles:
     return np.where(np.random.default_rng(1).integers(0, 2, count) > 0, 1.0, -1.0)
