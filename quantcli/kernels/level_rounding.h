@@ -9,8 +9,8 @@
 
 namespace {
 
-// From every code of a table to the levels next above and below: how far they are, and their codes. There is none, and it
-// is infinitely far, from the outermost levels, from codes that no weight has, and to a level that repeats.
+// From every code of a table to the levels next above and below: how far they are, and their codes. There is none, and
+// it is infinitely far, from the outermost levels, from codes that no weight has, and to a level that repeats.
 struct Neighbours {
   std::vector<float> above, below;
   std::vector<uint16_t> upper, lower;
@@ -42,7 +42,7 @@ struct FewSteps {
 };
 
 struct FloatSteps {
-  Whole sign, size, down, one;
+  Whole size, down, one;
   int mantissa, top;
   Whole least;
 
