@@ -12,7 +12,7 @@ from quantcli import registry
 from quantcli import scheme as record
 from quantcli.deciding import FIELDS, Asked, calibrator, decide, suits
 from quantcli.errors import QuantcliError, UsageError
-from quantcli.scheme import AUTO, IN_SUPER_BLOCKS, SECOND_ORDER, Granularity
+from quantcli.scheme import AUTO, SECOND_ORDER, Granularity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -216,9 +216,8 @@ def plainly_rounded(scheme: record.Scheme) -> record.Scheme:
     """
     if not scheme.second_order:
         return scheme
-    searched = scheme.calibration == "mse" and scheme.storage != IN_SUPER_BLOCKS
-    sums = scheme.family == "int" and 2 <= scheme.bits <= 8 and searched
-    return changed(scheme, rounding="sum-preserving" if sums else "nearest")
+    usual = changed(scheme, rounding=None, calibration=None, options={}, grid=None)
+    return changed(scheme, rounding=usual.rounding if usual.calibration == scheme.calibration else "nearest")
 
 
 def searched(fields: Mapping[str, Any], effort: str | None) -> Scheme:

@@ -213,16 +213,12 @@ def _check_zero_point(asked: Asked, form: Format, name: str) -> None:
 
 
 def _rounding(asked: Asked, what: _Codes) -> str:
-    plain = (
-        asked.calibration is not None
-        or asked.scale_dtype == IN_SUPER_BLOCKS
-        or what.family != "int"
-        or not 2 <= what.bits <= 8
-    )
+    searched = asked.calibration is None and asked.scale_dtype != IN_SUPER_BLOCKS
+    plain = not searched or what.family != "int" or not 2 <= what.bits <= 8
     rounding = ("nearest" if plain else "sum-preserving") if asked.rounding is None else asked.rounding
     _one_of("rounding", rounding, ROUNDINGS)
-    if rounding == "sum-preserving" and (what.family != "int" or what.binary):
-        raise UsageError(f"{rounding} is for integers of two bits or more", place=["rounding"])
+    if rounding == "sum-preserving" and what.binary:
+        raise UsageError(f"{rounding} is not for one symmetric bit", place=["rounding"], hint="use nearest")
     return rounding
 
 

@@ -82,7 +82,7 @@ def test_what_is_filled_in(fields: dict[str, Any], expected: dict[str, Any]) -> 
     ({"format": "nf4", "bits": 3}, "bits: nf4 has 4 bits, not 3"),
     ({"format": "nf4", "symmetric": False}, "symmetric: nf4 is symmetric"),
     ({"format": "midrise", "symmetric": False}, "zero_point: midrise has only float offsets"),
-    ({"format": "nf4", "rounding": "sum-preserving"}, "rounding: sum-preserving is for integers"),
+    ({"bits": 1, "rounding": "sum-preserving"}, "rounding: sum-preserving is not for one symmetric bit"),
     ({"bits": 4, "rounding": "up"}, "rounding: 'up' is not one of"),
     ({"bits": 4, "levels": 4}, "levels: only a learned codebook takes a number of levels"),
     ({"format": "codebook", "levels": 300}, "levels: 300 is not a whole number from 2 to 256"),

@@ -5,10 +5,12 @@
 
 #pragma once
 
+#include <optional>
+
 #include "coders.h"
 #include "codes.h"
+#include "level_rounding.h"
 #include "packing.h"
-#include "rounding.h"
 #include "sums.h"
 
 namespace {
@@ -39,6 +41,7 @@ struct Encoder {
   const Grid& grid;
   Code* codes;
   float* errors;
+  const Neighbours* next = nullptr;  // of levels that all rows share, where sums are preserved
 
   // Calls step(from, n) for the spans of a row, whose codes and errors `span` then holds.
   template <class Step>
@@ -71,31 +74,40 @@ struct Encoder {
       for (int i = 0; i < n; ++i) codes[from + i] = Code(int32_t(span.code[i]));
     });
     totals.clipped += span.outside();
-    if (errors) preserve<WIDE>(row, own, totals);
+    if (errors) preserve<WIDE>(row, own, sum_of(errors, tile.cols), totals);
   }
 
-  // Moves codes so that the errors of a row add up to about 0, and accounts for what is left of them.
+  // Moves codes so that the errors of a row, whose sum is given, add up to about 0, and accounts for what is left of them.
   template <bool WIDE>
-  void preserve(int64_t row, const RowParams& own, Totals& totals) const {
-    preserve_sum(
-        codes, errors, tile.cols, tile.group, grid.umin, grid.umax, [&](int64_t g) { return own.scale[g]; },
-        [&](int64_t j, int64_t g) {
-          float x, value;
-          const float code = float(codes[j]);
-          load(tile.weights, tile.kind, row * tile.cols + j, 1, &x);
-          reconstruct(&code, 1, grid, own.scale[g], own.zero_at(g), own.table, &value);
-          errors[j] = x - value;
-        });
-    by_span(tile.cols, [&](int64_t from, int n) { add_squares<WIDE>(errors + from, n, totals.sse); });
-    const float worst = largest_magnitude(errors, tile.cols);
-    totals.worst = worst > totals.worst ? worst : totals.worst;
+  void preserve(int64_t row, const RowParams& own, double found, Totals& totals) const {
+    const Rest sum = rest_of(found);
+    const auto decode = [&](int64_t j, int64_t g) {
+      float x, value;
+      const float code = float(codes[j]);
+      load(tile.weights, tile.kind, row * tile.cols + j, 1, &x);
+      reconstruct(&code, 1, grid, own.scale[g], own.zero_at(g), own.table, &value);
+      errors[j] = x - value;
+    };
+    const auto flip = [&](const auto& steps) { preserve_sum(errors, tile.cols, tile.group, sum, steps, decode); };
+    const auto flip_levels = [&](const Neighbours& near) {
+      with_steps(codes, own.scale, near, sum.sign, own.table.small, grid.bits, flip);
+    };
+    if (next)
+      flip_levels(*next);
+    else if (grid.mode == LEVELS)
+      flip_levels(Neighbours(own.table, params.codebook->size));
+    else {
+      const auto scale_at = [&](int64_t g) { return own.scale[g]; };
+      flip(EvenSteps<Code, decltype(scale_at)>{codes, scale_at, sum.sign, grid.umin, grid.umax});
+    }
+    by_span(tile.cols, [&](int64_t from, int n) { add_errors<WIDE>(errors + from, n, totals); });
   }
 
   // Whether the functions below do, whose codes are bytes.
   bool in_registers() const {
     const bool whole = tile.group % LANE_COUNT == 0 || tile.group >= tile.cols;
     const bool integers = grid.mode == INTEGER && !grid.midrise;
-    const Codebook* book = grid.mode == LEVELS && !errors ? params.codebook : nullptr;
+    const Codebook* book = grid.mode == LEVELS ? params.codebook : nullptr;
     const bool levels = book && (book->small.mantissa >= 0 || book->count <= FEW_LEVELS);
     return (integers || levels) && whole && tile.cols % PADDING == 0;
   }
@@ -145,7 +157,8 @@ struct Encoder {
   void encode_fast(int64_t row, Totals& totals) const {
     const RowParams own = row_params(params, row, grid);
     const Coder coder(grid, own.table);
-    Sixteen sse = all(0), power = all(0), worst = all(0);
+    Sixteen sse = all(0), power = all(0), worst = all(0);  // KEEP: `sse` is the sum of errors
+    double sum[LANE_COUNT] = {};
     Counter clipped;
     by_run(
         own,
@@ -158,6 +171,7 @@ struct Encoder {
             power = power + x * x;
             if (KEEP) {
               store(found.error, errors + j);
+              sse = sse + found.error;
             } else {
               sse = sse + found.error * found.error;
               worst = larger(worst, magnitude(found.error));
@@ -165,12 +179,12 @@ struct Encoder {
           }
         },
         [&] {
-          if (!KEEP) add_to(totals.sse, sse);
+          add_to(KEEP ? sum : totals.sse, sse);
           add_to(totals.power, power);
           sse = power = all(0);
         });
     totals.clipped += clipped.total();
-    if (KEEP) return preserve<false>(row, own, totals);
+    if (KEEP) return preserve<false>(row, own, folded(sum), totals);
     const float most = largest_lane(worst);
     totals.worst = most > totals.worst ? most : totals.worst;
   }
@@ -178,15 +192,21 @@ struct Encoder {
   template <int KIND>
   void encode_fast(int64_t row, bool stored, Totals& totals) const {
     if (grid.mode == LEVELS && params.codebook->small.mantissa >= 0)
-      stored ? encode_fast<KIND, SmallFloats, false>(row, totals) : attempt_fast<KIND, SmallFloats>(row, totals);
+      encode_fast<KIND, SmallFloats>(row, stored, totals);
     else if (grid.mode == LEVELS)
-      stored ? encode_fast<KIND, FewLevels, false>(row, totals) : attempt_fast<KIND, FewLevels>(row, totals);
-    else if (!stored)
-      attempt_fast<KIND, Integers>(row, totals);
-    else if (errors)
-      encode_fast<KIND, Integers, true>(row, totals);
+      encode_fast<KIND, FewLevels>(row, stored, totals);
     else
-      encode_fast<KIND, Integers, false>(row, totals);
+      encode_fast<KIND, Integers>(row, stored, totals);
+  }
+
+  template <int KIND, class Coder>
+  void encode_fast(int64_t row, bool stored, Totals& totals) const {
+    if (!stored)
+      attempt_fast<KIND, Coder>(row, totals);
+    else if (errors)
+      encode_fast<KIND, Coder, true>(row, totals);
+    else
+      encode_fast<KIND, Coder, false>(row, totals);
   }
 
   void encode_fast(int64_t row, bool stored, Totals& totals) const {
@@ -211,7 +231,11 @@ inline void encode_tile(const Tile& tile, const Params& params, const Grid& grid
                         uint8_t* packed, Totals& totals) {
   with_codes(codes, grid.bits, [&](auto* code) {
     std::memset(code + tile.cols, 0, PADDING * sizeof *code);
-    const Encoder<std::remove_pointer_t<decltype(code)>> encoder{tile, params, grid, code, scratch};
+    using Code = std::remove_pointer_t<decltype(code)>;
+    std::optional<Neighbours> next;
+    if (scratch && grid.mode == LEVELS && params.codebook->tables == 1)
+      next.emplace(table_of(params.codebook, 0), params.codebook->size);
+    const Encoder<Code> encoder{tile, params, grid, code, scratch, next ? &*next : nullptr};
     for (int64_t row = 0; row < tile.rows; ++row) {
       encoder.template row<WIDE>(row, packed || scratch, totals);
       if (packed) pack(code, tile.cols, grid.bits, packed + row * row_bytes(tile.cols, grid.bits));

@@ -285,7 +285,7 @@ class NumpyKernels:
             for (xv, cv, _), own in views:
                 clipped += _codes(xv, own, grid, cv)
             if preserve:
-                self._preserve(views, x, codes, error, params.scale, grid, tile.group, (first, last))
+                self._preserve(views, codes, error, params, grid, tile.group, (first, last))
             if store and packed is not None:
                 stored = scratch.take("stored", x.shape, np.uint8 if grid.bits <= 8 else np.uint16)
                 np.copyto(stored, codes, casting="unsafe")
@@ -307,23 +307,25 @@ class NumpyKernels:
     @staticmethod
     def _preserve(
         views: list[tuple[list[NDArray[Any]], QuantParams]],
-        x: NDArray[Any],
         codes: NDArray[Any],
         error: NDArray[Any],
-        scale: Floats,
+        params: QuantParams,
         grid: CodeGrid,
         group: int,
         rows: tuple[int, int],
     ) -> None:
         """Move codes so that the errors of every row add up to about 0."""
-        from quantcli.kernels.numpy_rounding import flips
+        from quantcli.kernels.numpy_rounding import flip_levels, flips
 
         for (xv, cv, ev), own in views:
             _values(cv, own, grid, ev)
             np.subtract(xv, ev, out=ev)
-        own_scale = scale if scale.shape[0] == 1 else scale[slice(*rows)]
-        wide = np.broadcast_to(np.repeat(own_scale, group, axis=1)[:, : x.shape[1]], x.shape)
-        np.add(codes, flips(error, codes, wide, grid.umin, grid.umax), out=codes)
+        scale = params.scale if params.scale.shape[0] == 1 else params.scale[slice(*rows)]
+        wide = np.broadcast_to(np.repeat(scale, group, axis=1)[:, : codes.shape[1]], codes.shape)
+        if grid.mode == LEVELS and params.codebook is not None:
+            flip_levels(error, codes, wide, params.codebook.rows(*rows))
+        else:
+            np.add(codes, flips(error, codes, wide, grid.umin, grid.umax), out=codes)
 
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         rows, cols = shape

@@ -47,20 +47,29 @@ inline void add_squares(const float* values, int n, double* lanes) {
   }
 }
 
-inline float largest_magnitude(const float* values, int64_t n) {
-  Sixteen found = all(0);
-  int64_t i = 0;
-  for (; i + LANE_COUNT <= n; i += LANE_COUNT) found = larger(found, magnitude(load16(values + i)));
-  if (i < n) found = larger(found, magnitude(load_some(values + i, int(n - i))));
-  return largest_lane(found);
+// Adds up n <= LANES errors, the first of which begins a run.
+template <bool WIDE>
+inline void add_errors(const float* error, int n, Totals& totals) {
+  Sixteen most = all(0);
+  for (int from = 0; from < n; from += RUN) {
+    const int end = n < from + RUN ? n : from + RUN;
+    Sixteen sum = all(0);
+    for (int i = from; i < end; i += LANE_COUNT) {
+      const Sixteen v = i + LANE_COUNT <= end ? load16(error + i) : load_some(error + i, int(end - i));
+      most = larger(most, magnitude(v));
+      if (!WIDE) sum = sum + v * v;
+    }
+    if (!WIDE) add_to(totals.sse, sum);
+  }
+  if (WIDE) add_squares<true>(error, n, totals.sse);
+  const float worst = largest_lane(most);
+  totals.worst = worst > totals.worst ? worst : totals.worst;
 }
 
 template <bool WIDE>
 inline void account(const float* x, const float* error, int n, Totals& totals) {
-  add_squares<WIDE>(error, n, totals.sse);
+  add_errors<WIDE>(error, n, totals);
   add_squares<WIDE>(x, n, totals.power);
-  const float worst = largest_magnitude(error, n);
-  totals.worst = worst > totals.worst ? worst : totals.worst;
 }
 
 // The sum of n values, 16 lanes as above.

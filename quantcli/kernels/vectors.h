@@ -59,6 +59,12 @@ struct Whole {
 };
 
 inline Whole all_whole(int32_t value) { return {_mm512_set1_epi32(value)}; }
+inline Whole bytes16(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+
+// Of sixteen values those at places.
+inline Sixteen picked(Sixteen values, Whole at) { return {_mm512_permutexvar_ps(at.v, values.v)}; }
 inline Whole whole(Sixteen a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline Whole bits_of(Sixteen a) { return {_mm512_castps_si512(a.v)}; }
 inline Sixteen floats_of(Whole a) { return {_mm512_castsi512_ps(a.v)}; }
@@ -155,6 +161,16 @@ struct Whole {
 };
 
 inline Whole all_whole(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+inline Whole bytes16(const uint8_t* p) {
+  const __m128i places = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(places), _mm256_cvtepu8_epi32(_mm_srli_si128(places, 8))};
+}
+
+inline __m256 picked(Sixteen values, __m256i at) {
+  const __m256 low = _mm256_permutevar8x32_ps(values.a, at), high = _mm256_permutevar8x32_ps(values.b, at);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));  // by the bit of 8
+}
+inline Sixteen picked(Sixteen values, Whole at) { return {picked(values, at.a), picked(values, at.b)}; }
 inline Whole whole(Sixteen x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 inline Whole bits_of(Sixteen x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 inline Sixteen floats_of(Whole x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
@@ -279,6 +295,12 @@ inline Sixteen weights16(const void* weights, int64_t at) {
 
 inline Whole all_whole(int32_t value) {
   return each_lane<Whole>([&](int) { return uint32_t(value); });
+}
+inline Whole bytes16(const uint8_t* p) {
+  return each_lane<Whole>([&](int i) { return uint32_t(p[i]); });
+}
+inline Sixteen picked(const Sixteen& values, const Whole& at) {
+  return each_lane([&](int i) { return values.v[at.v[i] & 15]; });
 }
 inline Whole whole(const Sixteen& a) {
   return each_lane<Whole>([&](int i) { return uint32_t(int32_t(a.v[i])); });

@@ -24,6 +24,7 @@ from quantcli.layouts.writer import named
 from quantcli.patterns import module_of, near_misses
 from quantcli.planning import batch_norms, imatrix, moments
 from quantcli.planning.moments import Entry
+from quantcli.planning.nearby import MOST_COLUMNS, Nearby
 from quantcli.stores import Source, open_source
 from quantcli.tensors.decided import Columns
 from quantcli.tensors.info import TensorInfo
@@ -96,7 +97,8 @@ class InputStatistics:
             matrix = replace(matrix, taps=taps, mean=mean)
         if mean is not None:
             mean = np.repeat(mean, taps)
-        return Columns(values, _digest(values, mean, entry), mean, matrix, entry.count)
+        together = matrix if mean is None or matrix is not None else _of_places(values, mean, info, plan, place)
+        return Columns(values, _digest(values, mean, entry), mean, together, entry.count)
 
     def _taps(self, size: int, info: TensorInfo, plan: Grouping, place: list[str]) -> int:
         """How many columns each number of an entry is for. Raises UsageError where it does not fit the tensor."""
@@ -141,6 +143,13 @@ class InputStatistics:
                 hint=hint,
             )
         return left
+
+
+def _of_places(values: Array, mean: Array, info: TensorInfo, plan: Grouping, place: list[str]) -> Nearby | None:
+    """How the inputs of a convolution go together, of which vectors are known; None for other layers."""
+    kernel = info.shape[2:]
+    whole = math.prod(info.shape[1:]) == plan.cols and math.prod(kernel) > 1
+    return Nearby(values, mean, kernel, place) if kernel and whole and plan.cols <= MOST_COLUMNS else None
 
 
 def stacked_name(name: str) -> tuple[str, None] | None:

@@ -68,10 +68,23 @@ def costs(decoded: str, statistics: str = "full.safetensors") -> dict[str, tuple
             mean = known.get(f"{name}.mean", known.get(f"{name.removesuffix('.weight')}.mean"))
             assert mean is not None
             m = mean.astype(np.float64)
-            h = np.outer(m, m) + np.diag(h - m * m)
+            spread = np.sqrt(np.maximum(h - m * m, 0))
+            h = np.outer(m, m) + np.outer(spread, spread) * alike(shape[2:], len(m))
         w, q = (v[name].reshape(shape[0], -1).astype(np.float64) for v in (original, after))
         found[name] = tuple(float(np.einsum("ri,ij,rj->", e, h, e)) for e in (w - q, w))
     return found  # type: ignore[return-value]
+
+
+def alike(kernel: tuple[int, ...], cols: int) -> np.ndarray:
+    """How columns go together whose vectors are known: places of a kernel by half for each step between them."""
+    places = list(itertools.product(*map(range, kernel)))
+    taps = len(places)
+    found = np.eye(cols)
+    for i, j in itertools.product(range(cols), repeat=2):
+        if i // taps == j // taps:
+            a, b = places[i % taps], places[j % taps]
+            found[i, j] = 0.5 ** sum(abs(x - y) for x, y in zip(a, b))
+    return found
 
 
 def quantized(*arguments: Any, name: str = "a") -> dict[str, Any]:

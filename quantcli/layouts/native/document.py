@@ -29,7 +29,7 @@ from quantcli.tensors.second_order import Output
 KEY = "quantcli"
 VERSION = 3
 """The newest version of the format. 2 added scales of one byte for floats, blocks, and how inputs are quantized; 3
-second-order rounding."""
+second-order rounding, and sum-preserving rounding to levels."""
 _WIDEST = 1.7976931348623157e308
 """The longest text of a float: a placeholder for the sums that are known only at the end."""
 
@@ -139,7 +139,7 @@ def _number(value: float) -> str:
 
 def _version(scheme: Scheme) -> int:
     """The first version of the format that has a scheme."""
-    if scheme.second_order:
+    if scheme.second_order or (scheme.preserves_sums and scheme.family != "int"):
         return 3
     older = scheme.storage == "plain" and scheme.granularity != "block" and scheme.activations == "none"
     return 1 if older else 2
