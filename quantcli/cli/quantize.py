@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _asking, _budget, _gating, _help, _log, _naming, _sources, options
+from quantcli.cli import _asking, _budget, _gating, _help, _line, _log, _naming, _sources, options
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.floats import Reading
     from quantcli.folders.job import Job, Outcome
+    from quantcli.folders.shares import Share
     from quantcli.reports.run import RunReport
 
 MUCH = 64 << 20
@@ -85,6 +86,13 @@ MUCH = 64 << 20
     group="Run",
 )
 @_help.option(
+    "--part",
+    metavar="I/N",
+    help="Do the I-th of N parts, which quantcli merge joins; auto in job arrays of Slurm and Kubernetes. See help "
+    "scale.",
+    group="Run",
+)
+@_help.option(
     "--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.", group="Common"
 )
 @options.show_all
@@ -100,6 +108,7 @@ def command(
     show_all: bool,
     dry_run: bool,
     resume: bool,
+    part: str | None,
     **asked: Any,
 ) -> None:
     """Quantize SRC: a file (.safetensors, .gguf, .onnx, .npy, .npz, .pt and .bin of PyTorch), a checkpoint folder or
@@ -110,9 +119,102 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
+    called = Called(
+        src=src,
+        reading=reading,
+        output=output,
+        force=force,
+        threads=threads,
+        console=console,
+        dry_run=dry_run,
+        resume=resume,
+        share=_share(part, src, output, asked, resume=resume),
+        line=() if part is None else tuple(_line.repeated(click.get_current_context(), without=OF_A_PROCESS)),
+        asked=asked,
+    )
+    run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
+    with prepared(called) as (ready, keep):
+        report = _carried_out(ready, run, console)
+    keep()
+    _show(report, ready.notes, run, console)
+
+
+OF_A_PROCESS = ("part", "threads", "force", "show_all", "as_json", "color", "verbose", "quiet", "log_file", "dry_run")
+"""Parameters that may differ between processes that do parts of a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Called:
+    """A call of the command. share: the part that this process does, None for all; line: the call as another process
+    can repeat it."""
+
+    src: str
+    reading: Reading
+    output: str | None
+    force: bool
+    threads: int | None
+    console: options.Console
+    dry_run: bool
+    resume: bool
+    share: Share | None
+    line: tuple[str, ...]
+    asked: Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def again(line: Sequence[str], output: str, console: options.Console, *, force: bool) -> Iterator[Job]:
+    """The run that a command line of this command asks for, ready to begin. output: where it goes; console: of the
+    command that repeats it. Raises QuantcliError and click.UsageError."""
+    asked = _line.parsed(command, line)
+    other = ("output", "console", "force", "threads", "show_all", "part", "dry_run", "resume", "reading")
+    called = Called(
+        src=asked["src"],
+        reading=_sources.reading_of(asked),
+        output=output,
+        force=force,
+        threads=None,
+        console=console,
+        dry_run=False,
+        resume=False,
+        share=None,
+        line=tuple(line),
+        asked={name: value for name, value in asked.items() if name not in (*other, "src")},
+    )
+    with prepared(called) as (ready, _):
+        yield ready
+
+
+def _share(text: str | None, src: str, output: str | None, asked: Mapping[str, Any], *, resume: bool) -> Share | None:
+    """The part of the run that is asked for. Raises UsageError for what parts cannot do."""
+    if text is None:
+        return None
+    from quantcli.folders.shares import share
+
+    found = share(text, os.environ)
+    once = "plan once with quantcli plan --save-recipe, and give all parts --recipe"
+    for name, why, way in (
+        ("target_size", "choosing schemes for a size reads all weights, in every part", once),
+        ("target_bpw", "choosing schemes for a size reads all weights, in every part", once),
+        ("save_recipe", "every part would write it", "use quantcli plan --save-recipe"),
+    ):
+        if asked[name] is not None:
+            raise UsageError(why, place=[f"--{name.replace('_', '-')}"], hint=way)
+    if resume:
+        raise UsageError("a part always goes on where it was interrupted", place=["--resume"], hint="leave it out")
+    if src == "-" or output == "-":
+        raise UsageError("parts read and write files, not pipes", place=["-"], hint="name a file or folder")
+    return found
+
+
+@contextlib.contextmanager
+def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
+    """A run that may begin, and what writes its recipe once it is done. Raises QuantcliError for all that can be known
+    before the first weight is read."""
     from quantcli.folders import components, job, prepare
     from quantcli.planning import recipe_writing
 
+    src, output, asked, console = called.src, called.output, called.asked, called.console
+    reading, dry_run = called.reading, called.dry_run
     order = _asking.order(asked, output=output)
     budget = _budget.of_quantize(asked, order)
     _naming.check_model(output, order.to)
@@ -120,7 +222,6 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     if output == "-" and order.max_shard_size is not None:
         raise UsageError("standard output is one file", place=["--max-shard-size"], hint="name a file with -o")
-    run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
     say = console.inform
     with (
         options.standard_output(None if dry_run else output, console) as named,
@@ -131,7 +232,14 @@ def command(
         read = [src, *named_files, *reading.loras]
         _check_saved(saved, named, read)
         beside = [path for path in read[1:] if path is not None]
-        how = prepare.Writing(force=force, resume=resume, dry_run=dry_run, read=beside)
+        how = prepare.Writing(
+            force=called.force,
+            resume=called.resume,
+            dry_run=dry_run,
+            read=beside,
+            share=called.share,
+            line=called.line,
+        )
         if budget is None:
             chosen, requests = components.requested(found, options.warn)
             if saved is not None and not chosen.folder:
@@ -145,17 +253,19 @@ def command(
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
         if budget is not None:
-            chosen, plan, _ = _budget.planned(found, order, budget, options.thread_count(threads), console)
+            chosen, plan, _ = _budget.planned(found, order, budget, options.thread_count(called.threads), console)
             requests = dict(plan.requests)
         text = ""
         if saved is not None:
             spelt = prepare.spelt_out(chosen, requests, order) if chosen.folder else requests[""]
             text = recipe_writing.dump(spelt, order.settings, os.path.dirname(saved))
         ready = prepare.ready(chosen, requests, order, target, how, shown=output or target, folder=folder)
-        report = _carried_out(ready, run, console)
-    if saved is not None:
-        options.replace_file(saved, text, [*read, target])
-    _show(report, ready.notes, run, console)
+
+        def keep() -> None:
+            if saved is not None:
+                options.replace_file(saved, text, [*read, target])
+
+        yield ready, keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
