@@ -110,9 +110,7 @@ def _of_scheduler(count: int | None, variables: Mapping[str, str]) -> Share:
         raise _wrong(f"{told} parts by {COUNT}, {count} by the option", "leave one of them out")
     number, own = _of_slurm(variables) if slurm else (_whole("JOB_COMPLETION_INDEX", variables) + 1, None)
     if told is not None and own is not None and told != own:
-        raise _wrong(
-            f"{told} parts are asked for, but Slurm's array has {own}", "make the array as long, or write auto"
-        )
+        raise _wrong(f"{told} parts are asked for, and Slurm's array has {own}", "make it as long, or write auto")
     total = own or told
     if total is None:
         raise _wrong("Kubernetes does not tell how many parts there are", f"write auto/16, or set {COUNT}")
@@ -126,9 +124,8 @@ def _of_slurm(variables: Mapping[str, str]) -> tuple[int, int | None]:
     step = _whole("SLURM_ARRAY_TASK_STEP", variables) if "SLURM_ARRAY_TASK_STEP" in variables else 1
     place, rest = divmod(task - least, step or 1)
     if rest or place < 0:
-        raise _wrong(
-            f"SLURM_ARRAY_TASK_ID is {task}, not in steps of {step} from {least}", "write the part, such as 3/16"
-        )
+        problem = f"SLURM_ARRAY_TASK_ID is {task}, not in steps of {step} from {least}"
+        raise _wrong(problem, "write the part, such as 3/16")
     return place + 1, _slurm_count(variables, least, step or 1)
 
 
