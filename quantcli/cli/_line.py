@@ -14,8 +14,9 @@ import click
 from quantcli.cli import _help
 
 
-def repeated(ctx: click.Context, *, without: Collection[str]) -> list[str]:
-    """The arguments of a command, names of files from the root. without: parameters that are left out."""
+def repeated(ctx: click.Context, *, without: Collection[str], absolute: bool = True) -> list[str]:
+    """The arguments of a command. without: parameters that are left out; absolute: whether names of files are given from
+    the root, for processes that have another current folder."""
     typed = list(ctx.meta[_help.TYPED])
     values, _, order = ctx.command.make_parser(ctx).parse_args(list(typed))
     found = list[str]()
@@ -25,13 +26,13 @@ def repeated(ctx: click.Context, *, without: Collection[str]) -> list[str]:
             continue
         many = isinstance(values[name], (list, tuple))
         for value in values[name] if many else [values[name]]:
-            found += _said(parameter, value)
+            found += _said(parameter, value, absolute)
     return found
 
 
-def _said(parameter: click.Parameter, value: Any) -> Iterator[str]:
+def _said(parameter: click.Parameter, value: Any, absolute: bool) -> Iterator[str]:
     """A value as it is typed."""
-    if isinstance(value, str) and parameter.type in (_help.FILE, _help.MODEL):
+    if absolute and isinstance(value, str) and parameter.type in (_help.FILE, _help.MODEL):
         # A recipe may be a preset's name, a source a URL.
         value = os.path.abspath(value) if os.path.exists(value) or parameter.name == "output" else value
     if not isinstance(parameter, click.Option):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 from quantcli.cli import _help, options
+from quantcli.errors import os_error
 
 
 @_help.command(
@@ -29,22 +34,37 @@ def command(
     those that several parts share are joined. Then index, configuration, side files and model card are added, DST
     appears as a whole, and the parts are removed.
     """
-    import os
-
     from quantcli.cli import quantize
     from quantcli.folders import merge, parts
     from quantcli.reports.run import RunReport
 
     path = os.path.realpath(dst)
     found = merge.complete(path)
-    line = parts.request_of(path, found[0]).line
+    asked = parts.request_of(path, found[0])
     file = options.document_file(output, RunReport, [dst])
-    with quantize.again(line, dst, console, force=force) as ready:
+    with (
+        _inside(asked.folder),
+        quantize.again(asked.line, path, console, force=force, shown=dst) as ready,
+    ):
         done = ready.merge(threads=options.thread_count(threads))
     console.inform(*ready.notes, *done.notes)
     if not console.quiet:
         options.print_warnings(done.report)
     options.show(done.report, console, show_all=show_all, file=file)
+
+
+@contextlib.contextmanager
+def _inside(folder: str) -> Iterator[None]:
+    """Have names of files mean what they meant in a folder. Raises QuantcliError where it is not there."""
+    before = os.getcwd()
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise os_error(error, folder) from None
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 PROVIDES = command

@@ -129,7 +129,7 @@ def command(
         dry_run=dry_run,
         resume=resume,
         share=_share(part, src, output, asked, resume=resume),
-        line=() if part is None else tuple(_line.repeated(click.get_current_context(), without=OF_A_PROCESS)),
+        line=() if part is None else _typed(),
         asked=asked,
     )
     run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
@@ -139,14 +139,19 @@ def command(
     _show(report, ready.notes, run, console)
 
 
+def _typed() -> tuple[str, ...]:
+    """The command line as the parts of a run record it: as it was typed, for model cards name files so."""
+    return tuple(_line.repeated(click.get_current_context(), without=OF_A_PROCESS, absolute=False))
+
+
 OF_A_PROCESS = ("part", "threads", "force", "show_all", "as_json", "color", "verbose", "quiet", "log_file", "dry_run")
 """Parameters that may differ between processes that do parts of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Called:
-    """A call of the command. share: the part that this process does, None for all; line: the call as another process
-    can repeat it."""
+    """A call of the command. shown: the output as it is shown, where not as it is named. share: the part that this
+    process does, None for all; line: the call as another process can repeat it."""
 
     src: str
     reading: Reading
@@ -159,12 +164,15 @@ class Called:
     share: Share | None
     line: tuple[str, ...]
     asked: Mapping[str, Any]
+    shown: str | None = None
 
 
 @contextlib.contextmanager
-def again(line: Sequence[str], output: str, console: options.Console, *, force: bool) -> Iterator[Job]:
-    """The run that a command line of this command asks for, ready to begin. output: where it goes; console: of the
-    command that repeats it. Raises QuantcliError and click.UsageError."""
+def again(
+    line: Sequence[str], output: str, console: options.Console, *, force: bool, shown: str | None = None
+) -> Iterator[Job]:
+    """The run that a command line of this command asks for, ready to begin. output: where it goes, shown: as it is
+    shown; console: of the command that repeats it. Raises QuantcliError and click.UsageError."""
     asked = _line.parsed(command, line)
     other = ("output", "console", "force", "threads", "show_all", "part", "dry_run", "resume", "reading")
     called = Called(
@@ -178,6 +186,7 @@ def again(line: Sequence[str], output: str, console: options.Console, *, force: 
         resume=False,
         share=None,
         line=tuple(line),
+        shown=shown,
         asked={name: value for name, value in asked.items() if name not in (*other, "src")},
     )
     with prepared(called) as (ready, _):
@@ -191,11 +200,11 @@ def _share(text: str | None, src: str, output: str | None, asked: Mapping[str, A
     from quantcli.folders.shares import share
 
     found = share(text, os.environ)
-    once = "plan once with quantcli plan --save-recipe, and give all parts --recipe"
+    once = "choose once with quantcli plan -o recipe.yaml, and give all parts --recipe recipe.yaml"
     for name, why, way in (
         ("target_size", "choosing schemes for a size reads all weights, in every part", once),
         ("target_bpw", "choosing schemes for a size reads all weights, in every part", once),
-        ("save_recipe", "every part would write it", "use quantcli plan --save-recipe"),
+        ("save_recipe", "every part would write it", "the output holds it too: quantcli inspect --recipe"),
     ):
         if asked[name] is not None:
             raise UsageError(why, place=[f"--{name.replace('_', '-')}"], hint=way)
@@ -259,7 +268,9 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
         if saved is not None:
             spelt = prepare.spelt_out(chosen, requests, order) if chosen.folder else requests[""]
             text = recipe_writing.dump(spelt, order.settings, os.path.dirname(saved))
-        ready = prepare.ready(chosen, requests, order, target, how, shown=output or target, folder=folder)
+        ready = prepare.ready(
+            chosen, requests, order, target, how, shown=called.shown or output or target, folder=folder
+        )
 
         def keep() -> None:
             if saved is not None:

@@ -44,11 +44,12 @@ _LIMIT = 1 << 28
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What was asked of a run that is done in parts. asked: all that changes the bytes it writes; source: the files it
-    is made from, as they were; line: the command line, without what part it is."""
+    is made from, as they were; line: the command line, without what part it is; folder: in which it was given."""
 
     asked: Mapping[str, Any]
     source: Mapping[str, str]
     line: tuple[str, ...]
+    folder: str
 
     @classmethod
     def of(
@@ -63,7 +64,7 @@ class Request:
                 # Machines may have the files in different folders; adapters are several of one name.
                 own = os.path.join(name, os.path.basename(file.path))
                 stamps[own if own not in stamps else f"{own} ({len(stamps)})"] = file.stamp
-        return cls(asked=asked.get("", {"components": asked}), source=stamps, line=tuple(line))
+        return cls(asked=asked.get("", {"components": asked}), source=stamps, line=tuple(line), folder=os.getcwd())
 
     def check(self, other: Request, part: str, folder: str) -> None:
         """Raise an error where another part (such as 3/16) was made for something else. folder: of all parts."""
@@ -129,7 +130,8 @@ def request_of(path: str, share: Share) -> Request:
     """What was asked of a part. Raises DataError where its record is damaged."""
     try:
         read = json.loads(read_small(os.path.join(folder_of(path, share), REQUEST), _LIMIT, follow=False))
-        return Request(asked=dict(read["asked"]), source=dict(read["source"]), line=tuple(map(str, read["line"])))
+        line = tuple(map(str, read["line"]))
+        return Request(asked=dict(read["asked"]), source=dict(read["source"]), line=line, folder=str(read["folder"]))
     except (QuantcliError, ValueError, KeyError, TypeError, RecursionError):
         raise damaged(path, share, REQUEST) from None
 
@@ -192,9 +194,9 @@ def run(
         ledger = Ledger(out, plain, resumed=True, hint=f"remove {hidden}")
         for task in tasks:
             _do(task, parts[task.model], units[task.model][task.unit], ledger, options)
-        text = json.dumps({**plain, "line": list(request.line)}, indent=1).encode()
+        text = json.dumps({**plain, "line": list(request.line), "folder": request.folder}, indent=1).encode()
         out.write(REQUEST, text)
-        out.write(FINISHED, Journal(plain, ledger.done).as_bytes())
+        out.write(FINISHED, Journal({}, ledger.done).as_bytes())
         for part in parts.values():
             part.source.check_unchanged()
         out.publish()

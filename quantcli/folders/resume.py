@@ -11,9 +11,9 @@ import contextlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -136,10 +136,18 @@ def read(text: bytes) -> Journal | None:
     """The journal in these bytes; None where they are not a valid one."""
     try:
         found = json.loads(text)
+        _share(values for f in found["finished"].values() for values in f[2].values())
         done = {str(n): Finished(int(f[0]), str(f[1]), dict(f[2]), int(f[3])) for n, f in found["finished"].items()}
         return Journal(dict(found["asked"]), done)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return None
+
+
+def _share(recorded: Iterable[dict[str, Any]]) -> None:
+    """Have tensors of one scheme hold the same record of it: it is half of what a large model takes in memory."""
+    known = dict[str, Any]()
+    for values in recorded:
+        values["scheme"] = known.setdefault(json.dumps(values["scheme"]), values["scheme"])
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -214,15 +222,22 @@ def as_values(tensor: Decided, result: Result) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=4096)
+def _scheme_of(text: str) -> Scheme:
+    """A scheme that is recorded: the same one for all tensors that have it."""
+    scheme = json.loads(text)
+    if "codebook" in scheme:
+        scheme = {**scheme, "codebook": tuple(scheme["codebook"])}
+    return Scheme(**scheme)
+
+
 def result_of(values: Mapping[str, Any]) -> Result:
     """The result of a tensor that is recorded."""
     scheme, metrics = values["scheme"], values["metrics"]
-    if scheme is not None and "codebook" in scheme:
-        scheme = {**scheme, "codebook": tuple(scheme["codebook"])}
     return Result(
         Metrics(*metrics) if metrics is not None else None,
         values["digest"],
-        Scheme(**scheme) if scheme is not None else None,
+        _scheme_of(json.dumps(scheme)) if scheme is not None else None,
         values["minmax_sse"],
         Output(*values["output"]) if values["output"] is not None else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -10,10 +11,11 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import contents, made
+from checkpoints import contents, made, shard
 from hypothesis import given
 from hypothesis import strategies as st
 from making import BF16, ROOT, command, environment, one_line, run, save
@@ -73,7 +75,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_bytes_of_one_run(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """"The same bytes from one machine, parts and Dask, at any number of workers": folders, files and targets."""
+    """ "The same bytes from one machine, parts and Dask, at any number of workers": folders, files and targets."""
     monkeypatch.chdir(tmp_path)
     out, *asked = CASES[case]
     Path("a").mkdir()
@@ -107,33 +109,48 @@ def test_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("in3.onnx").read_bytes() == Path("one.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("more", [[], ["--to", "mlx"], ["--max-shard-size", "20kB"]])
-def test_tensors_that_turn_out_otherwise_than_planned(more: list[str], source: Path) -> None:
-    """Scales that need float32 and tensors that are kept because of a NaN change sizes and headers as in one run."""
-    wide = gaussian(64 * 256).reshape(64, 256).astype(np.float32)
-    wide[:, ::2] *= 1e30
-    broken = gaussian(64 * 256, seed=1).reshape(64, 256).astype(np.float32)
-    broken[3, 7] = np.nan
-    path = Path("source", "model-00002-of-00004.safetensors")
-    path = path if path.exists() else sorted(source.glob("*.safetensors"))[1]
-    import safetensors.numpy
-
-    held = safetensors.numpy.load_file(path)
-    names = [n for n, v in held.items() if v.ndim == 2]
-    held[names[0]] = wide[: held[names[0]].shape[0], : held[names[0]].shape[1]]
-    if not more[:1] == ["--to"]:
-        held[names[1]] = broken[: held[names[1]].shape[0], : held[names[1]].shape[1]]
-    save(path, held)
-    asked = [source, "--group-size", "64", "--on-nonfinite", "keep", *more]
-    ran = run("quantize", *asked, "-o", "one", "-q")
-    assert ran.code in (0, 1)
+@pytest.mark.parametrize("more", [[], ["--to", "native", "--scheme", "NVFP4A16"], ["--max-shard-size", "20kB"]])
+def test_tensors_that_turn_out_otherwise_than_planned(more: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    """Scales that need float32, tensors that are kept because of a NaN, and statistics that say nothing change sizes
+    and headers as in one run."""
+    monkeypatch.chdir(tmp_path)
+    odd = shard(1)
+    odd["model.layers.1.mlp.weight"] = np.where(np.arange(256) % 3, 1e30, 1e-30) * gaussian(64, 256).astype(np.float32)
+    odd["model.layers.1.attention.weight"][3, 7] = np.nan
+    odd["model.layers.1.mlp.weight"] = odd["model.layers.1.mlp.weight"].astype(np.float32)
+    made(Path("source"), shard1=odd)
+    asked: list[object] = ["source", *([] if "--scheme" in more else ["--group-size", "64"]), *more]
+    asked += ["--on-nonfinite", "keep"]
+    ran = run("quantize", *asked, "-o", "one", "--json")
+    assert ran.code == 0, ran
+    notes = {t["name"]: (t["reason"], t["note"]) for t in json.loads(ran.out)["tensors"]}
+    assert notes["model.layers.1.attention.weight"][0] == "nonfinite"
+    assert ("float32 scales" in notes["model.layers.1.mlp.weight"][1]) == ("--scheme" not in more)
     for count in (1, 3, 5):
-        if ran.code == 0:
-            in_parts(count, *asked, out=f"in{count}")
-            assert contents(Path(f"in{count}")) == contents(Path("one"))
-    if not more:
-        report = run("report", "one", "--json")
-        assert report.out.count("float32 scales") and report.out.count("nonfinite")
+        in_parts(count, *asked, out=f"in{count}")
+        assert contents(Path(f"in{count}")) == contents(Path("one"))
+
+
+def test_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What errors cost in the output of a layer is in every header; a layer whose inputs were all 0 is quantized as
+    without."""
+    monkeypatch.chdir(tmp_path)
+    made(Path("source"))
+    chance = np.random.default_rng(5)
+    entries = {}
+    for n in range(4):
+        for name, cols in (("mlp", 256), ("attention", 128)):
+            x = chance.standard_normal((500, 9)) @ chance.standard_normal((9, cols)) * (n != 2)
+            entries[f"model.layers.{n}.{name}.weight.second"] = (x.T @ x / 500).astype(np.float32)
+            entries[f"model.layers.{n}.{name}.weight.count"] = np.array(500)
+    save(Path("s.safetensors"), entries, {"quantcli_statistics": "1"})
+    asked = ["source", "--statistics", "s.safetensors", "--group-size", "64"]
+    one = json.loads(run("quantize", *asked, "-o", "one", "--json").out)
+    told = {t["name"]: (t["output"] is not None, t["note"]) for t in one["tensors"] if t["scheme"]}
+    assert told["model.layers.1.mlp.weight"][0]
+    assert "inputs that are all 0" in told["model.layers.2.mlp.weight"][1]
+    in_parts(3, *asked, out="in3")
+    assert contents(Path("in3")) == contents(Path("one"))
 
 
 # ---- reports ----------------------------------------------------------------------------------------------------
@@ -196,17 +213,19 @@ def test_killed_parts_are_run_again(source: Path) -> None:
 def test_a_part_goes_on_after_its_finished_files(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quantcli.folders import parts
 
-    written, make = [], parts.make
+    written = list[tuple[Any, ...]]()
+    make = parts.make
 
-    def fails_late(*arguments: object) -> object:
-        if len(written) == 2:
+    def counted(*arguments: Any) -> Any:
+        if len(written) == limit:
             raise MemoryError
         written.append(arguments)
-        return make(*arguments)  # type: ignore[arg-type]
+        return make(*arguments)
 
-    monkeypatch.setattr(parts, "make", fails_late)
+    limit = 2
+    monkeypatch.setattr(parts, "make", counted)
     assert run("quantize", source, "-o", "w4", "--part", "1/1").code == 1
-    monkeypatch.setattr(parts, "make", lambda *a: written.append(a) or make(*a))
+    limit = 100
     ran = run("quantize", source, "-o", "w4", "--part", "1/1")
     assert "resumed after 2 finished files of an interrupted run" in ran.err and len(written) == 4
     ran = run("quantize", source, "-o", "w4", "--part", "1/1")
@@ -233,7 +252,7 @@ def test_two_processes_of_one_part(source: Path) -> None:
 
 
 def test_merging_refuses(source: Path) -> None:
-    """"merge DST checks that all parts agree (request, version, source)": one line, and nothing is published."""
+    """ "merge DST checks that all parts agree (request, version, source)": one line, and nothing is published."""
 
     def part(number: int, *more: object) -> None:
         ran = run("quantize", source, "-o", "w4", "--part", f"{number}/3", "-q", *more)
@@ -365,13 +384,13 @@ def test_schedulers_that_contradict_themselves(text: str, variables: dict[str, s
     st.integers(1, 20),
 )
 def test_shares_are_complete_and_balanced(sizes: list[list[int]], count: int) -> None:
-    """"balanced by bytes": every tensor is in one share, and none has more than its part, a tensor, and what was given
+    """ "balanced by bytes": every tensor is in one share, and none has more than its part, a tensor, and what was given
     to end with a file."""
     line = [("", number, size) for number, file in enumerate(sizes) for size in file]
     total, largest = sum(map(sum, sizes)), max(map(max, sizes))
     places = list(_places(line, total, count))
     assert places[0] == 0 and places[-1] == len(line) and places == sorted(places) and len(places) == count + 1
-    for first, last in zip(places, places[1:]):
+    for first, last in itertools.pairwise(places):
         assert sum(size for *_, size in line[first:last]) <= total / count * 1.1 + largest
 
 
