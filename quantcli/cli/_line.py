@@ -15,8 +15,8 @@ from quantcli.cli import _help
 
 
 def repeated(ctx: click.Context, *, without: Collection[str], absolute: bool = True) -> list[str]:
-    """The arguments of a command. without: parameters that are left out; absolute: whether names of files are given from
-    the root, for processes that have another current folder."""
+    """The arguments of a command. without: parameters that are left out; absolute: whether names of files begin at the
+    root, for processes that have another current folder."""
     typed = list(ctx.meta[_help.TYPED])
     values, _, order = ctx.command.make_parser(ctx).parse_args(list(typed))
     found = list[str]()

@@ -30,7 +30,7 @@ from quantcli.passes import outputs
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.quantize import Options, write_part
 from quantcli.stores import Source
-from quantcli.stores.files import read_small
+from quantcli.stores.files import check_space, read_small
 from quantcli.stores.folder import OutputFolder
 from quantcli.stores.workspace import is_own, parts_of
 from quantcli.tensors.info import TensorInfo
@@ -143,9 +143,27 @@ def made_of(path: str, share: Share) -> Made:
         journal = resume.read(read_small(os.path.join(folder, FINISHED), _LIMIT, follow=False))
     except QuantcliError:
         journal = None
-    if journal is None:
+    if journal is None or not all(_usable(name, f) for name, f in journal.finished.items()):
         raise damaged(path, share, FINISHED)
     return Made(share, folder, journal.finished)
+
+
+def _usable(name: str, finished: Finished) -> bool:
+    """Whether what is recorded of a file has all that it takes to join it with others. name: in the output."""
+    try:
+        known = all(
+            isinstance(values[key], str) and os.path.basename(output[3]) == output[3] and int(output[4]) >= 0
+            for values in finished.made.values()
+            for key in ("reason", "note", "kind")
+            for output in values["outputs"]
+        )
+        runs_of(finished, os.path.basename(name))
+        for values in finished.made.values():
+            resume.result_of(values)
+            values["scale_dtype"]
+    except (QuantcliError, KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return False
+    return known and ".." not in name.split(os.sep) and not os.path.isabs(name)
 
 
 def damaged(path: str, share: Share, name: str) -> DataError:
@@ -180,6 +198,7 @@ def run(
     DataError where they had another source, and QuantcliError for what the weights or the disk forbid.
     """
     tasks = shares.tasks(parts, units, share)
+    source = next(iter(parts.values())).source.path
     known = _known(path, share, request)
     if known is not None and known.damaged(threads=options.threads) is None:
         return Done(tasks=tasks, files=known.files, notes=(f"part {share.name} is finished already",))
@@ -190,8 +209,12 @@ def run(
     except OSError as error:
         raise os_error(error, path) from None
     with OutputFolder(folder_of(path, share), force=True) as out:
+        size = sum(parts[task.model].model.nbytes(name) for task in tasks for name in task.tensors)
         plain = {"asked": dict(request.asked), "source": dict(request.source)}
         ledger = Ledger(out, plain, resumed=True, hint=f"remove {hidden}")
+        ledger.earlier = {name: f for name, f in ledger.earlier.items() if _usable(name, f)}
+        held = sum(n for name, f in ledger.earlier.items() for _, n in runs_of(f, os.path.basename(name)))
+        check_space(out.path, max(size - held, 0), source)
         for task in tasks:
             _do(task, parts[task.model], units[task.model][task.unit], ledger, options)
         text = json.dumps({**plain, "line": list(request.line), "folder": request.folder}, indent=1).encode()
