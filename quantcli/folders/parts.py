@@ -30,8 +30,9 @@ from quantcli.passes import outputs
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.quantize import Options, write_part
 from quantcli.stores import Source
-from quantcli.stores.files import check_space, read_small
+from quantcli.stores.files import check_space
 from quantcli.stores.folder import OutputFolder
+from quantcli.stores.places import read_small
 from quantcli.stores.workspace import is_own, parts_of
 from quantcli.tensors.info import TensorInfo
 

@@ -40,10 +40,13 @@ class PassingError(Exception):
 
 
 class Transport(Protocol):
-    """What gets ranges of one file. size: its bytes; version: what tells that it is the same one, once it was read."""
+    """What gets ranges of one file. size: its bytes."""
 
     size: int
-    version: str | None
+
+    @property
+    def version(self) -> str | None:
+        """What tells that it is the same one, once something was read."""
 
     def fetch(self, start: int, into: memoryview) -> None:
         """Fill a buffer from byte `start`. Raises PassingError, and QuantcliError for what will not pass."""
