@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantcli import __version__
 from quantcli.errors import QuantcliError, UsageError, listed, printable
-from quantcli.passes import batches
+from quantcli.passes import performing
 from quantcli.passes.batches import Crew
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def crew(
         finally:
             if client.status == "running":
                 with contextlib.suppress(Exception):
-                    client.run(batches.forget, on_error="ignore")
+                    client.run(performing.forget, on_error="ignore")
 
 
 def _quiet() -> None:

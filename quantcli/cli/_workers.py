@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +31,20 @@ class Workers:
     def count(self) -> int:
         """Threads of this process."""
         return options.thread_count(self.threads)
+
+    def check_writing(self, part: str | None, output: str | None, asked: Mapping[str, Any]) -> None:
+        """Raise UsageError for what of quantize's options workers cannot do."""
+        if self.dask is None:
+            return
+        if part is not None:
+            raise UsageError("one process does a part", place=["--dask"], hint="leave out --part or --dask")
+        if output == "-":
+            raise UsageError("workers cannot write to standard output", place=["--dask"], hint="name a file with -o")
+        for name, option in (("target_size", "--target-size"), ("target_bpw", "--target-bpw")):
+            if asked[name] is not None:
+                problem = "every worker would choose the schemes anew"
+                hint = "plan once with quantcli plan -o recipe.yaml, which takes --dask too, and give --recipe"
+                raise UsageError(problem, place=[option], hint=hint)
 
     @contextlib.contextmanager
     def crew(self, say: Callable[[str], None], *paths: str | None) -> Iterator[Crew | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _asking, _budget, _gating, _help, _line, _log, _naming, _sources, options
+from quantcli.cli import _asking, _budget, _gating, _help, _line, _log, _naming, _sources, _workers, options
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,14 +97,14 @@ MUCH = 64 << 20
     "--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.", group="Common"
 )
 @options.show_all
-@options.threads
+@_workers.workers
 @options.console
 def command(
     src: str,
     reading: Reading,
     output: str | None,
     force: bool,
-    threads: int | None,
+    workers: _workers.Workers,
     console: options.Console,
     show_all: bool,
     dry_run: bool,
@@ -119,32 +120,37 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
+    workers.check_writing(part, output, asked)
     called = Called(
         src=src,
         reading=reading,
         output=output,
         force=force,
-        threads=threads,
+        threads=workers.threads,
         console=console,
         dry_run=dry_run,
         resume=resume,
         share=_share(part, src, output, asked, resume=resume),
-        line=() if part is None else _typed(),
+        line=() if part is None and workers.dask is None else _typed(absolute=workers.dask is not None),
         asked=asked,
     )
-    run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
+    run = Run(output=output, dry_run=dry_run, workers=workers, show_all=show_all)
     with prepared(called) as (ready, keep):
         report = _carried_out(ready, run, console)
     keep()
     _show(report, ready.notes, run, console)
 
 
-def _typed() -> tuple[str, ...]:
-    """The command line as the parts of a run record it: as it was typed, for model cards name files so."""
-    return tuple(_line.repeated(click.get_current_context(), without=OF_A_PROCESS, absolute=False))
+def _typed(*, absolute: bool) -> tuple[str, ...]:
+    """The command line as other processes repeat it. The parts of a run record it as it was typed, for model cards name
+    files so; workers have another current folder."""
+    return tuple(_line.repeated(click.get_current_context(), without=OF_A_PROCESS, absolute=absolute))
 
 
-OF_A_PROCESS = ("part", "threads", "force", "show_all", "as_json", "color", "verbose", "quiet", "log_file", "dry_run")
+OF_A_PROCESS = (
+    "part", "threads", "force", "show_all", "as_json", "color", "verbose", "quiet", "log_file", "dry_run", "dask",
+    "memory", "resume", "save_recipe",
+)  # fmt: skip
 """Parameters that may differ between processes that do parts of a run."""
 
 
@@ -174,7 +180,7 @@ def again(
     """The run that a command line of this command asks for, ready to begin. output: where it goes, shown: as it is
     shown; console: of the command that repeats it. Raises QuantcliError and click.UsageError."""
     asked = _line.parsed(command, line)
-    other = ("output", "console", "force", "threads", "show_all", "part", "dry_run", "resume", "reading")
+    other = ("output", "console", "reading", *OF_A_PROCESS)
     called = Called(
         src=asked["src"],
         reading=_sources.reading_of(asked),
@@ -187,7 +193,7 @@ def again(
         share=None,
         line=tuple(line),
         shown=shown,
-        asked={name: value for name, value in asked.items() if name not in (*other, "src")},
+        asked={"save_recipe": None} | {n: value for n, value in asked.items() if n not in (*other, "src")},
     )
     with prepared(called) as (ready, _):
         yield ready
@@ -285,7 +291,7 @@ class Run:
 
     output: str | None
     dry_run: bool
-    threads: int | None
+    workers: _workers.Workers
     show_all: bool
 
 
@@ -298,11 +304,19 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     console.inform(*ready.notes)
     if run.dry_run:
         return ready.planned()
-    count = options.thread_count(run.threads)
+    count = run.workers.count
     if console.verbose:
         options.inform(f"{kernels.load().name} kernels, {count} threads")
-    with console.bar(os.path.basename(ready.shown)) as bar, _naming_leftovers(ready.path):
-        done = ready.run(threads=count, progress=bar)
+    bar = console.bar(os.path.basename(ready.shown))
+    with run.workers.crew(console.inform, ready.src) as crew, bar, _naming_leftovers(ready.path):
+        if crew is None:
+            done = ready.run(threads=count, progress=bar)
+        else:
+            from quantcli.folders import spread
+
+            quiet = options.Console(json=False, color="never", verbose=False, quiet=True)
+            beginning = functools.partial(again, ready.line, ready.path, quiet, force=ready.force)
+            done = spread.run(ready, crew, beginning, threads=count, progress=bar)
     console.inform(*done.notes)
     if console.verbose:
         _print_details(done)
@@ -371,14 +385,17 @@ def _print_held(ready: Job) -> None:
 @contextlib.contextmanager
 def _naming_leftovers(real: str) -> Iterator[None]:
     """Say where finished files are, if an error leaves some."""
+    from quantcli.folders.spread import finished
     from quantcli.folders.write import left_over
 
     try:
         yield
     except BaseException as error:
-        left = left_over(real)
+        left, made = left_over(real), finished(real)
         if left is not None and not isinstance(error, UsageError):
             options.inform(f"finished files are in {left}: run the same command with --resume to continue")
+        elif made is not None and not isinstance(error, UsageError):
+            options.inform(f"finished parts are in {made}: the same command continues after them")
         raise
 
 

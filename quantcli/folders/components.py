@@ -17,7 +17,7 @@ from quantcli.folders.job import Say, Whole
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
 from quantcli.layouts.writer import named
 from quantcli.models import Model, open_model
-from quantcli.passes.batches import reachable
+from quantcli.passes.performing import reachable
 from quantcli.planning import plan
 from quantcli.planning.order import USUAL, Order, aimed
 from quantcli.planning.plan import NothingToQuantizeError

@@ -17,7 +17,8 @@ from quantcli.errors import DataError, listed, printable
 from quantcli.matching import open_original, under_one_name
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View, open_model
-from quantcli.passes.batches import Advance, Crew, Item, Opening, reachable, run
+from quantcli.passes.batches import Crew, run
+from quantcli.passes.performing import Advance, Item, Opening, reachable
 from quantcli.passes.tiles import Progress, Visit
 from quantcli.stores.pipelines import Member
 

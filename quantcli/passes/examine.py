@@ -19,8 +19,9 @@ from quantcli.formats import clipped, code_grid, spread_out
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_tiles
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
-from quantcli.passes.batches import Advance, Crew, Item, Opening, run
+from quantcli.passes.batches import Crew, run
 from quantcli.passes.measure import Against
+from quantcli.passes.performing import Advance, Item, Opening
 from quantcli.passes.tiles import Progress, Visit
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing

@@ -21,7 +21,8 @@ from quantcli.layouts.native.model import Model, Tensor
 from quantcli.matching import open_original
 from quantcli.metrics import Metrics
 from quantcli.models import open_model
-from quantcli.passes.batches import Advance, Crew, Item, Opening, reachable, run
+from quantcli.passes.batches import Crew, run
+from quantcli.passes.performing import Advance, Item, Opening, reachable
 from quantcli.passes.tiles import COPY, Progress, Visit
 from quantcli.stores import signals
 from quantcli.stores.pipelines import Member

@@ -22,7 +22,8 @@ from quantcli import kernels
 from quantcli.errors import DataError, printable
 from quantcli.kernels import Sums, Tile, row_bytes
 from quantcli.metrics import Metrics, total
-from quantcli.passes.batches import Advance, Crew, Item, reachable, run
+from quantcli.passes.batches import Crew, run
+from quantcli.passes.performing import Advance, Item, reachable
 from quantcli.passes.quantize import count_nonfinite, with_wider_scales
 from quantcli.passes.tiles import Progress, Visit
 from quantcli.planning import batch_norms

@@ -28,9 +28,10 @@ from quantcli.layouts.native.model import Model, Tensor
 from quantcli.matching import open_original
 from quantcli.models import open_model
 from quantcli.passes import checks, folder_checks
-from quantcli.passes.batches import Advance, Crew, Item, Opening, reachable, run
+from quantcli.passes.batches import Crew, run
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.largest import Largest
+from quantcli.passes.performing import Advance, Item, Opening, reachable
 from quantcli.passes.producing import searching
 from quantcli.passes.tiles import COPY, Progress, Task, Visit
 from quantcli.planning.statistics import load

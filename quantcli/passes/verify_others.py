@@ -14,8 +14,9 @@ from quantcli.errors import DataError
 from quantcli.matching import open_original, under_one_name
 from quantcli.models import View, open_model
 from quantcli.passes import compare
-from quantcli.passes.batches import Advance, Crew, Item, reachable, run
+from quantcli.passes.batches import Crew, run
 from quantcli.passes.findings import Findings, Verified
+from quantcli.passes.performing import Advance, Item, reachable
 from quantcli.passes.tiles import Visit
 from quantcli.stores.pipelines import Member
 
