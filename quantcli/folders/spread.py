@@ -56,8 +56,10 @@ def run(job: Job, crew: Crew, beginning: Beginning, *, threads: int, progress: P
         hint = "name one in a folder that all workers and this machine have under the same path"
         raise QuantcliError(f"workers wrote {count - len(there)} parts that are not here", place=[job.path], hint=hint)
     done = job.merge(threads=threads)
-    report = replace(done.report, seconds=time.perf_counter() - began)
-    return done._replace(report=report, notes=done.notes[1:])  # the first says how many parts were merged
+    summary = replace(done.report.summary, seconds=time.perf_counter() - began)
+    return done._replace(
+        report=replace(done.report, summary=summary), notes=done.notes[1:]
+    )  # the first says how many parts were merged
 
 
 def _count(size: int) -> int:
