@@ -15,6 +15,7 @@ import warnings
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError as Cancelled
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantcli import __version__
@@ -111,44 +112,58 @@ def _quiet() -> None:
 
 def _started(stack: contextlib.ExitStack, local: re.Match[str], memory: int | None) -> Client:
     """A client of a scheduler in this process, with workers in others."""
-    import dask
     from distributed import Client, LocalCluster
+    from distributed.system import MEMORY_LIMIT
 
     from quantcli.passes.tiles import default_threads
 
     count = int(local[1] or default_threads())
-    # Ctrl-C reaches every process of a terminal: the workers leave it to this one to end them.
-    stack.enter_context(dask.config.set({"distributed.worker.preload": ["quantcli.dasked"]}))
+    resource_tracker.ensure_running()  # else it is in the thread that starts workers, and unblocks SIGINT there
     try:
-        cluster = stack.enter_context(
-            LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                memory_limit=memory if memory is not None else "auto",
-                silence_logs=logging.CRITICAL + 1,
+        # Ctrl-C reaches every process of a terminal. Workers leave it to this one to end them: it is blocked in the
+        # thread that starts them, which takes that from this one, and in the workers, which take it from that thread.
+        with _blocked(signal.SIGINT):
+            cluster = stack.enter_context(
+                LocalCluster(  # type: ignore[no-untyped-call]
+                    n_workers=0,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    scheduler_kwargs={"dashboard": False},
+                    memory_limit=memory if memory is not None else MEMORY_LIMIT // count,
+                    silence_logs=logging.CRITICAL + 1,
+                )
             )
-        )
         client: Client = stack.enter_context(Client(cluster, set_as_default=False))  # type: ignore[no-untyped-call]
+        cluster.scale(count)
         client.wait_for_workers(count, timeout=4 * PATIENCE)
     except (OSError, RuntimeError) as error:
         raise QuantcliError(f"no workers could be started: {_line(error)}", place=[OPTION]) from None
     return client
 
 
+@contextlib.contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    """A signal that arrives inside is raised at the end, and never in threads and processes that begin inside."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _connected(stack: contextlib.ExitStack, address: str) -> Client:
     """A client of a scheduler that is running."""
     from distributed import Client
 
-    place = [f"{OPTION} {printable(address, 200)}"]
+    place, hint = [f"{OPTION} {printable(address, 200)}"], "name one such as tcp://host:8786, or local:4"
+    if address.startswith("local:"):
+        raise UsageError("not a number of workers from 1 to 999", place=place, hint=hint)
     try:
         client: Client = stack.enter_context(
             Client(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
         )
     except ValueError as error:
-        hint = "name one such as tcp://host:8786, or local:4"
         raise UsageError(f"not an address of a scheduler: {_line(error)}", place=place, hint=hint) from None
     except OSError:
         raise QuantcliError("no scheduler of Dask answers", place=place, hint="start one with dask scheduler") from None
@@ -157,11 +172,6 @@ def _connected(stack: contextlib.ExitStack, address: str) -> Client:
     except OSError:
         raise QuantcliError("the scheduler has no workers", place=place, hint="start some with dask worker") from None
     return client
-
-
-def dask_setup(worker: Any) -> None:
-    """What Dask calls in every worker that was started here."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _everywhere(client: Client, function: Callable[[], Any]) -> Mapping[str, Any]:
@@ -182,10 +192,15 @@ def _everywhere(client: Client, function: Callable[[], Any]) -> Mapping[str, Any
     return found
 
 
+def _here() -> Facts:
+    """What this process runs."""
+    return facts()
+
+
 def _check_facts(found: Mapping[str, Facts], say: Callable[[str], None]) -> None:
     """Raise QuantcliError where a worker has another version of quantcli or Python than this process, and say which
     have no native kernels: their results are the same, later."""
-    here = facts()
+    here = _here()
     for address, there in found.items():
         for what, own, other in (("quantcli", here.quantcli, there.quantcli), ("Python", here.python, there.python)):
             if own != other:

@@ -32,8 +32,17 @@ class Workers:
         """Threads of this process."""
         return options.thread_count(self.threads)
 
-    def check_writing(self, part: str | None, output: str | None, asked: Mapping[str, Any]) -> None:
+    def check(self, *paths: str | None) -> None:
+        """Raise UsageError for options that contradict each other, and where workers are to read standard input, which
+        they do not have. paths: what is read."""
+        if self.dask is None and self.memory is not None:
+            raise UsageError("this is for workers", place=["--memory"], hint="give --dask too")
+        if self.dask is not None and "-" in paths:
+            raise UsageError("workers cannot read standard input", place=["--dask"], hint="name a file")
+
+    def check_writing(self, src: str, part: str | None, output: str | None, asked: Mapping[str, Any]) -> None:
         """Raise UsageError for what of quantize's options workers cannot do."""
+        self.check(src)
         if self.dask is None:
             return
         if part is not None:
@@ -47,16 +56,11 @@ class Workers:
                 raise UsageError(problem, place=[option], hint=hint)
 
     @contextlib.contextmanager
-    def crew(self, say: Callable[[str], None], *paths: str | None) -> Iterator[Crew | None]:
-        """The workers; None where this process does everything. paths: what they are to read; say: called with what
-        slows them down. Raises UsageError for standard input, which they do not have."""
+    def crew(self, say: Callable[[str], None]) -> Iterator[Crew | None]:
+        """The workers; None where this process does everything. say: called with what slows them down."""
         if self.dask is None:
-            if self.memory is not None:
-                raise UsageError("this is for workers", place=["--memory"], hint="give --dask too")
             yield None
             return
-        if "-" in paths:
-            raise UsageError("workers cannot read standard input", place=["--dask"], hint="name a file")
         from quantcli import dasked
 
         with dasked.crew(self.dask, memory=self.memory, threads=self.threads, say=say) as found:

@@ -52,6 +52,7 @@ def command(
     from quantcli.reports import gates
 
     rendering = _gating.rendering(format_, console)
+    workers.check(before, after)
     options.check_outputs([path for _, path in outputs], [before, after, baseline, config])
     wanted = _gating.gates_of(limits)
     if config is not None:
@@ -59,7 +60,7 @@ def command(
 
         wanted = wanted.over(configuration.load(config).gates)
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
-    with workers.crew(console.inform, before, after) as crew, console.bar("comparing") as bar:
+    with workers.crew(console.inform) as crew, console.bar("comparing") as bar:
         result = api.compare(
             before,
             after,

@@ -63,6 +63,7 @@ def command(
     from quantcli.stores.pipelines import prefixed
 
     read = [src, *(asked.get(name) for name in ("recipe", "importance", "statistics", "weighting")), *reading.loras]
+    workers.check(src)
     if output is not None:
         options.check_outputs([output], read)
         _naming.check_recipe(output)
@@ -70,7 +71,7 @@ def command(
     budget = _budget.of_plan(asked, order)
     with (
         components.opened(src, order, reading, output=None, say=console.inform) as found,
-        workers.crew(console.inform, src) as crew,
+        workers.crew(console.inform) as crew,
     ):
         _sources.inform_of(found, console)
         chosen, plan, target = _budget.planned(found, order, budget, workers.count, console, crew)

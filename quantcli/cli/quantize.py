@@ -120,7 +120,7 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    workers.check_writing(part, output, asked)
+    workers.check_writing(src, part, output, asked)
     called = Called(
         src=src,
         reading=reading,
@@ -308,7 +308,7 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     if console.verbose:
         options.inform(f"{kernels.load().name} kernels, {count} threads")
     bar = console.bar(os.path.basename(ready.shown))
-    with run.workers.crew(console.inform, ready.src) as crew, bar, _naming_leftovers(ready.path):
+    with run.workers.crew(console.inform) as crew, bar, _naming_leftovers(ready.path):
         if crew is None:
             done = ready.run(threads=count, progress=bar)
         else:

@@ -131,9 +131,10 @@ def command(
     options.check_outputs([path for _, path in outputs], read)
     in_detail = theory or "html" in (rendering, *(kind for kind, _ in outputs))
     reports = []
+    workers.check(*(path for job in jobs for path in (job.file, job.against)))
     if workers.dask is not None and all(job.against is None for job in jobs):
         raise UsageError("nothing is measured without the original", place=["--dask"], hint="name it with --against")
-    with workers.crew(console.inform, *(path for job in jobs for path in (job.file, job.against))) as crew:
+    with workers.crew(console.inform) as crew:
         how = measured.Measuring(
             in_detail=in_detail,
             theory=theory,

@@ -83,12 +83,13 @@ def command(
     from quantcli.stores import need_file
 
     file = options.document_file(output, swept.SweepReport, [src, *reading.loras])
+    workers.check(src)
     settings = _settings(scheme, bits, group_size, calibration, symmetric)
     selected |= {"recipe": None, "override": (), "to": "native"}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
     with (
         components.opened(src, order, reading, output=None, say=console.inform) as found,
-        workers.crew(console.inform, src) as crew,
+        workers.crew(console.inform) as crew,
     ):
         for one in found.models.values():
             need_file(one.source, "sweeping")

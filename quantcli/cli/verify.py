@@ -85,13 +85,14 @@ def command(
     from quantcli.passes.verify_path import verify_path
     from quantcli.reports import verified
 
+    workers.check(src, original)
     if importance is not None and statistics is not None:
         problem = "a file is quantized with importances or statistics, not both"
         raise UsageError(problem, place=["--importance"], hint="leave out one of --importance and --statistics")
     file = options.document_file(output, verified.VerifyReport, [src, original, importance, statistics])
     if as_float and original is None:
         raise UsageError("the original is needed", place=["--as-float"], hint="name it with --source")
-    with workers.crew(console.inform, src, original) as crew, console.bar("verifying") as bar:
+    with workers.crew(console.inform) as crew, console.bar("verifying") as bar:
         found, names = verify_path(
             src,
             original,

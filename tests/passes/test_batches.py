@@ -165,7 +165,7 @@ def _fails(number: int) -> int | Failed:
 def test_the_error_of_the_earliest_is_raised(seed: int, size: int) -> None:
     calls = ((n, partial(_fails, n)) for n in range(40))
     done = list[int]()
-    with pytest.raises(DataError, match="tensor 7$"):
+    with pytest.raises(DataError, match=r"tensor 7$"):
         for number, result in hand_out(calls, Crew(executor=Shuffled(seed), size=size)):
             assert number == result
             done.append(number)
