@@ -72,10 +72,12 @@ def crew(
     local = LOCAL.fullmatch(where)
     if memory is not None and local is None:
         hint = "it is set where a worker is started, with dask worker --memory-limit"
-        raise UsageError("workers of a running cluster have their own limit", place=["--memory"], hint=hint)
+        raise UsageError("workers of a running cluster have their own limit", place=["--worker-memory"], hint=hint)
     need = NEED + NEED_THREAD * (threads or 1)
     if memory is not None and memory < need:
-        raise UsageError(f"{memory} bytes are too few: a worker needs {need}", place=["--memory"], hint="allow more")
+        raise UsageError(
+            f"{memory} bytes are too few: a worker needs {need}", place=["--worker-memory"], hint="allow more"
+        )
     with contextlib.ExitStack() as stack:
         _quiet()
         client = _started(stack, local, memory) if local is not None else _connected(stack, where)

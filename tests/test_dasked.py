@@ -35,7 +35,7 @@ TINY = ROOT / "sample_models" / "tiny-llama"
 
 def cluster_of(count: int, **options: Any) -> Any:
     """A scheduler with workers that are processes, which start again when they are killed."""
-    return LocalCluster(
+    return LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=count,
         threads_per_worker=1,
         host="127.0.0.1",
@@ -83,7 +83,7 @@ def killing(scheduler: str) -> Iterator[list[int]]:
     over, killed = threading.Event(), list[int]()
 
     def work() -> None:
-        with Client(scheduler, set_as_default=False) as client:
+        with Client(scheduler, set_as_default=False) as client:  # type: ignore[no-untyped-call]
             while not over.wait(0.4) and len(killed) < 2:
                 with contextlib.suppress(Exception):
                     pid = next(iter(client.run(os.getpid, on_error="ignore").values()))
@@ -214,9 +214,9 @@ def test_addresses_and_options(models: tuple[Path, Path], monkeypatch: pytest.Mo
     ):
         assert problem in one_line(run("compare", *models, "--dask", address), 2)
     for more, problem in (
-        (("--memory", "1GB"), "this is for workers; give --dask too"),
-        (("--memory", "1GB", "--dask", "tcp://host:1"), "workers of a running cluster have their own limit"),
-        (("--memory", "10MB", "--dask", "local:2"), "are too few: a worker needs"),
+        (("--worker-memory", "1GB"), "this is for workers; give --dask too"),
+        (("--worker-memory", "1GB", "--dask", "tcp://host:1"), "workers of a running cluster have their own limit"),
+        (("--worker-memory", "10MB", "--dask", "local:2"), "are too few: a worker needs"),
     ):
         assert problem in one_line(run("compare", *models, *more), 2)
     local = ("--dask", "local:1")
@@ -270,7 +270,7 @@ def test_a_worker_without_the_file(models: tuple[Path, Path], scheduler: str, tm
 def test_processes_of_its_own(models: tuple[Path, Path], tmp_path: Path) -> None:
     """--dask local:2 starts processes without a dashboard, says nothing, and leaves none behind"""
     out = tmp_path / "out.safetensors"
-    words = ("quantize", models[0], "-o", out, "--bits", 3, "-q", "--dask", "local:2", "--memory", "1GB")
+    words = ("quantize", models[0], "-o", out, "--bits", 3, "-q", "--dask", "local:2", "--worker-memory", "1GB")
     done = subprocess.run(command(*words), capture_output=True, text=True, env=environment(), timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert out.read_bytes() == models[1].read_bytes()

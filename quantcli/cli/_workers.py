@@ -36,7 +36,7 @@ class Workers:
         """Raise UsageError for options that contradict each other, and where workers are to read standard input, which
         they do not have. paths: what is read."""
         if self.dask is None and self.memory is not None:
-            raise UsageError("this is for workers", place=["--memory"], hint="give --dask too")
+            raise UsageError("this is for workers", place=["--worker-memory"], hint="give --dask too")
         if self.dask is not None and "-" in paths:
             raise UsageError("workers cannot read standard input", place=["--dask"], hint="name a file")
 
@@ -68,13 +68,13 @@ class Workers:
 
 
 def workers(command: F) -> F:
-    """--threads, --dask and --memory, as `workers`."""
+    """--threads, --dask and --worker-memory, as `workers`."""
 
     @functools.wraps(command)
     def with_workers(
-        *arguments: Any, threads: int | None, dask: str | None, memory: float | None, **others: Any
+        *arguments: Any, threads: int | None, dask: str | None, worker_memory: float | None, **others: Any
     ) -> Any:
-        limit = None if memory is None else int(memory)
+        limit = None if worker_memory is None else int(worker_memory)
         return command(*arguments, workers=Workers(threads=threads, dask=dask, memory=limit), **others)
 
     return cast(F, _OPTIONS(with_workers))
@@ -97,7 +97,7 @@ _OPTIONS = _help.options(
         group="Run",
     ),
     _help.option(
-        "--memory",
+        "--worker-memory",
         metavar="SIZE",
         type=_gating.Limit(),
         help="What each process of --dask local:N may take, such as 2GB.",

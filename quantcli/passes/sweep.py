@@ -84,8 +84,9 @@ class Amendment(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a setting costs on a tensor: its errors, these by importance where there is one, what they cost in the output
-    of its layer where there are statistics, seconds of all threads, and how it turned out otherwise than planned."""
+    """What a setting costs on a tensor: its errors, these by importance where there is one, what they cost in the
+    output of its layer where there are statistics, seconds of all threads, and how it turned out otherwise than
+    planned."""
 
     setting: int
     metrics: Metrics
@@ -328,7 +329,7 @@ Known = tuple[str, str, str]
 def _known_of(plans: Sequence[Plan]) -> Known | None:
     """The statistics that plans were made with."""
     requests = [plan.request for plan in plans if plan.request is not None]
-    found = next((r.importance for r in requests if r.importance is not None), None)
+    found = next((r.statistics for r in requests if r.statistics is not None), None)
     if found is None:
         return None
     path = found.path if found.path == batch_norms.NAME else reachable(found.path)
