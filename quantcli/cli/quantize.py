@@ -180,7 +180,7 @@ def again(
     """The run that a command line of this command asks for, ready to begin. output: where it goes, shown: as it is
     shown; console: of the command that repeats it. Raises QuantcliError and click.UsageError."""
     asked = _line.parsed(command, line)
-    other = ("output", "console", "reading", *OF_A_PROCESS)
+    other = ("src", "output", "console", "reading", *OF_A_PROCESS)
     called = Called(
         src=asked["src"],
         reading=_sources.reading_of(asked),
@@ -193,7 +193,7 @@ def again(
         share=None,
         line=tuple(line),
         shown=shown,
-        asked={"save_recipe": None} | {n: value for n, value in asked.items() if n not in (*other, "src")},
+        asked={"save_recipe": None} | {n: value for n, value in asked.items() if n not in other},
     )
     with prepared(called) as (ready, _):
         yield ready
@@ -304,19 +304,18 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     console.inform(*ready.notes)
     if run.dry_run:
         return ready.planned()
-    count = run.workers.count
     if console.verbose:
-        options.inform(f"{kernels.load().name} kernels, {count} threads")
+        options.inform(f"{kernels.load().name} kernels, {run.workers.count} threads")
     bar = console.bar(os.path.basename(ready.shown))
     with run.workers.crew(console.inform) as crew, bar, _naming_leftovers(ready.path):
         if crew is None:
-            done = ready.run(threads=count, progress=bar)
+            done = ready.run(threads=run.workers.count, progress=bar)
         else:
             from quantcli.folders import spread
 
             quiet = options.Console(json=False, color="never", verbose=False, quiet=True)
             beginning = functools.partial(again, ready.line, ready.path, quiet, force=ready.force)
-            done = spread.run(ready, crew, beginning, threads=count, progress=bar)
+            done = spread.run(ready, crew, beginning, threads=run.workers.count, progress=bar)
     console.inform(*done.notes)
     if console.verbose:
         _print_details(done)

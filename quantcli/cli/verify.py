@@ -80,7 +80,9 @@ def command(
         if as_float or variant or importance or statistics:
             problem = "the statement says how the model was made"
             raise UsageError(problem, place=["--statement"], hint="leave out the options of how to read the original")
-        _by_statement(src, statement, original, output, threads, console, show_all=show_all)
+        if workers.dask is not None:
+            raise UsageError("one process checks a statement", place=["--dask"], hint="leave it out")
+        _by_statement(src, statement, original, output, workers.threads, console, show_all=show_all)
         return
     from quantcli.passes.verify_path import verify_path
     from quantcli.reports import verified
