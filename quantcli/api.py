@@ -27,6 +27,7 @@ from quantcli.stores.pipelines import others
 from quantcli.stores.places import pinned
 
 if TYPE_CHECKING:
+    from quantcli.passes.batches import Crew
     from quantcli.passes.tiles import Progress
     from quantcli.reports.run import RunReport
 
@@ -44,6 +45,7 @@ def compare(
     variant: str | None = None,
     threads: int = 0,
     progress: Progress | None = None,
+    crew: Crew | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> RunReport:
     """What `after` costs against `before`, tensor by tensor: errors of the decoded weights, bytes of the files.
@@ -51,8 +53,9 @@ def compare(
     Both are files, checkpoint folders or pipelines: float, quantcli's own, or another tool's that quantcli decodes.
     as_float: whether the integers of `before`, a .npy or .npz file, are read as a signal, as by `quantize_file`.
     variant: which weights of folders to take, where they have several. threads: 0 for one on each processor. progress:
-    called with the bytes done so far; say: called with how tensors found each other where their names differ, and with
-    what was left out of a file or could not be measured.
+    called with the bytes done so far; crew: the workers that measure, None for threads of this process; say: called
+    with how tensors found each other where their names differ, and with what was left out of a file or could not be
+    measured.
 
     Raises QuantcliError for what cannot be read, DataError where shapes differ or no tensor is in both.
 
@@ -80,7 +83,16 @@ def compare(
                 for m in (pair.before, pair.after)
                 if m is not None
             ]
-            one = _compared(sides, pair, paths[0], threads=threads or default_threads(), progress=progress, say=say)
+            one = _compared(
+                sides,
+                pair,
+                paths[0],
+                as_float=as_float,
+                threads=threads or default_threads(),
+                progress=progress,
+                crew=crew,
+                say=say,
+            )
             found[pair.name] = build.as_component(one, member.component)
     return report_of(found, command="compare", source=paths[0], output=paths[1], seconds=time.perf_counter() - began)
 
@@ -90,8 +102,10 @@ def _compared(
     pair: Pair,
     source: str,
     *,
+    as_float: bool,
     threads: int,
     progress: Progress | None,
+    crew: Crew | None,
     say: Callable[[str], None],
 ) -> Reported:
     """What is reported of one model against another, or of one that the other side does not have. models: those there
@@ -113,7 +127,10 @@ def _compared(
     if signals.may_hold(a.source) and any(info.dtype in signals.DIVISORS for info in a.source.infos()):
         say(f"{a.path}: its integers are not measured: {signals.OPTION} reads them as a signal")
     pairs, new, vanished = comparing.pairs_of(ours, theirs, b.path)
-    metrics = comparing.measure(pairs, threads=threads, progress=progress)
+    assert pair.before is not None and pair.after is not None
+    opening = comparing.opening_of(pair.before, pair.after, as_float=as_float)
+    sources = (a.source, b.source)
+    metrics = comparing.measure(pairs, sources, threads=threads, progress=progress, crew=crew, opening=opening)
     return build.of_pairs(pairs, metrics, (new, vanished), source=source, bytes_in=a.file_bytes, bytes_out=b.file_bytes)
 
 

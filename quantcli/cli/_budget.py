@@ -14,6 +14,7 @@ from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.folders.components import Chosen
+    from quantcli.passes.batches import Crew
     from quantcli.passes.budget import Planned
     from quantcli.passes.menus import Subject
     from quantcli.planning.order import Order
@@ -285,6 +286,7 @@ def _subject(
         named=bool(chosen.members[name].why_kept),
         size_of=size_of,
         nbytes_of=partial(outputs.nbytes_of, source),
+        again=chosen.again(name),
     )
 
 
@@ -350,10 +352,15 @@ def _fewer_bits(budget: Budget) -> str:
 
 
 def planned(
-    found: Chosen, order: Order, budget: Budget, threads: int, console: options.Console
+    found: Chosen,
+    order: Order,
+    budget: Budget,
+    threads: int,
+    console: options.Console,
+    crew: Crew | None = None,
 ) -> tuple[Chosen, Planned, int | None]:
     """The best plan for the models that a path names, these without components that stay as they are, and the bytes it
-    was to stay within."""
+    was to stay within. crew: the workers that measure, None for threads here."""
     from quantcli.folders import components
     from quantcli.passes import budget as planning
     from quantcli.passes import menus
@@ -371,7 +378,7 @@ def planned(
             planning.check_reach(offer.variants(uniform=budget.uniform), target)
         console.inform(*left_out)  # only now, for an error is one line
         with console.bar("planning") as progress:
-            offer = menus.measured(offer, weighting=weighting, threads=threads, progress=progress)
+            offer = menus.measured(offer, weighting=weighting, threads=threads, progress=progress, crew=crew)
         variants = offer.variants(uniform=budget.uniform)
         if target is not None:
             plan = planning.best_within(variants, target)

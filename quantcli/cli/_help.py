@@ -34,6 +34,9 @@ class _Model(click.Path):
 MODEL = _Model(path_type=str)
 """The type of an option that takes a model."""
 
+TYPED = "quantcli.typed"
+"""Under what name a context holds the arguments of its command as they were typed."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = ("Common", "Gates", "Scheme", "Search", "Selection", "Size", "Output", "Run")
@@ -72,6 +75,11 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, examples: Sequence[Example] = (), **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.examples = examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what was typed, and remember it in the context."""
+        ctx.meta[TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """What the command does, for lists of commands."""

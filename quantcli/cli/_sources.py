@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -12,6 +12,7 @@ from quantcli.cli import _help, options
 from quantcli.cli._help import F
 
 if TYPE_CHECKING:
+    from quantcli.floats import Reading
     from quantcli.folders.components import Chosen
 
 
@@ -74,13 +75,23 @@ def reading(command: F) -> F:
     """--source-layout, --requantize, --variant, --lora, --adapter and --as-float, as `reading`."""
 
     @functools.wraps(command)
-    def with_reading(*arguments: Any, source_layout: str, lora: tuple[str, ...], **others: Any) -> Any:
-        from quantcli.floats import Reading
-
-        own = {name: others.pop(name) for name in ("requantize", "variant", "adapter", "as_float")}
-        return command(*arguments, reading=Reading(layout=source_layout, loras=lora, **own), **others)
+    def with_reading(*arguments: Any, **asked: Any) -> Any:
+        how = reading_of(asked)
+        return command(*arguments, reading=how, **{n: v for n, v in asked.items() if n not in _READING})
 
     return cast(F, _OPTIONS(with_reading))
+
+
+_READING = ("source_layout", "lora", "requantize", "variant", "adapter", "as_float")
+"""The parameters that say how a source is read."""
+
+
+def reading_of(asked: Mapping[str, Any]) -> Reading:
+    """How a source is read, of the parameters of a command."""
+    from quantcli.floats import Reading
+
+    own = {name: asked[name] for name in ("requantize", "variant", "adapter", "as_float")}
+    return Reading(layout=asked["source_layout"], loras=asked["lora"], **own)
 
 
 def inform_of(found: Chosen, console: options.Console) -> None:

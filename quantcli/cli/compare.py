@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from quantcli.cli import _gating, _help, _sources, options
+from quantcli.cli import _gating, _help, _sources, _workers, options
 
 
 @_help.command(
@@ -24,7 +24,7 @@ from quantcli.cli import _gating, _help, _sources, options
 @_sources.variant
 @options.show_all
 @_gating.renderings
-@options.threads
+@_workers.workers
 @options.console
 def command(
     before: str,
@@ -36,7 +36,7 @@ def command(
     show_all: bool,
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
-    threads: int | None,
+    workers: _workers.Workers,
     console: options.Console,
     **limits: Any,
 ) -> None:
@@ -52,6 +52,7 @@ def command(
     from quantcli.reports import gates
 
     rendering = _gating.rendering(format_, console)
+    workers.check(before, after)
     options.check_outputs([path for _, path in outputs], [before, after, baseline, config])
     wanted = _gating.gates_of(limits)
     if config is not None:
@@ -59,10 +60,16 @@ def command(
 
         wanted = wanted.over(configuration.load(config).gates)
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
-    with console.bar("comparing") as bar:
-        count = options.thread_count(threads)
+    with workers.crew(console.inform) as crew, console.bar("comparing") as bar:
         result = api.compare(
-            before, after, as_float=as_float, variant=variant, threads=count, progress=bar, say=console.inform
+            before,
+            after,
+            as_float=as_float,
+            variant=variant,
+            threads=workers.count,
+            progress=bar,
+            crew=crew,
+            say=console.inform,
         )
     result = gates.judged(result, wanted, known)
     gates.check_rules([(result, wanted)])

@@ -42,6 +42,9 @@ def _output_file(ctx: click.Context, parameter: click.Parameter, value: str | No
 source = click.argument("src", metavar="SRC", type=_help.MODEL, callback=_file)
 """The SRC argument."""
 
+destination = click.argument("dst", metavar="DST", type=_help.FILE, callback=_file)
+"""The DST argument, of an output that is made in several steps."""
+
 
 @contextlib.contextmanager
 def standard_output(output: str | None, console: Console) -> Iterator[str | None]:

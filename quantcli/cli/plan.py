@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
+from quantcli.cli import _asking, _budget, _help, _naming, _sources, _workers, options
 
 if TYPE_CHECKING:
     from quantcli.floats import Reading
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "--explain", is_flag=True, help="Price what would be bought or sold next around the budget.", group="Output"
 )
 @options.show_all
-@options.threads
+@_workers.workers
 @options.console
 def command(
     src: str,
@@ -45,7 +45,7 @@ def command(
     output: str | None,
     explain: bool,
     show_all: bool,
-    threads: int | None,
+    workers: _workers.Workers,
     console: options.Console,
     **asked: Any,
 ) -> None:
@@ -63,14 +63,18 @@ def command(
     from quantcli.stores.pipelines import prefixed
 
     read = [src, *(asked.get(name) for name in ("recipe", "importance", "statistics", "weighting")), *reading.loras]
+    workers.check(src)
     if output is not None:
         options.check_outputs([output], read)
         _naming.check_recipe(output)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
     budget = _budget.of_plan(asked, order)
-    with components.opened(src, order, reading, output=None, say=console.inform) as found:
+    with (
+        components.opened(src, order, reading, output=None, say=console.inform) as found,
+        workers.crew(console.inform) as crew,
+    ):
         _sources.inform_of(found, console)
-        chosen, plan, target = _budget.planned(found, order, budget, options.thread_count(threads), console)
+        chosen, plan, target = _budget.planned(found, order, budget, workers.count, console, crew)
         console.inform(*chosen.notes)
         nbytes = {name: nbytes_of(chosen.models[name].source, own) for name, own in plan.plans.items()}
         for name, request in plan.requests.items():

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _asking, _budget, _gating, _help, _log, _naming, _sources, options
+from quantcli.cli import _asking, _budget, _gating, _help, _line, _log, _naming, _sources, _workers, options
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.floats import Reading
     from quantcli.folders.job import Job, Outcome
+    from quantcli.folders.shares import Share
     from quantcli.reports.run import RunReport
 
 MUCH = 64 << 20
@@ -85,21 +87,29 @@ MUCH = 64 << 20
     group="Run",
 )
 @_help.option(
+    "--part",
+    metavar="I/N",
+    help="Do the I-th of N parts, which quantcli merge joins; auto in job arrays of Slurm and Kubernetes. See help "
+    "scale.",
+    group="Run",
+)
+@_help.option(
     "--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.", group="Common"
 )
 @options.show_all
-@options.threads
+@_workers.workers
 @options.console
 def command(
     src: str,
     reading: Reading,
     output: str | None,
     force: bool,
-    threads: int | None,
+    workers: _workers.Workers,
     console: options.Console,
     show_all: bool,
     dry_run: bool,
     resume: bool,
+    part: str | None,
     **asked: Any,
 ) -> None:
     """Quantize SRC: a file (.safetensors, .gguf, .onnx, .npy, .npz, .pt and .bin of PyTorch), a checkpoint folder or
@@ -110,9 +120,116 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
+    workers.check_writing(src, part, output, asked)
+    called = Called(
+        src=src,
+        reading=reading,
+        output=output,
+        force=force,
+        threads=workers.threads,
+        console=console,
+        dry_run=dry_run,
+        resume=resume,
+        share=_share(part, src, output, asked, resume=resume),
+        line=() if part is None and workers.dask is None else _typed(absolute=workers.dask is not None),
+        asked=asked,
+    )
+    run = Run(output=output, dry_run=dry_run, workers=workers, show_all=show_all)
+    with prepared(called) as (ready, keep):
+        report = _carried_out(ready, run, console)
+    keep()
+    _show(report, ready.notes, run, console)
+
+
+def _typed(*, absolute: bool) -> tuple[str, ...]:
+    """The command line as other processes repeat it. The parts of a run record it as it was typed, for model cards name
+    files so; workers have another current folder."""
+    return tuple(_line.repeated(click.get_current_context(), without=OF_A_PROCESS, absolute=absolute))
+
+
+OF_A_PROCESS = (
+    "part", "threads", "force", "show_all", "as_json", "color", "verbose", "quiet", "log_file", "dry_run", "dask",
+    "worker_memory", "resume", "save_recipe",
+)  # fmt: skip
+"""Parameters that may differ between processes that do parts of a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Called:
+    """A call of the command. shown: the output as it is shown, where not as it is named. share: the part that this
+    process does, None for all; line: the call as another process can repeat it."""
+
+    src: str
+    reading: Reading
+    output: str | None
+    force: bool
+    threads: int | None
+    console: options.Console
+    dry_run: bool
+    resume: bool
+    share: Share | None
+    line: tuple[str, ...]
+    asked: Mapping[str, Any]
+    shown: str | None = None
+
+
+@contextlib.contextmanager
+def again(
+    line: Sequence[str], output: str, console: options.Console, *, force: bool, shown: str | None = None
+) -> Iterator[Job]:
+    """The run that a command line of this command asks for, ready to begin. output: where it goes, shown: as it is
+    shown; console: of the command that repeats it. Raises QuantcliError and click.UsageError."""
+    asked = _line.parsed(command, line)
+    other = ("src", "output", "console", "reading", *OF_A_PROCESS)
+    called = Called(
+        src=asked["src"],
+        reading=_sources.reading_of(asked),
+        output=output,
+        force=force,
+        threads=None,
+        console=console,
+        dry_run=False,
+        resume=False,
+        share=None,
+        line=tuple(line),
+        shown=shown,
+        asked={"save_recipe": None} | {n: value for n, value in asked.items() if n not in other},
+    )
+    with prepared(called) as (ready, _):
+        yield ready
+
+
+def _share(text: str | None, src: str, output: str | None, asked: Mapping[str, Any], *, resume: bool) -> Share | None:
+    """The part of the run that is asked for. Raises UsageError for what parts cannot do."""
+    if text is None:
+        return None
+    from quantcli.folders.shares import share
+
+    found = share(text, os.environ)
+    once = "choose once with quantcli plan -o recipe.yaml, and give all parts --recipe recipe.yaml"
+    for name, why, way in (
+        ("target_size", "choosing schemes for a size reads all weights, in every part", once),
+        ("target_bpw", "choosing schemes for a size reads all weights, in every part", once),
+        ("save_recipe", "every part would write it", "the output holds it too: quantcli inspect --recipe"),
+    ):
+        if asked[name] is not None:
+            raise UsageError(why, place=[f"--{name.replace('_', '-')}"], hint=way)
+    if resume:
+        raise UsageError("a part always goes on where it was interrupted", place=["--resume"], hint="leave it out")
+    if src == "-" or output == "-":
+        raise UsageError("parts read and write files, not pipes", place=["-"], hint="name a file or folder")
+    return found
+
+
+@contextlib.contextmanager
+def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
+    """A run that may begin, and what writes its recipe once it is done. Raises QuantcliError for all that can be known
+    before the first weight is read."""
     from quantcli.folders import components, job, prepare
     from quantcli.planning import recipe_writing
 
+    src, output, asked, console = called.src, called.output, called.asked, called.console
+    reading, dry_run = called.reading, called.dry_run
     order = _asking.order(asked, output=output)
     budget = _budget.of_quantize(asked, order)
     _naming.check_model(output, order.to)
@@ -120,7 +237,6 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     if output == "-" and order.max_shard_size is not None:
         raise UsageError("standard output is one file", place=["--max-shard-size"], hint="name a file with -o")
-    run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
     say = console.inform
     with (
         options.standard_output(None if dry_run else output, console) as named,
@@ -131,7 +247,14 @@ def command(
         read = [src, *named_files, *reading.loras]
         _check_saved(saved, named, read)
         beside = [path for path in read[1:] if path is not None]
-        how = prepare.Writing(force=force, resume=resume, dry_run=dry_run, read=beside)
+        how = prepare.Writing(
+            force=called.force,
+            resume=called.resume,
+            dry_run=dry_run,
+            read=beside,
+            share=called.share,
+            line=called.line,
+        )
         if budget is None:
             chosen, requests = components.requested(found, options.warn)
             if saved is not None and not chosen.folder:
@@ -145,17 +268,21 @@ def command(
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
         if budget is not None:
-            chosen, plan, _ = _budget.planned(found, order, budget, options.thread_count(threads), console)
+            chosen, plan, _ = _budget.planned(found, order, budget, options.thread_count(called.threads), console)
             requests = dict(plan.requests)
         text = ""
         if saved is not None:
             spelt = prepare.spelt_out(chosen, requests, order) if chosen.folder else requests[""]
             text = recipe_writing.dump(spelt, order.settings, os.path.dirname(saved))
-        ready = prepare.ready(chosen, requests, order, target, how, shown=output or target, folder=folder)
-        report = _carried_out(ready, run, console)
-    if saved is not None:
-        options.replace_file(saved, text, [*read, target])
-    _show(report, ready.notes, run, console)
+        ready = prepare.ready(
+            chosen, requests, order, target, how, shown=called.shown or output or target, folder=folder
+        )
+
+        def keep() -> None:
+            if saved is not None:
+                options.replace_file(saved, text, [*read, target])
+
+        yield ready, keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +291,7 @@ class Run:
 
     output: str | None
     dry_run: bool
-    threads: int | None
+    workers: _workers.Workers
     show_all: bool
 
 
@@ -177,11 +304,18 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     console.inform(*ready.notes)
     if run.dry_run:
         return ready.planned()
-    count = options.thread_count(run.threads)
     if console.verbose:
-        options.inform(f"{kernels.load().name} kernels, {count} threads")
-    with console.bar(os.path.basename(ready.shown)) as bar, _naming_leftovers(ready.path):
-        done = ready.run(threads=count, progress=bar)
+        options.inform(f"{kernels.load().name} kernels, {run.workers.count} threads")
+    bar = console.bar(os.path.basename(ready.shown))
+    with run.workers.crew(console.inform) as crew, bar, _naming_leftovers(ready.path):
+        if crew is None:
+            done = ready.run(threads=run.workers.count, progress=bar)
+        else:
+            from quantcli.folders import spread
+
+            quiet = options.Console(json=False, color="never", verbose=False, quiet=True)
+            beginning = functools.partial(again, ready.line, ready.path, quiet, force=ready.force)
+            done = spread.run(ready, crew, beginning, threads=run.workers.count, progress=bar)
     console.inform(*done.notes)
     if console.verbose:
         _print_details(done)
@@ -250,14 +384,17 @@ def _print_held(ready: Job) -> None:
 @contextlib.contextmanager
 def _naming_leftovers(real: str) -> Iterator[None]:
     """Say where finished files are, if an error leaves some."""
+    from quantcli.folders.spread import finished
     from quantcli.folders.write import left_over
 
     try:
         yield
     except BaseException as error:
-        left = left_over(real)
+        left, made = left_over(real), finished(real)
         if left is not None and not isinstance(error, UsageError):
             options.inform(f"finished files are in {left}: run the same command with --resume to continue")
+        elif made is not None and not isinstance(error, UsageError):
+            options.inform(f"finished parts are in {made}: the same command continues after them")
         raise
 
 

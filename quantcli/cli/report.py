@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _gating, _help, _sources, options
+from quantcli.cli import _gating, _help, _sources, _workers, options
 from quantcli.errors import QuantcliError, UsageError
 
 if TYPE_CHECKING:
     from quantcli.folders.evaluate import Evaluation
     from quantcli.reports.config import Config
     from quantcli.reports.gates import Gates
+    from quantcli.reports.measured import Measuring
     from quantcli.reports.run import RunReport
 
 
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
 @_sources.variant
 @options.show_all
 @_gating.renderings
-@options.threads
+@_workers.workers
 @options.console
 def command(
     files: tuple[str, ...],
@@ -98,7 +99,7 @@ def command(
     show_all: bool,
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
-    threads: int | None,
+    workers: _workers.Workers,
     console: options.Console,
     **limits: Any,
 ) -> None:
@@ -111,6 +112,8 @@ def command(
     and 2 when something could not be measured. A rule must match a tensor in one of the models at least. Without FILE,
     the models listed in quantcli.yaml are reported on.
     """
+    from quantcli.reports import measured
+
     rendering = _gating.rendering(format_, console)
     found = _config(config)
     gates = _gating.gates_of(limits)
@@ -118,7 +121,7 @@ def command(
         raise UsageError("two things to compare with", place=["--like"], hint="leave out --baseline")
     jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, (baseline, like), gates)
     evaluation = _evaluation(eval_command, eval_pattern, jobs)
-    jobs = [replace(job, as_float=as_float, variant=variant, evaluation=evaluation) for job in jobs]
+    jobs = [replace(job, variant=variant, evaluation=evaluation) for job in jobs]
     if as_float and any(job.against is None for job in jobs):
         raise UsageError("the original is needed", place=["--as-float"], hint="name it with --against")
     if theory and any(job.against is None for job in jobs):
@@ -128,12 +131,25 @@ def command(
     options.check_outputs([path for _, path in outputs], read)
     in_detail = theory or "html" in (rendering, *(kind for kind, _ in outputs))
     reports = []
-    for job in jobs:
-        try:
-            count = options.thread_count(threads)
-            reports.append(_report(job, in_detail, theory, ignore_digest, count, console))
-        except QuantcliError as error:
-            raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
+    workers.check(*(path for job in jobs for path in (job.file, job.against)))
+    if workers.dask is not None and all(job.against is None for job in jobs):
+        raise UsageError("nothing is measured without the original", place=["--dask"], hint="name it with --against")
+    with workers.crew(console.inform) as crew:
+        how = measured.Measuring(
+            in_detail=in_detail,
+            theory=theory,
+            check_digests=not ignore_digest,
+            as_float=as_float,
+            threads=workers.count,
+            crew=crew,
+            bar=console.bar,
+            say=console.inform,
+        )
+        for job in jobs:
+            try:
+                reports.append(_report(job, how))
+            except QuantcliError as error:
+                raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
     _check_rules(list(zip(reports, (job.gates for job in jobs))), found, console)
     _gating.finish(reports, rendering, outputs, console, show_all=show_all)
 
@@ -188,7 +204,6 @@ class _Job:
     gates: Gates
     like: str | None = None
     evaluation: Evaluation | None = None
-    as_float: bool = False
     variant: str | None = None
 
 
@@ -260,21 +275,10 @@ def _jobs(
     return jobs
 
 
-def _report(
-    job: _Job, in_detail: bool, theory: bool, ignore_digest: bool, threads: int, console: options.Console
-) -> RunReport:
-    """The report on one file, judged; in_detail: with theory and histograms, where there is an original."""
+def _report(job: _Job, how: Measuring) -> RunReport:
+    """The report on one file, judged."""
     from quantcli.reports import baseline, gates, measured
 
-    how = measured.Measuring(
-        in_detail=in_detail,
-        theory=theory,
-        check_digests=not ignore_digest,
-        as_float=job.as_float,
-        threads=threads,
-        bar=console.bar,
-        say=console.inform,
-    )
     before = None
     if job.baseline is not None:
         before = job.baseline, baseline.load(job.baseline, job.file)
@@ -285,7 +289,7 @@ def _report(
     if job.evaluation is not None:
         from quantcli.folders import evaluate
 
-        figure = evaluate.evaluate(job.file, job.evaluation, variant=job.variant, threads=threads, bar=console.bar)
+        figure = evaluate.evaluate(job.file, job.evaluation, variant=job.variant, threads=how.threads, bar=how.bar)
         found = replace(found, evaluation=figure)
     return gates.judged(found, job.gates, before)
 

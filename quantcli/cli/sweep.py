@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from quantcli.cli import _asking, _help, _sources, options
+from quantcli.cli import _asking, _help, _sources, _workers, options
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.scheme import IN_SUPER_BLOCKS
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from quantcli.floats import Reading
     from quantcli.folders.components import Chosen
+    from quantcli.passes.batches import Crew
     from quantcli.passes.sweep import Measured
     from quantcli.planning.plan import Plan
     from quantcli.planning.request import Request
@@ -51,7 +52,7 @@ BITS = (2, 3, 4, 8)
 @_asking.statistics
 @_help.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.", group="Output")
 @options.document
-@options.threads
+@_workers.workers
 @options.console
 def command(
     src: str,
@@ -63,7 +64,7 @@ def command(
     symmetric: bool | None,
     plot: bool,
     output: str | None,
-    threads: int | None,
+    workers: _workers.Workers,
     console: options.Console,
     **selected: Any,
 ) -> None:
@@ -82,17 +83,21 @@ def command(
     from quantcli.stores import need_file
 
     file = options.document_file(output, swept.SweepReport, [src, *reading.loras])
+    workers.check(src)
     settings = _settings(scheme, bits, group_size, calibration, symmetric)
     selected |= {"recipe": None, "override": (), "to": "native"}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
-    with components.opened(src, order, reading, output=None, say=console.inform) as found:
+    with (
+        components.opened(src, order, reading, output=None, say=console.inform) as found,
+        workers.crew(console.inform) as crew,
+    ):
         for one in found.models.values():
             need_file(one.source, "sweeping")
         chosen, requests = components.requested(found, options.warn)
         console.inform(*chosen.warnings, *chosen.notes)
         _sources.inform_of(chosen, console)
         began = time.perf_counter()
-        measured = _measured(chosen, requests, settings, options.thread_count(threads), console)
+        measured = _measured(chosen, requests, settings, workers.count, crew, console)
         sizes = [
             chosen.kept_bytes + sum(size_of(chosen.models[name].source, one[i].plan) for name, one in measured.items())
             for i in range(len(settings))
@@ -115,6 +120,7 @@ def _measured(
     requests: Mapping[str, Request],
     settings: Sequence[tuple[str, Scheme]],
     threads: int,
+    crew: Crew | None,
     console: options.Console,
 ) -> dict[str, list[Measured]]:
     """What every scheme costs on each model."""
@@ -135,7 +141,8 @@ def _measured(
     found = {}
     for name, own in plans.items():
         with console.bar(prefixed(name, "sweeping")) as bar:
-            found[name] = sweep.measure(chosen.models[name].source, own, threads=threads, progress=bar)
+            source, again = chosen.models[name].source, chosen.again(name)
+            found[name] = sweep.measure(source, own, threads=threads, progress=bar, crew=crew, again=again)
     return found
 
 

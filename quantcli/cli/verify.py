@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantcli.cli import _help, _sources, options
+from quantcli.cli import _help, _sources, _workers, options
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 )
 @_help.option("--all", "show_all", is_flag=True, help="Show every tensor, also where nothing is wrong.", group="Output")
 @options.document
-@options.threads
+@_workers.workers
 @options.console
 def command(
     src: str,
@@ -64,7 +64,7 @@ def command(
     statement: str | None,
     show_all: bool,
     output: str | None,
-    threads: int | None,
+    workers: _workers.Workers,
     console: options.Console,
 ) -> None:
     """Check that the quantized file, checkpoint folder or pipeline SRC is what it says.
@@ -80,27 +80,30 @@ def command(
         if as_float or variant or importance or statistics:
             problem = "the statement says how the model was made"
             raise UsageError(problem, place=["--statement"], hint="leave out the options of how to read the original")
-        _by_statement(src, statement, original, output, threads, console, show_all=show_all)
+        if workers.dask is not None:
+            raise UsageError("one process checks a statement", place=["--dask"], hint="leave it out")
+        _by_statement(src, statement, original, output, workers.threads, console, show_all=show_all)
         return
     from quantcli.passes.verify_path import verify_path
     from quantcli.reports import verified
 
+    workers.check(src, original)
     if importance is not None and statistics is not None:
         problem = "a file is quantized with importances or statistics, not both"
         raise UsageError(problem, place=["--importance"], hint="leave out one of --importance and --statistics")
     file = options.document_file(output, verified.VerifyReport, [src, original, importance, statistics])
-    count = options.thread_count(threads)
     if as_float and original is None:
         raise UsageError("the original is needed", place=["--as-float"], hint="name it with --source")
-    with console.bar("verifying") as bar:
+    with workers.crew(console.inform) as crew, console.bar("verifying") as bar:
         found, names = verify_path(
             src,
             original,
             variant=variant,
             as_float=as_float,
             importance=importance or statistics,
-            threads=count,
+            threads=workers.count,
             progress=bar,
+            crew=crew,
             say=console.inform,
         )
     report = verified.report_of(src, found, names if show_all else ())

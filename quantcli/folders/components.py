@@ -17,6 +17,7 @@ from quantcli.folders.job import Say, Whole
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
 from quantcli.layouts.writer import named
 from quantcli.models import Model, open_model
+from quantcli.passes.performing import reachable
 from quantcli.planning import plan
 from quantcli.planning.order import USUAL, Order, aimed
 from quantcli.planning.plan import NothingToQuantizeError
@@ -29,6 +30,10 @@ from quantcli.stores.pipelines import Component, Member, prefixed, prefixing
 
 LOADERS: Mapping[str, tuple[str, ...]] = {"diffusers": ("bnb-nf4",), "transformers": ("bnb-nf4", "compressed-tensors")}
 """Targets that a library loads as a component of a pipeline."""
+
+
+Reopening = Callable[[], contextlib.AbstractContextManager[Source]]
+"""Opens a source, also in another process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +51,7 @@ class Opened:
 class Chosen:
     """The models that a path names. src: the path; folder: of a pipeline, empty where it is one model. members: all by
     their names, a single one under an empty name; models: those to quantize; kept: the others. whole(name): opens a
-    component as it is, None where it cannot be read."""
+    component as it is, None where it cannot be read. again(name): how another process opens the source of a model."""
 
     src: str
     folder: str
@@ -54,6 +59,7 @@ class Chosen:
     models: Mapping[str, Opened]
     kept: Mapping[str, Whole] = field(default_factory=dict)
     whole: Callable[[str], Source | None] = lambda name: None
+    again: Callable[[str], Reopening | None] = lambda name: None
 
     @property
     def kept_bytes(self) -> int:
@@ -86,7 +92,22 @@ def opened(src: str, order: Order, reading: Reading, *, output: str | None, say:
         if to is not None:
             job.check_target(source, to, output)
         one = Opened(source=source, order=order, to=to, notes=(why,) if why else ())
-        yield Chosen(src=src, folder="", members={"": Member("", src, reading.variant)}, models={"": one})
+        again = partial(_again, src, order, reading, output)
+        yield Chosen(src=src, folder="", members={"": Member("", src, reading.variant)}, models={"": one}, again=again)
+
+
+def _again(src: str, order: Order, reading: Reading, output: str | None, name: str) -> Reopening:
+    """How another process, in another current folder, opens the source of a model of a path."""
+    loras = tuple(reachable(path) for path in reading.loras)
+    place = reachable(output) if output is not None else None
+    return partial(source_of, reachable(src), order, replace(reading, loras=loras), place, name)
+
+
+@contextlib.contextmanager
+def source_of(src: str, order: Order, reading: Reading, output: str | None, name: str) -> Iterator[Source]:
+    """The source of a model to quantize, of a pipeline that of one component."""
+    with opened(src, order, reading, output=output, say=lambda line: None) as found:
+        yield found.models[name].source
 
 
 def _pipeline(
@@ -106,7 +127,8 @@ def _pipeline(
     why |= {n: "matched no --include" for n in sources if n not in orders}
     models = {n: _opened(sources[n], own, found[n]) for n, own in orders.items()}
     whole = partial(_opened_whole, stack, found)
-    return without(Chosen(src=src, folder=folder, members=found, models=models, whole=whole), why)
+    again = partial(_again, src, order, reading, output)
+    return without(Chosen(src=src, folder=folder, members=found, models=models, whole=whole, again=again), why)
 
 
 def without(chosen: Chosen, why: Mapping[str, str]) -> Chosen:

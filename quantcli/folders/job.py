@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from quantcli.errors import UsageError
 from quantcli.folders.planned import Planned
@@ -30,6 +30,11 @@ from quantcli.reports.run import RunReport
 from quantcli.stores import Source, need_file, places
 from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.decided import Decided, Kept
+
+if TYPE_CHECKING:
+    from quantcli.folders.parts import Request as SharedRequest
+    from quantcli.folders.shares import Share
+    from quantcli.folders.write import Fill
 
 Say = Callable[[str], None]
 
@@ -167,7 +172,8 @@ class Job:
     pipeline. kept: components that are not quantized, and why; no source of those whose tensors are not read. kinds:
     the class that loads each component. home: the folder they are all in, None for a file. folder: whether the output
     is one. src, shown: source and output as they are shown; path: the output's real path. notes: what loaders of the
-    output will and will not do.
+    output will and will not do. share: the part of it that this process does, None for all; line: the command line that
+    asks for the run, without its part.
     """
 
     order: Order
@@ -183,6 +189,8 @@ class Job:
     notes: tuple[str, ...]
     force: bool
     resume: bool = False
+    share: Share | None = None
+    line: tuple[str, ...] = ()
 
     def planned(self) -> RunReport:
         """The report on the plan."""
@@ -196,19 +204,66 @@ class Job:
         return self._report(written, None)
 
     def run(self, *, threads: int, progress: Progress | None) -> Outcome:
-        """Do it. Raises QuantcliError."""
+        """Do it, or the share of it that was asked for. Raises QuantcliError."""
         began = time.perf_counter()
         options = options_of(self.order, force=self.force, threads=threads, progress=progress)
+        if self.share is not None:
+            return self._run_share(self.share, options, began)
         if not self.folder:
             part = self.parts[""]
             one = quantize.write(part.source, part.plan, part.model, self.path, options)
             return Outcome(self._report({"": one}, time.perf_counter() - began), one.notes)
+        return self._into_folder(options, began)
+
+    def merge(self, *, threads: int) -> Outcome:
+        """Make the output of the parts that several processes have made. Raises QuantcliError."""
+        from quantcli.folders import merge
+
+        began = time.perf_counter()
+        options = options_of(self.order, force=self.force, threads=threads, progress=None)
+        made = merge.agreed(self.path, merge.complete(self.path), self._asked(options))
+        files = [(one.folder, one.files) for one in made]
+        pieces = {name: merge.pieces_of(files, name) for name in self.parts}
+        if self.folder:
+            done = self._into_folder(options, began, lambda n, s: merge.fill(self.parts[n], pieces[n], options, s))
+        else:
+            one = merge.to_file(self.parts[""], pieces[""], self.path, options)
+            done = Outcome(self._report({"": one}, time.perf_counter() - began), one.notes)
+        merge.cleared(self.path)
+        return done._replace(notes=(f"{len(made)} parts merged", *done.notes))
+
+    def _asked(self, options: Options) -> SharedRequest:
+        from quantcli.folders import parts
+
+        return parts.Request.of(self.parts, kept_sources(self.kept), options, self.line)
+
+    def _run_share(self, share: Share, options: Options, began: float) -> Outcome:
+        """Do a share of it, and report on that alone."""
+        from quantcli.folders import merge, parts, shares
+
+        base = os.path.basename(self.path)
+        units = {n: shares.units(part, folder=self.folder, base=base) for n, part in self.parts.items()}
+        asked = self._asked(options)
+        done = parts.run(self.parts, self.path, options, share=share, request=asked, units=units)
+        written, read = dict[str, Written](), dict[str, int]()
+        for name, part in self.parts.items():
+            own = merge.pieces_of([("", done.files)], name)
+            written[name] = merge.share_of(part, own, options)
+            read[name] = sum(task.nbytes for task in done.tasks if task.model == name)
+        count = sum(len(unit) for unit in units.values())
+        files = len({(task.model, task.unit) for task in done.tasks})
+        did = f"part {share.name}: {files} of {count} files, {sum(t.whole for t in done.tasks)} of them whole"
+        report = replace(self, kept={}, kinds={})._report(written, time.perf_counter() - began, read)
+        return Outcome(report, (did, *done.notes))
+
+    def _into_folder(self, options: Options, began: float, fill: Fill | None = None) -> Outcome:
+        """Write a folder. fill: as of write.quantized."""
         from quantcli.folders import card, write
 
         original, loading = card.beside(self.home, self.side), self._loading()
         kept = list(kept_sources(self.kept).values())
         folder = write.quantized(
-            self.parts, self.path, options, src=self.src, side=self.side, others=kept, resumed=self.resume
+            self.parts, self.path, options, src=self.src, side=self.side, others=kept, resumed=self.resume, fill=fill
         )
         with folder as filled:
             report = self._report(filled.written, time.perf_counter() - began)
@@ -218,7 +273,10 @@ class Job:
         alone = filled.written.get("")
         return Outcome(report, filled.notes, copied, alone.obstacle if alone is not None else "")
 
-    def _report(self, written: Mapping[str, Written], seconds: float | None) -> RunReport:
+    def _report(
+        self, written: Mapping[str, Written], seconds: float | None, share: Mapping[str, int] | None = None
+    ) -> RunReport:
+        """The report on what was written of each model. share: bytes of each that were read, where not all were."""
         tensors, results, sizes = list[Decided](), dict[str, Result](), dict[str, int]()
         for name, one in written.items():
             for tensor in one.plan.tensors:
@@ -230,7 +288,7 @@ class Job:
         tensors += held
         sizes |= {t.info.name: t.info.nbytes for t in held}
         beside = {name: source.share for name, source in kept_sources(self.kept).items()}
-        read = {name: part.source.share for name, part in self.parts.items()} | beside
+        read = {name: part.source.share for name, part in self.parts.items()} | beside if share is None else share
         made = {name: one.size for name, one in written.items()} | beside
         found = build.of_plan(
             tensors,

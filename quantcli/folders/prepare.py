@@ -14,6 +14,7 @@ from quantcli.folders import components, job, sidefiles
 from quantcli.folders.components import Chosen
 from quantcli.folders.job import Job, Whole
 from quantcli.folders.planned import plan_model
+from quantcli.folders.shares import Share
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.passes import export
 from quantcli.planning import plan
@@ -30,12 +31,15 @@ from quantcli.stores.pipelines import prefixed
 class Writing:
     """How an output is to be written. force: in place of one there is; resume: after the finished files of an
     interrupted run; dry_run: not at all, so that its place need not be free. read: files that are read beside the
-    source, and stay."""
+    source, and stay. share: the part of it that this process does, None for all; line: the command line that asks for
+    it."""
 
     force: bool = False
     resume: bool = False
     dry_run: bool = False
     read: Sequence[str] = ()
+    share: Share | None = None
+    line: tuple[str, ...] = ()
 
 
 def place(chosen: Chosen, order: Order, name: str | None, schemes: str) -> tuple[str, bool]:
@@ -117,6 +121,8 @@ def ready(
         notes=tuple(prefixed(n, line) for n, part in parts.items() for line in part.notes),
         force=how.force,
         resume=how.resume,
+        share=how.share,
+        line=how.line,
     )
 
 

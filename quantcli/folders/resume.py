@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import lru_cache, partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from quantcli import __version__
@@ -23,11 +25,12 @@ from quantcli.metrics import Metrics
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.quantize import Options
 from quantcli.passes.tiles import COPY, Visit, once, walk
-from quantcli.planning.entry import with_float32_scales
+from quantcli.planning.entry import UNTOLD, with_float32_scales, without_statistics
 from quantcli.planning.plan import Plan
 from quantcli.stores.files import InputFile
 from quantcli.tensors.decided import Decided, Kept
 from quantcli.tensors.digest import Digested
+from quantcli.tensors.second_order import Output
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
@@ -45,11 +48,12 @@ class Made:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A finished file: how many tensors of the source it accounts for, the digest of its bytes, and the outcome of each
-    tensor in it."""
+    tensor in it. size: of the file, of which a part of a run has written only what these tensors take (see places)."""
 
     tensors: int
     digest: str
     made: Mapping[str, Mapping[str, Any]]
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Journal:
 
     def as_bytes(self) -> bytes:
         """The text of the journal."""
-        done = {name: [f.tensors, f.digest, f.made] for name, f in self.finished.items()}
+        done = {name: [f.tensors, f.digest, f.made, f.size] for name, f in self.finished.items()}
         return json.dumps({"asked": self.asked, "finished": done}).encode()
 
 
@@ -69,12 +73,14 @@ class Ledger:
     """What of the models of a folder is finished: by an interrupted run (earlier) and by this one (done), by the name
     of each file in the folder. notes: what there is to say of it."""
 
-    def __init__(self, out: OutputFolder, asked: Mapping[str, Any], *, resumed: bool) -> None:
+    def __init__(
+        self, out: OutputFolder, asked: Mapping[str, Any], *, resumed: bool, hint: str = "leave out --resume"
+    ) -> None:
         """Start a folder with the finished files of an interrupted run, where it is to be resumed. Raises UsageError
-        where that run was asked for something else."""
+        where that run was asked for something else; hint: how to start over then."""
         self.out, self.asked = out, asked
         self.done: dict[str, Finished] = {}
-        self.earlier, self.notes = _begun(out, asked, resumed)
+        self.earlier, self.notes = _begun(out, asked, resumed, hint)
         out.begin(list(self.earlier))
 
     @property
@@ -92,7 +98,9 @@ class Ledger:
         self.out.record(Journal(self.asked, {**self.done, **self.earlier}).as_bytes())
 
 
-def _begun(out: OutputFolder, asked: Mapping[str, Any], resumed: bool) -> tuple[dict[str, Finished], list[str]]:
+def _begun(
+    out: OutputFolder, asked: Mapping[str, Any], resumed: bool, over: str
+) -> tuple[dict[str, Finished], list[str]]:
     """What of an interrupted run can be reused, and the notes about it."""
     journal = read(out.found) if out.found is not None else None
     if journal is None:
@@ -103,7 +111,7 @@ def _begun(out: OutputFolder, asked: Mapping[str, Any], resumed: bool) -> tuple[
     why = difference(journal.asked, asked)
     if why is not None:
         out.hold = True
-        hint = "repeat that request, or leave out --resume to start over"
+        hint = f"repeat that request, or {over} to start over"
         raise UsageError(f"the interrupted run had another request: {why}", place=[out.path], hint=hint)
     return dict(journal.finished), [f"resumed after {done} of an interrupted run"]
 
@@ -128,10 +136,18 @@ def read(text: bytes) -> Journal | None:
     """The journal in these bytes; None where they are not a valid one."""
     try:
         found = json.loads(text)
-        done = {str(n): Finished(int(f[0]), str(f[1]), dict(f[2])) for n, f in found["finished"].items()}
+        _share(values for f in found["finished"].values() for values in f[2].values())
+        done = {str(n): Finished(int(f[0]), str(f[1]), dict(f[2]), int(f[3])) for n, f in found["finished"].items()}
         return Journal(dict(found["asked"]), done)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return None
+
+
+def _share(recorded: Iterable[dict[str, Any]]) -> None:
+    """Have tensors of one scheme hold the same record of it: it is half of what a large model takes in memory."""
+    known = dict[str, Any]()
+    for values in recorded:
+        values["scheme"] = known.setdefault(json.dumps(values["scheme"]), values["scheme"])
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -160,12 +176,32 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def file_digest(path: str, threads: int) -> str:
-    """The digest of a file's bytes."""
+def file_digest(path: str, threads: int, runs: Sequence[tuple[int, int]] | None = None) -> str:
+    """The digest of a file's bytes; runs: of these alone, one after another, each by its place and size."""
     with contextlib.closing(InputFile(path)) as file:
-        whole = Digested(file.read_into, file.size, "xxh3")
+        read = file.read_into if runs is None else _Runs(file, runs).read
+        whole = Digested(read, file.size if runs is None else sum(size for _, size in runs), "xxh3")
         walk([once(whole.alone(COPY))], threads=threads)
         return whole.found() or ""
+
+
+class _Runs:
+    """Some runs of bytes of a file as if they followed each other."""
+
+    def __init__(self, file: InputFile, runs: Sequence[tuple[int, int]]) -> None:
+        self._file, self._runs = file, runs
+        self._starts = [0, *accumulate(size for _, size in runs)]
+
+    def read(self, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes from `start`."""
+        done = 0
+        while done < len(buffer):
+            number = bisect_right(self._starts, start + done) - 1
+            inside = start + done - self._starts[number]
+            place, size = self._runs[number]
+            step = min(size - inside, len(buffer) - done)
+            self._file.read_into(place + inside, buffer[done : done + step])
+            done += step
 
 
 # ---- the outcome of a tensor, as plain values ---------------------------------------------------------------------
@@ -182,27 +218,39 @@ def as_values(tensor: Decided, result: Result) -> dict[str, Any]:
         "scheme": result.scheme.as_dict() if result.scheme is not None else None,
         "metrics": [m.sse, m.power, m.numel, m.max_abs_error, m.clipped] if m is not None else None,
         "minmax_sse": result.minmax_sse,
+        "output": astuple(result.output) if result.output is not None else None,
     }
 
 
-def _result(values: Mapping[str, Any]) -> Result:
-    scheme, metrics = values["scheme"], values["metrics"]
-    if scheme is not None and "codebook" in scheme:
+@lru_cache(maxsize=4096)
+def _scheme_of(text: str) -> Scheme:
+    """A scheme that is recorded: the same one for all tensors that have it."""
+    scheme = json.loads(text)
+    if "codebook" in scheme:
         scheme = {**scheme, "codebook": tuple(scheme["codebook"])}
+    return Scheme(**scheme)
+
+
+def result_of(values: Mapping[str, Any]) -> Result:
+    """The result of a tensor that is recorded."""
+    scheme, metrics = values["scheme"], values["metrics"]
     return Result(
         Metrics(*metrics) if metrics is not None else None,
         values["digest"],
-        Scheme(**scheme) if scheme is not None else None,
+        _scheme_of(json.dumps(scheme)) if scheme is not None else None,
         values["minmax_sse"],
+        Output(*values["output"]) if values["output"] is not None else None,
     )
 
 
-def _turned_out(tensor: Decided, values: Mapping[str, Any]) -> Decided:
-    """The decision for a tensor, with what the interrupted run had to change."""
+def turned_out(tensor: Decided, values: Mapping[str, Any]) -> Decided:
+    """The decision for a tensor, with what the run that wrote it had to change."""
     if tensor.scheme is None:
         return tensor
     if values["scheme"] is None:
         return Kept(info=tensor.info, reason=values["reason"], note=values["note"])
+    if tensor.importance is not None and UNTOLD in str(values["note"]):
+        tensor = without_statistics(tensor)
     return tensor if values["scale_dtype"] == tensor.scale_dtype else with_float32_scales(tensor)
 
 
@@ -213,15 +261,15 @@ def made(finished: Finished, tensors: Mapping[str, Decided], path: str) -> dict[
     if gone:
         raise changed(path, gone)
     try:
-        return {n: Made(_turned_out(tensors[n], v), _result(v)) for n, v in finished.made.items()}
+        return {n: Made(turned_out(tensors[n], v), result_of(v)) for n, v in finished.made.items()}
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def is_intact(path: str, finished: Finished, threads: int) -> bool:
-    """Whether a finished file still has the bytes that were written."""
+def is_intact(path: str, finished: Finished, threads: int, runs: Sequence[tuple[int, int]] | None = None) -> bool:
+    """Whether a finished file still has the bytes that were written. runs: where they are, if not everywhere."""
     with contextlib.suppress(Exception):  # a file that cannot be read is made again
-        return file_digest(path, threads) == finished.digest
+        return file_digest(path, threads, runs) == finished.digest
     return False
 
 

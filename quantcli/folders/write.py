@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ _INDEX_LIMIT = 100_000_000
 
 
 @dataclass(slots=True)
-class _File:
+class WrittenFile:
     """A file that is written: its name while the work is going on, and what it holds."""
 
     name: str
@@ -58,7 +58,7 @@ class _File:
 
 
 @dataclass(slots=True)
-class _State:
+class State:
     """How far a model is in its part of a folder. config: its config.json, None where it has none."""
 
     source: Source
@@ -67,10 +67,14 @@ class _State:
     model: Outgoing
     config: Mapping[str, Any] | None
     limit: int | None
-    files: list[_File] = field(default_factory=list)
+    files: list[WrittenFile] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     at: int = 0
+
+
+Fill = Callable[[str, State], None]
+"""Puts the files of a model into its part of a folder, given its name, and says in the state what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +96,26 @@ def quantized(
     side: SideFiles,
     others: Sequence[Source] = (),
     resumed: bool = False,
+    fill: Fill | None = None,
 ) -> Iterator[Filled]:
     """A folder in which models are quantized, all but its model card; it appears at `path` at the end of the block.
 
     parts: the models by the subfolder of each, a single one under an empty name. src: where they are from. side: what
     lies beside the weights. others: further sources that must not change meanwhile. resumed: reuse what an interrupted
-    run has finished. Raises UsageError where that run was asked for something else, DataError where a source was
-    changed since.
+    run has finished. fill: takes the files of a model from where they were made, in place of writing them. Raises
+    UsageError where that run was asked for something else, DataError where a source was changed since.
     """
     configs = {name: json_beside(part.source.beside, CONFIG) for name, part in parts.items()}
     asked = {name: resume.asked(part.source, part.plan, options) for name, part in parts.items()}
     with OutputFolder(path, force=options.force) as out:
         ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed)
         size = sum(part.model.nbytes(t.info.name) for part in parts.values() for t in part.model.tensors)
-        check_space(out.path, side.size + max(size - ledger.size, 0), src)
+        check_space(out.path, side.size + (max(size - ledger.size, 0) if fill is None else 0), src)
         side.copy_to(out)
-        written = {name: _filled(part, out.part(name), options, ledger, configs[name]) for name, part in parts.items()}
+        written = {
+            name: _filled(name, part, out.part(name), options, ledger, configs[name], fill)
+            for name, part in parts.items()
+        }
         notes = [prefixed(name, line) for name, part in written.items() for line in part.notes]
         yield Filled(out, written, (*ledger.notes, *notes))
         for source in [*(part.source for part in parts.values()), *others]:
@@ -116,17 +124,26 @@ def quantized(
 
 
 def _filled(
-    planned: Planned, part: Part, options: Options, ledger: Ledger, config: Mapping[str, Any] | None
+    name: str,
+    planned: Planned,
+    part: Part,
+    options: Options,
+    ledger: Ledger,
+    config: Mapping[str, Any] | None,
+    fill: Fill | None,
 ) -> Written:
     """Quantize a model into its part of a folder."""
     limit = planned.request.max_shard_size
-    state = _State(planned.source, part, planned.plan, planned.model, config, limit)
-    _write_files(options, state, ledger)
+    state = State(planned.source, part, planned.plan, planned.model, config, limit)
+    if fill is None:
+        _write_files(options, state, ledger)
+    else:
+        fill(name, state)
     check(state.plan)
     return _finished(state)
 
 
-def _write_files(options: Options, state: _State, ledger: Ledger) -> None:
+def _write_files(options: Options, state: State, ledger: Ledger) -> None:
     """Write every file of weights, or take it over from an interrupted run, and record each."""
     cutter = Cutter(state.source, state.model, state.limit)
     while state.at < cutter.count:
@@ -144,7 +161,7 @@ def _write_files(options: Options, state: _State, ledger: Ledger) -> None:
         ledger.record()
 
 
-def _taken_over(cutter: Cutter, known: Finished, state: _State, options: Options, ledger: Ledger) -> bool:
+def _taken_over(cutter: Cutter, known: Finished, state: State, options: Options, ledger: Ledger) -> bool:
     """Take over a file of an interrupted run; False where it must be made again.
 
     Raises DataError when the source has been changed since.
@@ -167,7 +184,7 @@ def _taken_over(cutter: Cutter, known: Finished, state: _State, options: Options
     return True
 
 
-def _make(cutter: Cutter, piece: Piece, state: _State, options: Options, ledger: Ledger) -> None:
+def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: Ledger) -> None:
     """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
     file = cutter.file(piece)
     own = replace(options, force=True)
@@ -193,10 +210,10 @@ def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
 
 
 def _add(
-    state: _State, piece: Piece, file: OneFile, results: Mapping[str, Result], known: Finished, ledger: Ledger
+    state: State, piece: Piece, file: OneFile, results: Mapping[str, Result], known: Finished, ledger: Ledger
 ) -> None:
     """Take a finished file in."""
-    state.files.append(_File(piece.cut.name, file.size, file.tensors))
+    state.files.append(WrittenFile(piece.cut.name, file.size, file.tensors))
     state.results |= results
     ledger.done[state.part.named(piece.cut.name)] = known
     state.at += piece.count
@@ -205,7 +222,7 @@ def _add(
 # ---- what is not weights ----------------------------------------------------------------------------------------
 
 
-def _finished(state: _State) -> Written:
+def _finished(state: State) -> Written:
     """What was written, once all files have their names, and index and configuration are there."""
     model, files = state.model, state.files
     if state.limit is not None:
@@ -237,7 +254,7 @@ def _describe(
     source: Source,
     part: Part,
     model: Outgoing,
-    files: Sequence[_File],
+    files: Sequence[WrittenFile],
     config: Mapping[str, Any] | None,
     added: Mapping[str, Any],
 ) -> None:
@@ -280,7 +297,7 @@ def _numbered(source: Source, model: Outgoing, count: int) -> list[str]:
     return [outputs.loadable(name, i, count) for i, name in enumerate(names)]
 
 
-def _index(source: Source, model: Outgoing, files: Sequence[_File]) -> bytes:
+def _index(source: Source, model: Outgoing, files: Sequence[WrittenFile]) -> bytes:
     """The index: the metadata of the old one, sizes, and the file of every tensor."""
     path = source.index
     found = strict_json(read_small(path, _INDEX_LIMIT), path) if path else {}
@@ -330,7 +347,7 @@ def move(
             exact: dict[str, bool] = {}
             for shard, file in planned[name]:
                 exact |= export.files(shard, [file], part.temp, force=True).exact
-            files = [_File(file.name, file.size, file.tensors) for _, file in planned[name]]
+            files = [WrittenFile(file.name, file.size, file.tensors) for _, file in planned[name]]
             _describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
             found[name] = Moved(sizes[name], exact)
         if original is not None:

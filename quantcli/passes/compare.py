@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,43 +14,85 @@ import numpy as np
 from quantcli import kernels
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, listed, printable
+from quantcli.matching import open_original, under_one_name
 from quantcli.metrics import NOTHING, Metrics
-from quantcli.models import BLOCK, View
-from quantcli.passes.tiles import Progress, Visit, begun, walk
+from quantcli.models import BLOCK, View, open_model
+from quantcli.passes.batches import Crew, run
+from quantcli.passes.performing import Advance, Item, Opening, reachable
+from quantcli.passes.tiles import Progress, Visit
+from quantcli.stores.pipelines import Member
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
+    from quantcli.stores import Source
 
 
 def measure(
-    pairs: Mapping[str, tuple[View, View]], *, threads: int, progress: Progress | None
+    pairs: Mapping[str, tuple[View, View]],
+    sources: Sequence[Source] = (),
+    *,
+    threads: int,
+    progress: Progress | None,
+    crew: Crew | None = None,
+    opening: Opening | None = None,
 ) -> dict[str, Metrics | None]:
-    """Errors of the second of each pair against the first; None where tensors without float values differ.
+    """Errors of the second of each pair against the first; None where tensors without float values differ. sources:
+    what they are read from. crew: the workers that measure, None for threads here; opening: how they open the models.
 
     Codes are measured as what they stand for, in float32, as kernels multiply with them. Only weights that others were
     quantized from are what their library makes of them, rounded to its dtype, as `quantize` reads them.
     """
-    advance = begun(progress, sum(b.info.nbytes for _, b in pairs.values()))
-    found: dict[str, Metrics | None] = {}
+    items = [Item(name, b.info.nbytes, splits=a.numeric and b.numeric) for name, (a, b) in pairs.items()]
+    made = Comparison(pairs, sources)
+    found = run(made, items, threads=threads, progress=progress, crew=crew, opening=opening)
+    return dict(zip(pairs, found))
 
-    def visit(name: str, a: View, b: View) -> Visit:
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The pass over tensors of two models, side by side."""
+
+    pairs: Mapping[str, tuple[View, View]]
+    sources: Sequence[Source] = ()
+
+    def visit(self, item: Item, advance: Advance) -> Visit:
+        """The errors of the second of a pair."""
+        a, b = self.pairs[item.name]
         if not (a.numeric and b.numeric):
             [same] = yield [partial(_equal, a, b)]
-            found[name] = Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if same else None
-            return
-        longer = a if a.stored is None and b.stored is not None else b
-        found[name] = sum((yield [partial(errors, a, b, first, last) for first, last in longer.blocks]), NOTHING)
-
-    def errors(a: View, b: View, first: int, last: int) -> Metrics:
+            return Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if same else None
         before = a.read if b.encoded is not None else a.rounded
-        error = _errors(before(first, last), b.read(first, last))
-        advance(b.info.nbytes * (last - first) // b.info.numel)
-        return error
 
-    walk((visit(name, a, b) for name, (a, b) in pairs.items()), threads=threads)
-    return {name: found[name] for name in pairs}
+        def errors(first: int, last: int) -> Metrics:
+            error = _errors(before(first, last), b.read(first, last))
+            advance(b.info.nbytes * (last - first) // b.info.numel)
+            return error
+
+        longer = a if a.stored is None and b.stored is not None else b
+        return sum((yield [partial(errors, first, last) for first, last in longer.blocks]), NOTHING)
+
+
+@contextmanager
+def opened(before: Member, after: Member, *, as_float: bool, original: bool = False) -> Iterator[Comparison]:
+    """The comparison of two models on a worker, by the paths of both. original: whether the first is what the second
+    was made from, for a report, whose tensors are arranged as they are there."""
+    with ExitStack() as stack:
+        b = stack.enter_context(open_model(after.path, variant=after.variant))
+        if original:
+            a = stack.enter_context(open_original(before.path, (), as_float=as_float, variant=before.variant))
+        else:
+            a = stack.enter_context(open_model(before.path, as_float=as_float, variant=before.variant))
+        ours, theirs, _ = under_one_name(a, b)
+        both = {name: (ours[name], view) for name, view in theirs.items() if name in ours}
+        yield Comparison(both, (a.source, b.source))
+
+
+def opening_of(before: Member, after: Member, *, as_float: bool, original: bool = False) -> Opening:
+    """How workers open two models."""
+    first, second = (replace(member, path=reachable(member.path)) for member in (before, after))
+    return partial(opened, first, second, as_float=as_float, original=original)
 
 
 def _errors(before: Floats, after: Floats) -> Metrics:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,10 @@ from quantcli.formats import clipped, code_grid, spread_out
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_tiles
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
-from quantcli.passes.tiles import Progress, Visit, begun, walk
+from quantcli.passes.batches import Crew, run
+from quantcli.passes.measure import Against
+from quantcli.passes.performing import Advance, Item, Opening
+from quantcli.passes.tiles import Progress, Visit
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.rows import TileSpan
@@ -27,6 +32,8 @@ from quantcli.theory.bounds import Parts, Theory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from quantcli.stores import Source
 
 
 BINS = 256
@@ -65,30 +72,60 @@ class _Totals:
 
 
 def examine(
-    model: Model, original: Model, metrics: list[Metrics | None], *, threads: int, progress: Progress | None
+    model: Model,
+    original: Model,
+    metrics: list[Metrics | None],
+    *,
+    threads: int,
+    progress: Progress | None,
+    crew: Crew | None = None,
+    opening: Opening | None = None,
 ) -> list[Examined | None]:
-    """Theory and histogram of every tensor of a quantized model, None for kept ones; metrics: what was measured."""
+    """Theory and histogram of every tensor of a quantized model, None for kept ones; metrics: what was measured. crew:
+    the workers that look at it, None for threads here; opening: how they open the models."""
     measured = dict(zip(model, metrics))
     # Theory does not cover weights decoded to infinity.
     wanted = [name for name, m in measured.items() if model[name].scheme and m is not None and math.isfinite(m.sse)]
-    known: dict[str, Examined] = {}
-    advance = begun(progress, sum(model[name].stored.info.nbytes for name in wanted))
-
-    def visit(name: str) -> Visit:
-        plan, totals, found = model[name].stored.grouping, _Totals(model[name]), measured[name]
-        assert plan is not None and found is not None
-        parts: list[Parts] = yield [partial(see, name, totals, span) for span in plan.tiles()]
-        with np.errstate(all="ignore"):  # of damaged parameters
-            known[name] = _examined(model[name], totals, parts, found)
-
-    def see(name: str, totals: _Totals, span: TileSpan) -> Parts:
-        with np.errstate(all="ignore"):
-            parts, nbytes = _see(model[name], original[name], original, totals, span)
-        advance(nbytes)
-        return parts
-
-    walk((visit(name) for name in wanted), threads=threads)
+    items = [Item(name, model[name].stored.info.nbytes, measured[name]) for name in wanted]
+    found = run(Examining(model, original), items, threads=threads, progress=progress, crew=crew, opening=opening)
+    known = dict(zip(wanted, found))
     return [known.get(name) for name in model]
+
+
+@dataclass(frozen=True, slots=True)
+class Examining:
+    """The second pass over the tensors of a quantized model, beside those of its original."""
+
+    model: Model
+    original: Model
+
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        """Both."""
+        return self.model.source, self.original.source
+
+    def visit(self, item: Item, advance: Advance) -> Visit:
+        """Theory and histogram of a tensor; given are its metrics."""
+        tensor, before = self.model[item.name], self.original[item.name]
+        plan, totals = tensor.stored.grouping, _Totals(tensor)
+        assert plan is not None
+
+        def see(span: TileSpan) -> Parts:
+            with np.errstate(all="ignore"):
+                parts, nbytes = _see(tensor, before, self.original, totals, span)
+            advance(nbytes)
+            return parts
+
+        parts: list[Parts] = yield [partial(see, span) for span in plan.tiles()]
+        with np.errstate(all="ignore"):  # of damaged parameters
+            return _examined(tensor, totals, parts, item.given)
+
+
+@contextmanager
+def opened(first: Callable[[], AbstractContextManager[Against]]) -> Iterator[Examining]:
+    """The pass on a worker. first: opens the pass that measures both models."""
+    with first() as measuring:
+        yield Examining(measuring.model, measuring.original)
 
 
 def _see(tensor: Tensor, source: Tensor, original: Model, totals: _Totals, span: TileSpan) -> tuple[Parts, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,12 +89,21 @@ class _Found:
     finding: Finding
 
 
+@dataclass(frozen=True, slots=True)
+class OfTensor:
+    """What was found on one tensor, to be put beside what was found on others. unchecked: what could not be."""
+
+    found: Sequence[_Found] = ()
+    unchecked: Sequence[str] = ()
+
+
 class Findings:
     """Findings from several threads; of those alike the first in file order counts, whoever comes first."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], _Found] = {}
         self._lock = threading.Lock()
+        self.unchecked: list[str] = []
 
     def add(self, name: str, check: str, problem: str, at: int = 0, count: int = 1, **more: Any) -> None:
         """Note something that is wrong; of several alike the first counts."""
@@ -104,6 +113,16 @@ class Findings:
             known.count += count
             if at < known.at:
                 known.at, known.finding = at, finding
+
+    def of_tensor(self) -> OfTensor:
+        """What was found, where all of it is on one tensor."""
+        return OfTensor(list(self._found.values()), self.unchecked)
+
+    def put(self, more: OfTensor) -> None:
+        """Take in what was found on another tensor."""
+        for one in more.found:
+            self._found[one.finding.tensor, one.finding.check, one.finding.problem] = one
+        self.unchecked += more.unchecked
 
     def ordered(self, names: Iterable[str]) -> tuple[Finding, ...]:
         """All that is wrong, in the order of these names."""

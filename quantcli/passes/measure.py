@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,45 +18,80 @@ from quantcli.formats import code_grid
 from quantcli.kernels import Sums
 from quantcli.layouts import evidence
 from quantcli.layouts.native.model import Model, Tensor
+from quantcli.matching import open_original
 from quantcli.metrics import Metrics
-from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
+from quantcli.models import open_model
+from quantcli.passes.batches import Crew, run
+from quantcli.passes.performing import Advance, Item, Opening, reachable
+from quantcli.passes.tiles import COPY, Progress, Visit
 from quantcli.stores import signals
+from quantcli.stores.pipelines import Member
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.tiles import as_tile
 
+if TYPE_CHECKING:
+    from quantcli.stores import Source
+
 
 def against(
-    model: Model, original: Model, *, threads: int, check_digests: bool, progress: Progress | None
+    model: Model,
+    original: Model,
+    *,
+    threads: int,
+    check_digests: bool,
+    progress: Progress | None,
+    crew: Crew | None = None,
+    opening: Opening | None = None,
 ) -> list[Metrics | None]:
-    """Metrics of every tensor of a quantized model against the original one; None for kept tensors.
+    """Metrics of every tensor of a quantized model against the original one; None for kept tensors. crew: the workers
+    that measure, None for threads here; opening: how they open the models.
 
     Raises DataError when a tensor is missing in either, has another shape, or (with check_digests) was made from
     other weights: a report against the wrong original would look like a bad quantization.
     """
     _check(model, original, known=check_digests and all(t.stored.digest is not None for t in model.values()))
-    advance = begun(progress, sum(t.stored.info.nbytes for t in model.values()))
-    digests: dict[str, str | None] = {}
-    metrics: dict[str, Metrics] = {}
+    items = [Item(name, tensor.stored.info.nbytes) for name, tensor in model.items()]
+    made = Against(model, original, check_digests)
+    found = run(made, items, threads=threads, progress=progress, crew=crew, opening=opening)
+    for tensor, (_, digest) in zip(model.values(), found):
+        if digest is not None:
+            _same_digest(tensor, digest, original)
+    original.source.check_unchanged()
+    return [metrics for metrics, _ in found]
 
-    def visit(name: str) -> Visit:
-        stored, nbytes = model[name].stored, original[name].stored.info.nbytes
-        kind = kind_of(stored.digest) if check_digests else "none"
-        weights = Digested(partial(original.source.read, name), nbytes, kind)
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """The pass over the tensors of a quantized model, beside those of its original."""
+
+    model: Model
+    original: Model
+    check_digests: bool
+
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        """Both."""
+        return self.model.source, self.original.source
+
+    def visit(self, item: Item, advance: Advance) -> Visit:
+        """The metrics of a tensor, None for a kept one, and the digest of its original, None where none is wanted."""
+        stored, original = self.model[item.name].stored, self.original[item.name]
+        kind = kind_of(stored.digest) if self.check_digests else "none"
+        weights = Digested(partial(self.original.source.read, item.name), original.stored.info.nbytes, kind)
         if stored.grouping is None:
             yield weights.alone(COPY, advance)
-        else:
-            reads = weights.apart()
-            spans = list(stored.grouping.tiles())
-            sums = yield [*reads, *(partial(measure, name, weights, span) for span in spans)]
-            metrics[name] = metric.total(sums[len(reads) :])
-        digests[name] = weights.found()
+            return None, weights.found()
+        reads = weights.apart()
+        spans = list(stored.grouping.tiles())
+        sums = yield [*reads, *(partial(self._measured, item.name, weights, advance, span) for span in spans)]
+        return metric.total(sums[len(reads) :]), weights.found()
 
-    def measure(name: str, weights: Digested, span: TileSpan) -> tuple[Sums, int]:
-        tensor = model[name]
+    def _measured(self, name: str, weights: Digested, advance: Advance, span: TileSpan) -> tuple[Sums, int]:
+        tensor = self.model[name]
         scheme, plan = tensor.stored.scheme, tensor.stored.grouping
         assert scheme is not None and plan is not None
-        dtype = original[name].dtype
+        dtype = self.original[name].dtype
         size = DTYPES[dtype].bits // 8
         raw = np.empty(span.rows * span.cols * size, np.uint8)
         weights.fill((span.row * plan.cols + span.col) * size, raw.data)
@@ -61,12 +100,23 @@ def against(
         advance(len(raw))
         return found, span.rows * span.cols
 
-    walk((visit(name) for name in model), threads=threads)
-    for name, tensor in model.items():
-        if digests[name] is not None:
-            _same_digest(tensor, digests[name], original)
-    original.source.check_unchanged()
-    return [metrics.get(name) for name in model]
+
+@contextmanager
+def opened(path: Member, before: Member, *, as_float: bool, check_digests: bool) -> Iterator[Against]:
+    """The pass on a worker, by the paths of both models."""
+    with (
+        open_model(path.path, variant=path.variant) as model,
+        open_original(before.path, model, as_float=as_float, variant=before.variant) as original,
+    ):
+        yield Against(model.stored, original.stored, check_digests)
+
+
+def opening_of(
+    path: Member, before: Member, *, as_float: bool, check_digests: bool
+) -> Callable[[], AbstractContextManager[Against]]:
+    """How workers open a quantized model and its original."""
+    own, other = (replace(member, path=reachable(member.path)) for member in (path, before))
+    return partial(opened, own, other, as_float=as_float, check_digests=check_digests)
 
 
 def _check(model: Model, original: Model, *, known: bool) -> None:

@@ -8,12 +8,14 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 from quantcli.errors import DataError, UsageError
 from quantcli.layouts.writer import named
 from quantcli.metrics import Metrics
+from quantcli.passes.batches import Crew
 from quantcli.passes.sweep import Measured, measure
 from quantcli.passes.tiles import Progress
 from quantcli.passes.weighting import weight
@@ -41,7 +43,7 @@ class Subject:
     """A model that schemes are chosen for. name: of the component it is, empty for the only model. request: what is
     asked of it; schemes: what there is to choose from, with scales as its target stores them; mixed: whether its
     tensors may have several; named: whether a recipe must name its tensors, for else they are kept. size_of: bytes of
-    the files a plan leads to; nbytes_of: what each tensor takes in them."""
+    the files a plan leads to; nbytes_of: what each tensor takes in them. again: how a worker opens its source."""
 
     name: str
     source: Source
@@ -51,6 +53,7 @@ class Subject:
     named: bool
     size_of: Callable[[Plan], int]
     nbytes_of: Callable[[Plan], Callable[[str], int]]
+    again: Callable[[], AbstractContextManager[Source]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,14 +189,16 @@ def measured(
     weighting: str | Mapping[str, Mapping[str, float]],
     threads: int,
     progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> Offer:
     """The same choices with what they cost. weighting: one of WEIGHTINGS, or by model how much each tensor's relative
-    error counts. Scales that do not fit the narrower dtype make some choices larger than they were."""
+    error counts. crew: the workers that measure, None for threads here. Scales that do not fit the narrower dtype make
+    some choices larger than they were."""
     menus = []
     for menu in offer.menus:
         subject = menu.subject
         own = weighting if isinstance(weighting, str) else weighting[subject.name]
-        found = measure(subject.source, menu.plans, threads=threads, progress=progress)
+        found = measure(subject.source, menu.plans, threads=threads, progress=progress, crew=crew, again=subject.again)
         ways = [_Way(one.plan, subject.nbytes_of(one.plan), was, one) for one, was in zip(found, menu.plans)]
         units = [_unit(unit.tensors, unit.model, ways, own, menu.keeps) for unit in menu.units]
         menus.append(replace(menu, units=tuple(units), plans=tuple(one.plan for one in found), measured=True))

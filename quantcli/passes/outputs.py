@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -197,7 +197,8 @@ def _listed(plan: Plan, source: Source) -> list[Decided]:
 class OneFile:
     """A file to write: its name, the tensors of the source it holds, its size, and where their outputs are. between:
     what stands between them, given what became of the tensors; without results, something as long. check(path, name):
-    opens it before it has its name, and raises DataError where that fails."""
+    opens it before it has its name, and raises DataError where that fails. sparse: whether other tensors of it are
+    written elsewhere."""
 
     name: str
     tensors: tuple[str, ...]
@@ -205,6 +206,12 @@ class OneFile:
     offsets: Mapping[str, int]
     between: Callable[[Results | None], Pieces]
     check: Callable[[str, str], None]
+    sparse: bool = False
+
+    def fragment(self, tensors: tuple[str, ...]) -> OneFile:
+        """The same file with only some of its tensors, each where it will be; a header that is only known once all
+        tensors are written is a placeholder."""
+        return replace(self, tensors=tensors, between=lambda results: self.between(None), sparse=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -20,10 +22,14 @@ from quantcli import kernels
 from quantcli.errors import DataError, printable
 from quantcli.kernels import Sums, Tile, row_bytes
 from quantcli.metrics import Metrics, total
+from quantcli.passes.batches import Crew, run
+from quantcli.passes.performing import Advance, Item, reachable
 from quantcli.passes.quantize import count_nonfinite, with_wider_scales
-from quantcli.passes.tiles import Progress, Visit, begun, walk
-from quantcli.planning.entry import without_statistics
+from quantcli.passes.tiles import Progress, Visit
+from quantcli.planning import batch_norms
+from quantcli.planning.entry import with_float32_scales, without_statistics
 from quantcli.planning.plan import Plan
+from quantcli.planning.statistics import again as statistics_again
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fit import Misfit, NotFinite
@@ -34,6 +40,8 @@ from quantcli.tensors.trials import Trials
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from quantcli.planning.statistics import InputStatistics
 
 
 @dataclass(slots=True)
@@ -59,25 +67,77 @@ class _Try:
         return self.trials.spans or list(self.plan.grouping.tiles())
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A decision on its way to a worker, without what is known of the columns, and whether anything is."""
+
+    tensor: Quantized
+    weighted: bool
+
+
+class Amendment(Enum):
+    """What a tensor was decided again to have when a setting was tried on it."""
+
+    WIDER = "float32 scales"
+    PLAIN = "no statistics"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a setting costs on a tensor: its errors, these by importance where there is one, what they cost in the
+    output of its layer where there are statistics, seconds of all threads, and how it turned out otherwise than
+    planned."""
+
+    setting: int
+    metrics: Metrics
+    weighted: tuple[float, float] | None
+    output: Output | None
+    seconds: float
+    amended: tuple[Amendment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The pass over the tensors of a source, each under all settings. statistics: of inputs, for decisions that were
+    sent without."""
+
+    source: Source
+    statistics: InputStatistics | None = None
+
+    @property
+    def sources(self) -> tuple[Source]:
+        """The source."""
+        return (self.source,)
+
+    def visit(self, item: Item, advance: Advance) -> Visit:
+        """The cost of every setting on a tensor. Given is the decision for it of each, None where it is kept."""
+        decided = [(i, self._whole(tensor)) for i, tensor in enumerate(item.given) if tensor is not None]
+        run = _Run(self.source, [_Try(i, tensor) for i, tensor in decided], advance)
+        yield from run.visit()
+        return run.costs
+
+    def _whole(self, tensor: Quantized | Sent) -> Quantized:
+        """A decision with what is known of the columns."""
+        if not isinstance(tensor, Sent):
+            return tensor
+        if not tensor.weighted or self.statistics is None:
+            return tensor.tensor
+        columns = self.statistics.of(tensor.tensor.info, tensor.tensor.grouping)
+        return replace(tensor.tensor, importance=columns)
+
+
 class _Run:
-    """The tensors of a source under all plans."""
+    """A tensor of a source under all settings."""
 
-    def __init__(self, source: Source, plans: Sequence[Plan], progress: Progress | None) -> None:
-        self.source, self.plans = source, plans
+    def __init__(self, source: Source, tries: list[_Try], advance: Advance) -> None:
+        self.source, self._tries, self._advance = source, tries, advance
         self.table = kernels.load()
-        self.metrics: list[dict[str, Metrics]] = [{} for _ in plans]
-        self.weighted: list[dict[str, tuple[float, float]]] = [{} for _ in plans]
-        self.outputs: list[dict[str, Output]] = [{} for _ in plans]
-        self.seconds = [0.0 for _ in plans]
-        self.amended: list[dict[str, Decided]] = [{} for _ in plans]
+        self.costs: list[Cost] = []
+        self._amended: dict[int, tuple[Amendment, ...]] = defaultdict(tuple)
         self._lock = threading.Lock()
-        self._advance = begun(progress, sum(t.info.nbytes for t in plans[0].tensors if t.scheme is not None))
 
-    def visits(self) -> Iterator[Visit]:
-        for tensors in zip(*(plan.tensors for plan in self.plans)):
-            yield self._visit([_Try(i, t) for i, t in enumerate(tensors) if t.scheme is not None])
-
-    def _visit(self, tries: list[_Try]) -> Visit:
+    def visit(self) -> Visit:
+        tries = self._tries
         yield from self._learn(tries)
         while shared := self._shared(tries):
             yield [partial(self._do, tries, group, index) for group in shared for index in range(len(group[0].spans))]
@@ -95,7 +155,8 @@ class _Run:
                     known[cols] = yield from learned(self.table, columns)
                 one.trials.second_order = known[cols]
             except Degenerate:
-                self.amended[one.setting][one.plan.info.name] = one.plan = without_statistics(one.plan)
+                self._amended[one.setting] += (Amendment.PLAIN,)
+                one.plan = without_statistics(one.plan)
                 one.trials = Trials(one.plan, rival=None)
 
     @staticmethod
@@ -177,21 +238,23 @@ class _Run:
                     one.misfit = True
             if one.misfit:
                 wider = with_wider_scales(one.plan, self.source)
-                self.amended[one.setting][one.plan.info.name] = wider
+                self._amended[one.setting] += (Amendment.WIDER,)
                 tries[number] = _Try(one.setting, wider, seconds=one.seconds)
                 continue
             one.done = True
-            name = one.plan.info.name
-            self.metrics[one.setting][name] = total([one.sums[i] for i in sorted(one.sums)])
-            if one.weighted:
-                tiles = [one.weighted[i] for i in sorted(one.weighted)]
-                self.weighted[one.setting][name] = sum(e for e, _ in tiles), sum(p for _, p in tiles)
-            if one.outputs:
-                whole = reduce(add, (one.outputs[i] for i in sorted(one.outputs)))
-                self.outputs[one.setting][name] = whole
-                self.weighted[one.setting][name] = whole.error, whole.power
-            with self._lock:
-                self.seconds[one.setting] += one.seconds
+            tiles = [one.weighted[i] for i in sorted(one.weighted)]
+            weighted = (sum(e for e, _ in tiles), sum(p for _, p in tiles)) if tiles else None
+            output = reduce(add, (one.outputs[i] for i in sorted(one.outputs))) if one.outputs else None
+            self.costs.append(
+                Cost(
+                    setting=one.setting,
+                    metrics=total([one.sums[i] for i in sorted(one.sums)]),
+                    weighted=weighted if output is None else (output.error, output.power),
+                    output=output,
+                    seconds=one.seconds,
+                    amended=self._amended[one.setting],
+                )
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,21 +270,74 @@ class Measured:
     outputs: dict[str, Output]
 
 
-def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Progress | None = None) -> list[Measured]:
-    """What every plan would cost on a source."""
-    run = _Run(source, plans, progress)
-    walk(run.visits(), threads=threads)
+def measure(
+    source: Source,
+    plans: Sequence[Plan],
+    *,
+    threads: int,
+    progress: Progress | None = None,
+    crew: Crew | None = None,
+    again: Callable[[], AbstractContextManager[Source]] | None = None,
+) -> list[Measured]:
+    """What every plan would cost on a source. crew: the workers that try the schemes, None for threads here; again:
+    how they open the source."""
+    tensors = [same for same in zip(*(plan.tensors for plan in plans)) if any(t.scheme is not None for t in same)]
+    opening = None
+    if crew is not None and again is not None:
+        opening = partial(opened, again, _known_of(plans))
+    send = _sent if opening is not None else (lambda tensor: tensor)
+    items = [
+        Item(same[0].info.name, same[0].info.nbytes, tuple(None if t.scheme is None else send(t) for t in same))
+        for same in tensors
+    ]
+    found = run(Sweep(source), items, threads=threads, progress=progress, crew=crew, opening=opening)
     source.check_unchanged()
-    power: dict[str, float] = {}
-    for found in run.metrics:
-        for name, metrics in found.items():
-            power.setdefault(name, metrics.power)
-    measured = []
-    for i, plan in enumerate(plans):
-        found = run.metrics[i]
-        order = [t.info.name for t in plan.tensors if t.info.name in found]  # in which they are added up later
-        metrics_of = {name: replace(found[name], power=power[name]) for name in order}
-        amended = plan.amended(run.amended[i])
-        outputs = {name: run.outputs[i][name] for name in order if name in run.outputs[i]}
-        measured.append(Measured(amended, metrics_of, run.seconds[i], run.weighted[i], outputs))
-    return measured
+    costs = [{cost.setting: cost for cost in own} for own in found]
+    return [_measured(number, plan, tensors, costs) for number, plan in enumerate(plans)]
+
+
+def _measured(
+    number: int, plan: Plan, tensors: Sequence[Sequence[Decided]], costs: Sequence[Mapping[int, Cost]]
+) -> Measured:
+    """What a plan turned out to cost. The power of weights is the same in all plans: it was found once."""
+    own = [(same[number], cost[number], cost) for same, cost in zip(tensors, costs) if number in cost]
+    metrics = {t.info.name: replace(c.metrics, power=cost[min(cost)].metrics.power) for t, c, cost in own}
+    weighted = {t.info.name: c.weighted for t, c, _ in own if c.weighted is not None}
+    amended = {t.info.name: _amended(t, c.amended) for t, c, _ in own if c.amended}
+    outputs = {t.info.name: c.output for t, c, _ in own if c.output is not None}
+    return Measured(plan.amended(amended), metrics, sum(c.seconds for _, c, _ in own), weighted, outputs)
+
+
+def _amended(tensor: Decided, how: Sequence[Amendment]) -> Decided:
+    """A decision as it turned out."""
+    for amendment in how:
+        assert tensor.scheme is not None
+        plain = amendment is Amendment.PLAIN
+        tensor = without_statistics(tensor) if plain else with_float32_scales(tensor)
+    return tensor
+
+
+def _sent(tensor: Quantized) -> Sent:
+    """A decision that can be pickled: second moments are read from a file."""
+    return Sent(replace(tensor, importance=None), tensor.importance is not None)
+
+
+Known = tuple[str, str, str]
+"""Path, digest and key of statistics."""
+
+
+def _known_of(plans: Sequence[Plan]) -> Known | None:
+    """The statistics that plans were made with."""
+    requests = [plan.request for plan in plans if plan.request is not None]
+    found = next((r.statistics for r in requests if r.statistics is not None), None)
+    if found is None:
+        return None
+    path = found.path if found.path == batch_norms.NAME else reachable(found.path)
+    return path, found.digest, found.key
+
+
+@contextmanager
+def opened(again: Callable[[], AbstractContextManager[Source]], known: Known | None) -> Iterator[Sweep]:
+    """The pass on a worker. again: opens the source; known: the statistics of its inputs."""
+    with again() as source:
+        yield Sweep(source, statistics_again(source, *known) if known is not None else None)

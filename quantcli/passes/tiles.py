@@ -59,7 +59,7 @@ class Progress(Protocol):
 Task = Callable[[], Any]
 """A part of a round, such as one tile of a tensor."""
 
-Visit = Generator[Sequence[Task], "list[Any]", None]
+Visit = Generator[Sequence[Task], "list[Any]", Any]
 """What a pass does with one tensor: it yields rounds of tasks, and receives what these returned."""
 
 

@@ -10,6 +10,8 @@ its parameters found again: a scale may differ in its last bit and leave all cod
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,11 +25,17 @@ from quantcli.errors import printable
 from quantcli.formats import code_grid
 from quantcli.kernels import QuantParams, Sums, Tile
 from quantcli.layouts.native.model import Model, Tensor
+from quantcli.matching import open_original
+from quantcli.models import open_model
 from quantcli.passes import checks, folder_checks
+from quantcli.passes.batches import Crew, run
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.largest import Largest
+from quantcli.passes.performing import Advance, Item, Opening, reachable
 from quantcli.passes.producing import searching
-from quantcli.passes.tiles import COPY, Progress, Task, Visit, begun, walk
+from quantcli.passes.tiles import COPY, Progress, Task, Visit
+from quantcli.planning.statistics import load
+from quantcli.stores.pipelines import Member
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes
     from quantcli.layouts.native.stored import StoredQuantized
     from quantcli.planning.statistics import InputStatistics
+    from quantcli.stores import Source
 
 
 def verify(
@@ -50,22 +59,29 @@ def verify(
     threads: int,
     progress: Progress | None,
     importance: InputStatistics | None = None,
+    crew: Crew | None = None,
+    opening: Opening | None = None,
 ) -> Verified:
-    """What is wrong with a quantized model. importance: what its columns were weighed by, where that is known. Raises
-    DataError when a file cannot be read to its end."""
+    """What is wrong with a quantized model. importance: what its columns were weighed by, where that is known. crew:
+    the workers that look at tensors, None for threads here; opening: how they open the models. Raises DataError when a
+    file cannot be read to its end."""
     found = Findings()
-    run = _Run(model, original, found, importance)
-    run.headers()
+    made = Verification(model, original, importance)
+    _headers(model, found)
     if original is not None:
-        run.compare(original)
-    run.tensors(threads, progress)
+        _compare(model, original, found)
+        if not made.again:
+            found.unchecked.append(f"scales are not recomputed: another version wrote them, not {__version__}")
+    items = [Item(name, made.nbytes(name)) for name in model]
+    for one in run(made, items, threads=threads, progress=progress, crew=crew, opening=opening):
+        found.put(one)
     model.source.check_unchanged()
     return Verified(
         tensors=len(model),
         quantized=sum(t.scheme is not None for t in model.values()),
         against=original.source.path if original is not None else None,
         findings=found.ordered(model),
-        unchecked=tuple(dict.fromkeys(run.unchecked)),
+        unchecked=tuple(dict.fromkeys(found.unchecked)),
         checks=CHECKS if original is not None else tuple(c for c in CHECKS if c not in OF_ORIGINALS),
     )
 
@@ -73,153 +89,187 @@ def verify(
 WEIGHTED = ("scales weighted by importances", "--importance"), ("codes and scales chosen by statistics", "--statistics")
 
 
-class _Run:
-    """One pass over the tensors of a model, and the passes it takes to find parameters again."""
+def _headers(model: Model, found: Findings) -> None:
+    """Whether every header is as it was written, and every file has one of ours."""
+    source = model.source
+    documents = iter(model.documents)
+    for name, shard in source.shards.items():
+        place = f"{printable(name)}: " if name else ""
+        if not shard.documents:
+            found.add("", "structure", f"{place}it has no quantcli header")
+            continue
+        intact = next(documents).intact
+        if intact is None:
+            found.unchecked.append("the header has no digest of its own")
+        elif not intact:
+            found.add("", "structure", f"{place}the header was changed after it was written")
+    if source.folder is not None:
+        for problem in folder_checks.faults(source, source.folder, [t.stored for t in model.values()]):
+            found.add("", "structure", problem)
 
-    def __init__(
-        self,
-        model: Model,
-        original: Model | None,
-        found: Findings,
-        importance: InputStatistics | None,
-    ) -> None:
+
+def _compare(model: Model, original: Model, found: Findings) -> None:
+    """Whether names, types and shapes are those of the original."""
+    for name, tensor in model.items():
+        if name not in original:
+            found.add(name, "source", "it is not in the original")
+        elif not _alike(tensor, original[name]):
+            info, here = original[name].stored.info, tensor.stored.info
+            there = f"{info.dtype} {list(info.shape)}"
+            found.add(name, "source", f"it is {there} in the original, not {here.dtype} {list(here.shape)}")
+    for name in original:
+        if name not in model:
+            found.add(name, "source", "it is missing here")
+
+
+def _alike(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same type and shape."""
+    info, here = other.stored.info, tensor.stored.info
+    return (info.dtype, info.shape) == (here.dtype, here.shape)
+
+
+class Verification:
+    """The pass over the tensors of a model, and the passes it takes to find parameters again."""
+
+    def __init__(self, model: Model, original: Model | None, importance: InputStatistics | None) -> None:
         self.model, self.original, self.importance = model, original, importance
         self.table = kernels.load()
-        self.add = found.add
-        self.unchecked: list[str] = []
-        self._again = all(d.tool == f"quantcli {__version__}" for d in model.documents)
-        self._comparable: set[str] = set()
-        self._largest = Largest({}, self._original)
-        self._advance = begun(None, 0)
+        self.again = all(d.tool == f"quantcli {__version__}" for d in model.documents)
+        both = {} if original is None else {name: t for name, t in model.items() if name in original}
+        self.comparable = {name for name, t in both.items() if original is not None and _alike(t, original[name])}
+        decided = {name: tensor.stored.decided for name, tensor in model.items() if name in self.comparable}
+        self.largest = Largest(decided, self._original)
 
-    # -- before any weight
+    @property
+    def sources(self) -> list[Source]:
+        """What is read."""
+        return [one.source for one in (self.model, self.original) if one is not None]
 
-    def headers(self) -> None:
-        """Whether every header is as it was written, and every file has one of ours."""
-        source = self.model.source
-        documents = iter(self.model.documents)
-        for name, shard in source.shards.items():
-            place = f"{printable(name)}: " if name else ""
-            if not shard.documents:
-                self.add("", "structure", f"{place}it has no quantcli header")
-                continue
-            intact = next(documents).intact
-            if intact is None:
-                self.unchecked.append("the header has no digest of its own")
-            elif not intact:
-                self.add("", "structure", f"{place}the header was changed after it was written")
-        if source.folder is not None:
-            for problem in folder_checks.faults(source, source.folder, [t.stored for t in self.model.values()]):
-                self.add("", "structure", problem)
+    def nbytes(self, name: str) -> int:
+        """Bytes that are read of a tensor."""
+        stored = self.model[name].stored
+        return stored.info.nbytes if stored.grouping is None or name in self.comparable else stored.bytes_out
 
-    def compare(self, original: Model) -> None:
-        """Whether names, types and shapes are those of the original."""
-        for name, tensor in self.model.items():
-            if name not in original:
-                self.add(name, "source", "it is not in the original")
-                continue
-            info, here = original[name].stored.info, tensor.stored.info
-            if (info.dtype, info.shape) != (here.dtype, here.shape):
-                there = f"{info.dtype} {list(info.shape)}"
-                self.add(name, "source", f"it is {there} in the original, not {here.dtype} {list(here.shape)}")
-            else:
-                self._comparable.add(name)
-        for name in original:
-            if name not in self.model:
-                self.add(name, "source", "it is missing here")
-        if not self._again:
-            self.unchecked.append(f"scales are not recomputed: another version wrote them, not {__version__}")
+    def visit(self, item: Item, advance: Advance) -> Visit:
+        """What is wrong with a tensor."""
+        return _Look(self, item.name, advance).visit()
 
-    # -- a tensor
+    def source_of(self, name: str) -> Tensor:
+        """A tensor of the original."""
+        assert self.original is not None
+        return self.original[name]
 
-    def tensors(self, threads: int, progress: Progress | None) -> None:
-        """Check every tensor."""
-        side = self.model if self.original is None else self.original
-        self._advance = begun(progress, sum(f.size for f in side.source.files()))
-        decided = {name: tensor.stored.decided for name, tensor in self.model.items() if name in self._comparable}
-        self._largest = Largest(decided, self._original)
-        walk((self._visit(name) for name in self.model), threads=threads)
+    def _original(self, name: str, start: int, block: NDArray[np.uint8]) -> None:
+        _read(self.source_of(name), start, block.data)
 
-    def _visit(self, name: str) -> Visit:
-        tensor = self.model[name]
+
+@contextmanager
+def opened(member: Member, before: Member | None, *, as_float: bool, importance: str | None) -> Iterator[Verification]:
+    """The pass on a worker. before: the original, where there is one."""
+    with ExitStack() as stack:
+        model, original = stack.enter_context(open_model(member.path, variant=member.variant)), None
+        if before is not None:
+            names = model.stored
+            floats = open_original(before.path, names, as_float=as_float, variant=before.variant)
+            original = stack.enter_context(floats).stored
+        yield Verification(model.stored, original, load(importance) if importance is not None else None)
+
+
+def opening_of(member: Member, before: Member | None, *, as_float: bool, importance: str | None) -> Opening:
+    """How workers open a model, and its original. importance: the path of what its columns were weighed by."""
+    own = replace(member, path=reachable(member.path))
+    other = replace(before, path=reachable(before.path)) if before is not None else None
+    weighed = reachable(importance) if importance is not None else None
+    return partial(opened, own, other, as_float=as_float, importance=weighed)
+
+
+class _Look:
+    """What is found on one tensor."""
+
+    def __init__(self, run: Verification, name: str, advance: Advance) -> None:
+        self.run, self.name, self._advance = run, name, advance
+        self.tensor, self.table = run.model[name], run.table
+        self.found = Findings()
+        self.add = partial(self.found.add, name)
+
+    def visit(self) -> Visit:
+        """Look at all of it."""
+        yield from self._visit()
+        return self.found.of_tensor()
+
+    def _visit(self) -> Visit:
+        tensor, run, name = self.tensor, self.run, self.name
         stored = tensor.stored
         if stored.digest is None:
-            self.unchecked.append("the header has no digests of the original weights")
-        if stored.grouping is not None and name not in self._comparable:
-            yield [partial(checks.whole, partial(self.add, name), tensor), *self._tiles(name, None, None)]
+            self.found.unchecked.append("the header has no digests of the original weights")
+        if stored.grouping is not None and name not in run.comparable:
+            yield [partial(checks.whole, self.add, tensor), *self._tiles(None, None)]
             return
         # The original bytes of a kept tensor are in the file itself.
-        origin = tensor if stored.grouping is None else self._source(name)
+        origin = tensor if stored.grouping is None else run.source_of(name)
         weights = Digested(partial(_read, origin), origin.stored.info.nbytes, kind_of(stored.digest))
         if stored.grouping is None:
             starts = range(0, stored.info.nbytes, COPY)
-            yield weights.apart() + [partial(self._kept, name, start, weights) for start in starts]
+            yield weights.apart() + [partial(self._kept, start, weights) for start in starts]
         else:
-            again = self._trials(stored) if self._again else None
+            again = self._trials(stored) if run.again else None
             if again is not None:
                 try:
-                    yield from self._largest.tell(again)
-                    yield from searching(again, partial(self._see, name, again))
+                    yield from run.largest.tell(again)
+                    yield from searching(again, partial(self._see, again))
                 except (NotFinite, Misfit, Degenerate):
-                    self.add(name, "scales", "its method finds no scales for the weights of the original")
+                    self.add("scales", "its method finds no scales for the weights of the original")
                     again = None
-            first: list[Task] = [partial(checks.whole, partial(self.add, name), tensor), *weights.apart()]
-            found = yield [*first, *self._tiles(name, weights, again)]
+            first: list[Task] = [partial(checks.whole, self.add, tensor), *weights.apart()]
+            found = yield [*first, *self._tiles(weights, again)]
             sums = found[len(first) :]
             if None not in sums:
-                self._metrics(name, metric.total(sums))
+                self._metrics(metric.total(sums))
         if weights.found() != stored.digest:
             if stored.grouping is None:
-                self.add(name, "digest", "its bytes do not have the digest in the header")
+                self.add("digest", "its bytes do not have the digest in the header")
             else:
-                self.add(name, "source", "the original's bytes do not have the digest in the header")
+                self.add("source", "the original's bytes do not have the digest in the header")
 
     def _trials(self, stored: StoredQuantized) -> Trials | None:
         """What finds the parameters of a tensor again; None where its importances or statistics are not known."""
         columns = None
         if stored.importance is not None:
-            if self.importance is None:
+            if self.run.importance is None:
                 known = WEIGHTED[stored.scheme.second_order]
-                self.unchecked.append(f"{known[0]} are not recomputed without {known[1]}")
+                self.found.unchecked.append(f"{known[0]} are not recomputed without {known[1]}")
                 return None
-            columns = self.importance.of(stored.info, stored.grouping)
+            columns = self.run.importance.of(stored.info, stored.grouping)
             if columns is None or columns.digest != stored.importance:
                 what = "statistics" if stored.scheme.second_order else "importances"
-                self.add(stored.info.name, "scales", f"it was weighted by other {what}")
+                self.add("scales", f"it was weighted by other {what}")
                 return None
         return Trials(replace(stored.decided, importance=columns), rival=None)
 
-    def _tiles(self, name: str, weights: Digested | None, again: Trials | None) -> list[Task]:
-        plan = self.model[name].stored.grouping
+    def _tiles(self, weights: Digested | None, again: Trials | None) -> list[Task]:
+        plan = self.tensor.stored.grouping
         assert plan is not None
-        return [partial(self._tile, name, span, weights, again) for span in plan.tiles()]
+        return [partial(self._tile, span, weights, again) for span in plan.tiles()]
 
-    def _original(self, name: str, start: int, block: NDArray[np.uint8]) -> None:
-        _read(self._source(name), start, block.data)
-
-    def _source(self, name: str) -> Tensor:
-        assert self.original is not None
-        return self.original[name]
-
-    def _kept(self, name: str, start: int, weights: Digested) -> None:
+    def _kept(self, start: int, weights: Digested) -> None:
         """A run of bytes of a tensor that is stored as it was."""
-        tensor = self.model[name]
+        tensor, name = self.tensor, self.name
         size = min(COPY, tensor.stored.info.nbytes - start)
         block = tensor.read_bytes(name, start, size)
         weights.see(start, block.data)
-        if name in self._comparable:
-            same = self._source(name).read_bytes(name, start, size) == block
+        if name in self.run.comparable:
+            same = self.run.source_of(name).read_bytes(name, start, size) == block
             if not same.all():
                 at = (start + int(same.argmin())) * 8 // DTYPES[tensor.dtype].bits
                 index = checks.index_of(at, tensor.shape)
-                self.add(name, "source", "its bytes differ from the original", at, index=index)
+                self.add("source", "its bytes differ from the original", at, index=index)
         self._advance(size)
 
     # -- tiles of quantized tensors
 
-    def _see(self, name: str, again: Trials, index: int) -> None:
+    def _see(self, again: Trials, index: int) -> None:
         """One span of a pass that finds parameters again."""
-        span, source = again.spans[index], self._source(name)
+        span, source = again.spans[index], self.run.source_of(self.name)
 
         def read(start: int, block: NDArray[np.uint8]) -> None:
             _read(source, start, block.data)
@@ -229,11 +279,9 @@ class _Run:
         with np.errstate(all="ignore"):  # of an original that is another one
             again.see(self.table, tile, index)
 
-    def _tile(
-        self, name: str, span: TileSpan, weights: Digested | None, again: Trials | None
-    ) -> tuple[Sums, int] | None:
+    def _tile(self, span: TileSpan, weights: Digested | None, again: Trials | None) -> tuple[Sums, int] | None:
         """A tile; its errors, where it can be compared with its original."""
-        tensor, add = self.model[name], partial(self.add, name)
+        tensor, add = self.tensor, self.add
         plan = tensor.stored.grouping
         assert plan is not None
         packed = tensor.packed(span)
@@ -247,20 +295,19 @@ class _Run:
                 return None
             size = DTYPES[tensor.dtype].bits // 8
             start = (span.row * plan.cols + span.col) * size
-            raw = self._source(name).read_bytes(name, start, span.rows * span.cols * size)
+            raw = self.run.source_of(self.name).read_bytes(self.name, start, span.rows * span.cols * size)
             weights.see(start, raw.data)
             sums = None
             if params is not None:
                 tile = as_tile(raw, tensor.dtype, span, plan.group)
-                sums = self._codes(name, tile, span, params, packed, again), span.rows * span.cols
+                sums = self._codes(tile, span, params, packed, again), span.rows * span.cols
                 if again is not None and again.second_order is None:
-                    self._params(name, tile, span, params, again)
+                    self._params(tile, span, params, again)
         self._advance(len(raw))
         return sums
 
     def _params(
         self,
-        name: str,
         tile: Tile,
         span: TileSpan,
         params: QuantParams,
@@ -272,7 +319,7 @@ class _Run:
         try:
             wanted = again.params(self.table, tile, span) if made is None else made
         except (NotFinite, Misfit):
-            self.add(name, "scales", "its method finds no scales for the weights of the original")
+            self.add("scales", "its method finds no scales for the weights of the original")
             return
         zero = wanted.zero
         if zero is not None and scheme.zero_point == "int":
@@ -284,14 +331,12 @@ class _Run:
         for what, stored, found in pairs:
             if stored is not None and found is not None:
                 where = checks.differ(stored, found)
-                checks.place_in(partial(self.add, name), f"{what} is not what its method computes", where, span, plan)
+                checks.place_in(self.add, f"{what} is not what its method computes", where, span, plan)
 
-    def _codes(
-        self, name: str, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes, trials: Trials | None
-    ) -> Sums:
+    def _codes(self, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes, trials: Trials | None) -> Sums:
         """The errors of a tile; its codes are found again with the very rounding they were made with. trials: with
         which parameters are found again."""
-        stored = self.model[name].stored
+        stored = self.tensor.stored
         assert stored.scheme is not None and stored.grouping is not None
         grid = code_grid(stored.scheme)
         again = np.empty(len(packed), np.uint8)
@@ -299,9 +344,9 @@ class _Run:
             try:
                 made = trials.encode(self.table, tile, span, again)
             except (NotFinite, Misfit):
-                self.add(name, "scales", "its method finds no scales for the weights of the original")
+                self.add("scales", "its method finds no scales for the weights of the original")
                 return self.table.measure(tile, params, grid, packed)
-            self._params(name, tile, span, params, trials, made.params)
+            self._params(tile, span, params, trials, made.params)
             sums = made.sums
         elif stored.scheme.second_order:  # codes follow from the statistics, which are not at hand
             return self.table.measure(tile, params, grid, packed)
@@ -315,7 +360,6 @@ class _Run:
             first = int(wrong.argmax())
             at = checks.flat(first, span, stored.grouping)
             self.add(
-                name,
                 "codes",
                 "a code is not the one of its weight under the stored scales",
                 at,
@@ -326,8 +370,8 @@ class _Run:
             )
         return self.table.measure(tile, params, grid, packed)
 
-    def _metrics(self, name: str, found: metric.Metrics) -> None:
-        stored = self.model[name].stored.metrics
+    def _metrics(self, found: metric.Metrics) -> None:
+        stored = self.tensor.stored.metrics
         assert stored is not None
         for what, word in (
             ("power", "power of the weights"),
@@ -337,7 +381,7 @@ class _Run:
         ):
             if getattr(stored, what) != getattr(found, what):
                 numbers = f"{getattr(stored, what)!r} in the header, {getattr(found, what)!r} measured"
-                self.add(name, "metrics", f"the {word} is {numbers}")
+                self.add("metrics", f"the {word} is {numbers}")
 
 
 def _read(tensor: Tensor, start: int, block: memoryview) -> None:

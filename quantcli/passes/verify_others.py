@@ -2,34 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantcli.errors import DataError
-from quantcli.models import View
+from quantcli.matching import open_original, under_one_name
+from quantcli.models import View, open_model
 from quantcli.passes import compare
+from quantcli.passes.batches import Crew, run
 from quantcli.passes.findings import Findings, Verified
-from quantcli.passes.tiles import once, walk
+from quantcli.passes.performing import Advance, Item, reachable
+from quantcli.passes.tiles import Visit
+from quantcli.stores.pipelines import Member
+
+if TYPE_CHECKING:
+    from quantcli.stores import Source
 
 
-def decodable(
-    views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, *, threads: int
-) -> Verified:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """Who looks at the tensors. sources: what they are read from. threads: of this process; crew: workers instead of
+    these; opening: how they open the models."""
+
+    sources: Sequence[Source]
+    threads: int
+    crew: Crew | None = None
+    opening: Callable[[], AbstractContextManager[Decoding]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """The pass that decodes tensors, by their names. before: those of the original, where there is one."""
+
+    views: Mapping[str, View]
+    sources: Sequence[Source]
+    before: Mapping[str, View] = field(default_factory=dict)
+
+    def visit(self, item: Item, advance: Advance) -> Visit:
+        """What is wrong with the weights of a tensor, each with its place."""
+        read = self.views[item.name].read
+
+        def decode(first: int, last: int) -> tuple[str, int] | None:
+            try:
+                return None if np.isfinite(read(first, last)).all() else ("a decoded weight is not finite", first)
+            except DataError as error:
+                return error.problem, 0
+
+        found = yield [partial(decode, *block) for block in self.views[item.name].blocks]
+        return [one for one in found if one is not None]
+
+
+@contextmanager
+def opened(member: Member, before: Member | None, *, as_float: bool) -> Iterator[Decoding]:
+    """The pass on a worker. before: the original, where there is one."""
+    with ExitStack() as stack:
+        model = stack.enter_context(open_model(member.path, variant=member.variant))
+        if before is None:
+            yield Decoding(model, (model.source,))
+            return
+        floats = open_original(before.path, (), as_float=as_float, variant=before.variant)
+        original = stack.enter_context(floats)
+        ours, theirs, _ = under_one_name(original, model)
+        yield Decoding(theirs, (original.source, model.source), ours)
+
+
+@contextmanager
+def compared(first: Callable[[], AbstractContextManager[Decoding]]) -> Iterator[compare.Comparison]:
+    """The comparison of a model with its original on a worker. first: opens both."""
+    with first() as both:
+        pairs = {name: (both.before[name], view) for name, view in both.views.items() if name in both.before}
+        yield compare.Comparison(pairs, both.sources)
+
+
+def opening_of(
+    member: Member, before: Member | None, *, as_float: bool
+) -> Callable[[], AbstractContextManager[Decoding]]:
+    """How workers open a model, and its original."""
+    own = replace(member, path=reachable(member.path))
+    other = replace(before, path=reachable(before.path)) if before is not None else None
+    return partial(opened, own, other, as_float=as_float)
+
+
+def decodable(views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, how: How) -> Verified:
     """What is wrong with a model another tool quantized: whether all of it can be decoded, to finite numbers, and with
     its original whether names and shapes are those. Its codes are not found again: how it rounds only it knows."""
     found = Findings()
     weights = {name: view for name, view in views.items() if view.scheme is not None}
-
-    def decode(name: str, first: int, last: int) -> None:
-        try:
-            if not np.isfinite(weights[name].read(first, last)).all():
-                found.add(name, "scales", "a decoded weight is not finite", first)
-        except DataError as error:
-            found.add(name, "scales", error.problem)
-
-    walk((once([partial(decode, n, *run) for run in view.blocks]) for n, view in weights.items()), threads=threads)
+    items = [Item(name, view.info.nbytes, splits=True) for name, view in weights.items()]
+    made = Decoding(weights, how.sources)
+    for name, wrong in zip(weights, run(made, items, threads=how.threads, crew=how.crew, opening=how.opening)):
+        for problem, at in wrong:
+            found.add(name, "scales", problem, at)
     if before is not None:
         _by_name(found, views, before)
     return Verified(
@@ -57,16 +125,18 @@ def _by_name(found: Findings, views: Mapping[str, View], before: Mapping[str, Vi
     return same
 
 
-def unchanged(
-    views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, *, threads: int
-) -> Verified:
+def unchanged(views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, how: How) -> Verified:
     """What is wrong with a component that is kept whole: whether its tensors are those of the original. Values of
     another dtype are not compared."""
     found = Findings()
     if before is not None:
         names = _by_name(found, views, before)
         pairs = {n: (before[n], views[n]) for n in names if before[n].info.dtype == views[n].info.dtype}
-        for name, metrics in compare.measure(pairs, threads=threads, progress=None).items():
+        opening = partial(compared, how.opening) if how.opening is not None else None
+        measured = compare.measure(
+            pairs, how.sources, threads=how.threads, progress=None, crew=how.crew, opening=opening
+        )
+        for name, metrics in measured.items():
             if metrics is None or not metrics.exact:
                 found.add(name, "source", "its values are not those of the original")
     return Verified(

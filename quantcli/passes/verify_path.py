@@ -11,6 +11,7 @@ from quantcli.errors import DataError, VersionError
 from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
 from quantcli.models import Model, View, open_model
 from quantcli.passes import verify, verify_others
+from quantcli.passes.batches import Crew
 from quantcli.passes.findings import Finding, Verified, joined
 from quantcli.planning.statistics import load
 from quantcli.stores import need_file
@@ -29,6 +30,7 @@ def verify_path(
     importance: str | None,
     threads: int,
     progress: Progress | None,
+    crew: Crew | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Verified, Sequence[str]]:
     """What is wrong with a quantized model, or with all those of a pipeline, and the names of the tensors; a file that
@@ -36,8 +38,8 @@ def verify_path(
 
     original: the model it was made from, to check it against; as_float: whether the integers of that, a .npy or .npz
     file, are read as a signal; importance: a file of what its columns were weighed by. variant: which weights of
-    folders to take, where they have several. say: called with what was left out of either, and with how tensors found
-    each other where their names differ.
+    folders to take, where they have several. crew: the workers that look at tensors, None for threads here. say:
+    called with what was left out of either, and with how tensors found each other where their names differ.
 
     Raises VersionError for a newer version of the format, DataError where nothing is quantized or the original cannot
     be read, UsageError for a pipe.
@@ -46,7 +48,7 @@ def verify_path(
         members(path)
     except DataError as error:
         return _damaged(path, original, error), ()
-    how = _How(as_float=as_float, importance=importance, threads=threads, progress=progress, say=say)
+    how = _How(as_float=as_float, importance=importance, threads=threads, progress=progress, crew=crew, say=say)
     done = {pair.name: _verified(pair, how) for pair in paired(original, path, variant)}
     for line in others(path):
         say(line)
@@ -67,6 +69,7 @@ class _How:
     importance: str | None
     threads: int
     progress: Progress | None
+    crew: Crew | None
     say: Callable[[str], None]
 
 
@@ -102,7 +105,17 @@ def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:
     if model.is_native:
         weighed = load(how.importance) if how.importance is not None else None
         known = before.stored if before is not None else None
-        return verify.verify(model.stored, known, threads=how.threads, progress=how.progress, importance=weighed)
+        assert pair.after is not None
+        opening = verify.opening_of(pair.after, pair.before, as_float=how.as_float, importance=how.importance)
+        return verify.verify(
+            model.stored,
+            known,
+            threads=how.threads,
+            progress=how.progress,
+            importance=weighed,
+            crew=how.crew,
+            opening=opening,
+        )
     if not model.quantized and not pair.name:
         raise DataError("it holds no quantized tensor", place=[model.path], hint="inspect shows any file")
     ours: Mapping[str, View] | None = None
@@ -112,8 +125,15 @@ def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:
         ours, left = without_left_out(ours, theirs, before, model)
         for line in filter(None, (note, left)):
             how.say(prefixed(pair.name, line))
+    assert pair.after is not None
+    whose = verify_others.How(
+        sources=[one.source for one in (before, model) if one is not None],
+        threads=how.threads,
+        crew=how.crew,
+        opening=verify_others.opening_of(pair.after, pair.before, as_float=how.as_float),
+    )
     check = verify_others.decodable if model.quantized else verify_others.unchanged
-    return check(theirs, ours, against, threads=how.threads)
+    return check(theirs, ours, against, whose)
 
 
 def _damaged(path: str, original: str | None, error: DataError) -> Verified:

@@ -85,7 +85,9 @@ def write(
     """
     with ExitStack() as stack:
         outs = [
-            stack.enter_context(OutputFile(os.path.join(folder, f.name), f.size, force=force, within=within))
+            stack.enter_context(
+                OutputFile(os.path.join(folder, f.name), f.size, force=force, within=within, sparse=f.sparse)
+            )
             for f in files
         ]
         outcome = _Pass(list(zip(files, outs)), work, progress).run(threads)
@@ -98,7 +100,7 @@ def write(
             out.sync()
             file.check(out.temp, out.path)
         check(outcome, {name: out.temp for file, out in zip(files, outs) for name in file.tensors})
-        _publish(outs, force)
+        publish(outs, force=force)
     return outcome
 
 
@@ -108,7 +110,7 @@ def _write_between(file: OneFile, out: OutputFile, outcome: Outcome) -> None:
         out.write(offset, piece)
 
 
-def _publish(outs: Sequence[OutputFile], force: bool) -> None:
+def publish(outs: Sequence[OutputFile], *, force: bool) -> None:
     """Move all files into place, the first last because it names the others; or none, where none was before."""
     with interrupts.deferred(), ExitStack() as undo:
         for out in reversed(outs):

@@ -220,6 +220,16 @@ def of_norms(source: Source, digest: str | None = None) -> InputStatistics:
     return InputStatistics(batch_norms.NAME, found, _checked(found, digest, source.path, STATISTICS), False, STATISTICS)
 
 
+def again(source: Source, path: str, digest: str, key: str) -> InputStatistics:
+    """Statistics of a source once more, on another machine: by what is known of them here. Raises UsageError where they
+    are other ones there."""
+    if path == batch_norms.NAME:
+        found = of_norms(source, digest)
+    else:
+        found = load(path, digest, diagonals=key == IMPORTANCE)
+    return replace(found, inputs_first=inputs_first(source))
+
+
 def _checked(found: Mapping[str, Entry], digest: str | None, place: str, key: str) -> str:
     """The digest of all entries. key: of a recipe that names such a file. Raises UsageError where the digest is to be
     another one."""

@@ -32,7 +32,7 @@ _UNITLESS = (
     "max_eval",
 )
 _EVALUATIONS = ("min_eval", "max_eval")
-_SIZES = ("max_size", "target_size", "max_shard_size", "memory")
+_SIZES = ("max_size", "target_size", "max_shard_size", "memory", "worker_memory")
 _SIGNED = ("min_sqnr", "min_tensor_sqnr", "min_output_sqnr", *_EVALUATIONS)
 TENSOR_GATES = ("min_tensor_sqnr", "min_output_sqnr", "max_mse", "max_outlier_gap", "max_regression")
 _UNITS = {

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import origins
@@ -14,6 +15,7 @@ from quantcli.matching import Pair, open_original, paired, under_one_name, witho
 from quantcli.metrics import Metrics
 from quantcli.models import Model, View, open_model
 from quantcli.passes import compare, examine, measure
+from quantcli.passes.batches import Crew
 from quantcli.passes.tiles import Progress
 from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
@@ -28,13 +30,15 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
 class Measuring:
     """How models are measured. in_detail: with histograms and theory, where there is an original; theory: whether these
     were asked for. check_digests: refuse an original that the model was not made from. as_float: whether the integers
-    of a .npy or .npz file are a signal. bar(title): shows progress; say: takes what is noticed on the way."""
+    of a .npy or .npz file are a signal. crew: the workers that measure, None for threads here. bar(title):
+    shows progress; say: takes what is noticed on the way."""
 
     in_detail: bool
     theory: bool
     check_digests: bool
     as_float: bool
     threads: int
+    crew: Crew | None
     bar: Callable[[str], AbstractContextManager[Progress]]
     say: Callable[[str], None]
 
@@ -97,11 +101,29 @@ def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
         with floats as original, how.bar(prefixed(pair.name, "measuring")) as bar:
             for line in original.source.warnings:
                 how.say(line)
+            assert pair.after is not None
+            opening = measure.opening_of(
+                pair.after, pair.before, as_float=how.as_float, check_digests=how.check_digests
+            )
             metrics = measure.against(
-                model.stored, original.stored, threads=how.threads, check_digests=how.check_digests, progress=bar
+                model.stored,
+                original.stored,
+                threads=how.threads,
+                check_digests=how.check_digests,
+                progress=bar,
+                crew=how.crew,
+                opening=opening,
             )
             if how.in_detail:
-                known = examine.examine(model.stored, original.stored, metrics, threads=how.threads, progress=bar)
+                known = examine.examine(
+                    model.stored,
+                    original.stored,
+                    metrics,
+                    threads=how.threads,
+                    progress=bar,
+                    crew=how.crew,
+                    opening=partial(examine.opened, opening),
+                )
     found = build.of_stored(
         stored,
         metrics,
@@ -141,7 +163,10 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
             if new or vanished:
                 name, where = (new[0], model.path) if new else (vanished[0], pair.before.path)
                 raise DataError(f"{printable(name)} is only in {where}", place=[model.path], hint="compare lists all")
-            metrics = compare.measure(pairs, threads=how.threads, progress=bar)
+            assert pair.after is not None
+            opening = compare.opening_of(pair.before, pair.after, as_float=how.as_float, original=True)
+            sources = (original.source, model.source)
+            metrics = compare.measure(pairs, sources, threads=how.threads, progress=bar, crew=how.crew, opening=opening)
             bytes_in = original.file_bytes
     else:
         model.source.check_unchanged()

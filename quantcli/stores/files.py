@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
@@ -72,12 +72,18 @@ class InputFile:
         return self._seen[2]
 
     @property
+    def stamp(self) -> str:
+        """What tells that a file is the same one, on every machine that sees it: its size and when it was changed."""
+        return f"{self._seen[2]} bytes of {self._seen[3]}"
+
+    @property
     def inode(self) -> tuple[int, int]:
         """Device and inode."""
         return self._seen[:2]
 
     @contextlib.contextmanager
-    def _descriptor(self):  # type: ignore[no-untyped-def]
+    def descriptor(self) -> Iterator[int]:
+        """Its descriptor, open as long as this is."""
         if self._fd is not None:
             yield self._fd
             return
@@ -96,7 +102,7 @@ class InputFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`. Raises DataError when the file ends before."""
-        with self._descriptor() as fd:
+        with self.descriptor() as fd:
             done = 0
             while done < len(buffer):
                 try:
@@ -109,7 +115,7 @@ class InputFile:
 
     def read_runs(self, offset: int, step: int, runs: Sequence[memoryview]) -> None:
         """Fill buffers from offsets `step` bytes apart: a call of the system each, and little else."""
-        with self._descriptor() as fd:
+        with self.descriptor() as fd:
             for run in runs:
                 try:
                     got = os.preadv(fd, [run], offset)
@@ -139,7 +145,7 @@ class InputFile:
 
     def check_unchanged(self) -> None:
         """Raise DataError when size, times or inode differ from when it was opened."""
-        with self._descriptor() as fd:
+        with self.descriptor() as fd:
             if self._identity(fd) != self._seen:
                 raise self._changed()
 
@@ -237,11 +243,12 @@ class OutputFile:
     """A file that takes its name only when it is complete.
 
     The bytes go to a hidden file in the same folder, or in `within` on the same file system; `publish` syncs it and
-    moves it into place. Leaving the context without that removes it, and the destination stays unchanged.
+    moves it into place. Leaving the context without that removes it, and the destination stays unchanged. sparse:
+    whether much of it stays empty, so that no room is reserved.
     """
 
-    def __init__(self, path: str, size: int, *, force: bool, within: str | None = None) -> None:
-        self.path, self.size, self.force = path, size, force
+    def __init__(self, path: str, size: int, *, force: bool, within: str | None = None, sparse: bool = False) -> None:
+        self.path, self.size, self.force, self._sparse = path, size, force, sparse
         folder, base = os.path.split(path)
         self.folder = folder or "."
         short = base.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
@@ -260,6 +267,9 @@ class OutputFile:
             raise
 
     def _preallocate(self) -> None:
+        if self._sparse:
+            os.ftruncate(self._fd, self.size)
+            return
         try:
             os.posix_fallocate(self._fd, 0, self.size) if self.size else None
         except AttributeError:  # not on macOS
@@ -284,6 +294,19 @@ class OutputFile:
                 done += os.pwrite(self._fd, view[done:], offset + done)
             except OSError as error:
                 raise os_error(error, self.path) from None
+
+    def copy_range(self, source: int, start: int, offset: int, size: int) -> int:
+        """Have the system copy bytes of an open file to `offset`; how many it has copied. Raises OSError."""
+        return os.copy_file_range(source, self._fd, size, start, offset)
+
+    def reopen(self) -> None:
+        """Write to the file that has the hidden name now."""
+        try:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+            self._fd = os.open(self.temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise os_error(error, self.path) from None
 
     def sync(self) -> None:
         """Sync the bytes to disk and close the hidden file, which then can be checked by its path."""

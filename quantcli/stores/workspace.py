@@ -22,8 +22,17 @@ _JOURNAL_LIMIT = 1 << 28
 
 
 def partial_of(path: str) -> str:
-    """The hidden folder in which a folder is written; a name too long for the file system is cut and its digest
-    added."""
+    """The hidden folder in which a folder is written."""
+    return _hidden(path, "partial")
+
+
+def parts_of(path: str) -> str:
+    """The hidden folder for the parts of an output that several processes make."""
+    return _hidden(path, "parts")
+
+
+def _hidden(path: str, kind: str) -> str:
+    """A hidden folder beside an output; a name too long for the file system is cut and its digest added."""
     parent, base = os.path.split(path)
     raw = os.fsencode(base)
     if len(raw) > 200:
@@ -31,7 +40,7 @@ def partial_of(path: str) -> str:
 
         short = raw[:160].decode("utf-8", "ignore")
         base = f"{short}-{hashlib.sha256(raw).hexdigest()[:16]}"
-    return os.path.join(parent, f".{base}.quantcli-partial")
+    return os.path.join(parent, f".{base}.quantcli-{kind}")
 
 
 class Workspace:

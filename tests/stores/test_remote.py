@@ -159,7 +159,7 @@ def test_any_reads_give_the_bytes_of_the_file_in_bounded_memory(
 
     class Memory:
         def __init__(self) -> None:
-            self.size = size
+            self.size, self.version = size, None
 
         def fetch(self, start: int, into: memoryview) -> None:
             assert 0 < len(into) <= piece and start + len(into) <= size
@@ -418,7 +418,7 @@ def test_outputs_are_not_written_to_urls(tmp_path: Path) -> None:
 
 def test_a_read_that_waits_ends_with_the_run() -> None:
     class Slow:
-        size = 1 << 20
+        size, version = 1 << 20, None
 
         def fetch(self, start: int, into: memoryview) -> None:
             time.sleep(1)

@@ -96,7 +96,7 @@ class _Object:
     def __init__(self, store: Any, key: str, shown: str) -> None:
         self._store, self._key, self._shown = store, key, shown
         self.size = -1
-        self._tag: str | None = None
+        self.version: str | None = None
 
     def first(self) -> bytes:
         """Its first bytes, which tell its size too."""
@@ -107,7 +107,7 @@ class _Object:
 
         try:
             found = obstore.get(self._store, self._key, options={"range": (0, FIRST)})
-            self.size, self._tag = found.meta["size"], found.meta["e_tag"]
+            self.size, self.version = found.meta["size"], found.meta["e_tag"]
             return bytes(found.bytes())
         except Exception as error:
             problem = problem_of(error, self._shown)
@@ -130,12 +130,12 @@ class _Object:
         import obstore
 
         options: dict[str, Any] = {"range": (start, start + len(into))}
-        if self._tag is not None:
-            options["if_match"] = self._tag
+        if self.version is not None:
+            options["if_match"] = self.version
         done = 0
         try:
             found = obstore.get(self._store, self._key, options=options)  # type: ignore[arg-type]
-            if found.meta["size"] != self.size or found.meta["e_tag"] != self._tag:
+            if found.meta["size"] != self.size or found.meta["e_tag"] != self.version:
                 raise changed(self._shown)
             if tuple(found.range) != (start, start + len(into)):
                 raise DataError("the server sent another range than it was asked for", place=[self._shown])

@@ -146,7 +146,7 @@ class Ranges:
         self.url, self.shown, self.size = url, shown, size
         self._headers = dict(headers or {})
         self._leads_to = url
-        self._version: str | None = None
+        self.version: str | None = None
         self._whole: bytes | None = None
 
     def first(self) -> bytes:
@@ -244,13 +244,13 @@ class Ranges:
             if int(told[1]) != start or int(told[2]) >= start + size:
                 raise DataError("the server sent another range than it was asked for", place=[self.shown])
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        if self._version is not None and version != self._version:
+        if self.version is not None and version != self.version:
             raise changed(self.shown)
         if told is not None:
             if self.size >= 0 and int(told[3]) != self.size:
                 raise DataError(f"its size was {self.size} bytes, and is {told[3]} now", place=[self.shown])
             self.size = int(told[3])
-        self._version = version
+        self.version = version
 
 
 # ---- folders ----------------------------------------------------------------------------------------------------

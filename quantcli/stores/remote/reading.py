@@ -44,6 +44,10 @@ class Transport(Protocol):
 
     size: int
 
+    @property
+    def version(self) -> str | None:
+        """What tells that it is the same one, once something was read."""
+
     def fetch(self, start: int, into: memoryview) -> None:
         """Fill a buffer from byte `start`. Raises PassingError, and QuantcliError for what will not pass."""
 
@@ -237,6 +241,11 @@ class RemoteFile(InputFile):
     def size(self) -> int:
         """Its bytes, as its server told."""
         return self.transport.size
+
+    @property
+    def stamp(self) -> str:
+        """What tells that a file is the same one: the commit in its URL on the hub, else its ETag."""
+        return f"{self.size} bytes of {self.path if self.path.startswith('hf://') else self.transport.version}"
 
     @property
     def inode(self) -> tuple[int, int]:

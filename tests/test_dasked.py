@@ -1,0 +1,317 @@
+"""Workers of Dask: the bytes and figures of one machine, whatever is killed, and one line for what cannot be done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import contents
+from making import ROOT, command, environment, one_line, run, save
+from strategies import gaussian
+
+from quantcli import dasked
+from quantcli.folders import parts, spread
+from quantcli.passes import batches
+
+pytest.importorskip("distributed")
+
+from distributed import Client, LocalCluster
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+TINY = ROOT / "sample_models" / "tiny-llama"
+
+
+def cluster_of(count: int, **options: Any) -> Any:
+    """A scheduler with workers that are processes, which start again when they are killed."""
+    return LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=count,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        scheduler_kwargs={"dashboard": False},
+        silence_logs=60,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    with cluster_of(2) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model of 150 tensors, and what quantize makes of it."""
+    folder = tmp_path_factory.mktemp("models")
+    before = save(folder / "a.safetensors", {f"layers.{i}.weight": gaussian(256, 256, seed=i) for i in range(150)})
+    after = folder / "b.safetensors"
+    assert run("quantize", before, "-o", after, "--bits", 3, "-q").code == 0
+    return before, after
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Pieces of work as small as such models need them."""
+    monkeypatch.chdir(tmp_path)
+    for module in (batches, spread):
+        monkeypatch.setattr(module, "LEAST", 1 << 20)
+        monkeypatch.setattr(module, "MOST", 1 << 20)
+
+
+def figures(*arguments: object) -> Any:
+    """A JSON document without what took time."""
+    ran = run(*arguments, "--json")
+    assert ran.code == 0, ran
+    return json.loads(re.sub(r'"(\w*seconds)": [0-9.e-]+', r'"\1": 0', ran.out))
+
+
+@contextlib.contextmanager
+def killing(scheduler: str) -> Iterator[list[int]]:
+    """Workers are killed, one after another, as long as the block lasts; the processes that were."""
+    over, killed = threading.Event(), list[int]()
+
+    def work() -> None:
+        with Client(scheduler, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+            while not over.wait(0.4) and len(killed) < 2:
+                with contextlib.suppress(Exception):
+                    pid = next(iter(client.run(os.getpid, on_error="ignore").values()))
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "A", "B"), ("report", "B", "--against", "A"), ("verify", "B", "--source", "A"),
+        ("verify", "B"), ("sweep", "A"), ("plan", "A", "--target-bpw", "5", "--bits", "3,4,8"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_figures_are_those_of_one_machine(words: tuple[str, ...], models: tuple[Path, Path], scheduler: str) -> None:
+    """the passes plan, sweep, verify, compare, report --against hand their tasks to Client"""
+    named = [{"A": models[0], "B": models[1]}.get(word, word) for word in words]
+    assert figures(*named, "--dask", scheduler) == figures(*named)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_same_bytes_and_figures_while_workers_are_killed(
+    models: tuple[Path, Path], scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """a killed worker's share is run again"""
+    for module in (batches, spread):
+        monkeypatch.setattr(module, "LEAST", 1 << 18)
+        monkeypatch.setattr(module, "MOST", 1 << 18)
+    with killing(scheduler) as killed:
+        while not killed:
+            found = figures("sweep", models[0], "--bits", "2,3,4", "--dask", scheduler)
+        ran = run("quantize", models[0], "-o", "out.safetensors", "--bits", 3, "-q", "--dask", scheduler)
+    assert ran.code == 0 and ran.err == "", ran
+    assert found == figures("sweep", models[0], "--bits", "2,3,4")
+    assert Path("out.safetensors").read_bytes() == models[1].read_bytes()
+    assert [p.name for p in Path().iterdir()] == ["out.safetensors"]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("asked", [(), ("--to", "gguf"), ("--to", "mlx")], ids=" ".join)
+def test_folders_are_those_of_one_machine(
+    asked: tuple[str, ...], scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spread, "LEAST", 1 << 15)
+    monkeypatch.setattr(spread, "MOST", 1 << 15)
+    for out, more in (("one", ()), ("many", ("--dask", scheduler))):
+        ran = run("quantize", TINY, "--group-size", 32, "-o", out, "-q", *asked, *more)
+        assert ran.code == 0 and ran.err == "", ran
+    one, many = ({"": p.read_bytes()} if p.is_file() else contents(p) for p in (Path("one"), Path("many")))
+    assert one == many
+
+
+@pytest.mark.usefixtures("small")
+def test_a_scheduler_that_goes_away(models: tuple[Path, Path], scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """clear error, resumable"""
+    monkeypatch.setattr(spread, "LEAST", 1 << 18)
+    monkeypatch.setattr(spread, "MOST", 1 << 18)
+    serving = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    serving += ["--no-dashboard", "--scheduler-file", "s.json"]
+    process = subprocess.Popen(serving, env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        while not Path("s.json").exists() or not Path("s.json").read_text().endswith("}"):
+            time.sleep(0.05)
+        address = json.loads(Path("s.json").read_text())["address"]
+        assert "the scheduler has no workers; start some" in _refused(
+            monkeypatch, "compare", *models, "--dask", address
+        )
+        working = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+        worker = subprocess.Popen([*working, "--nthreads", "1"], env=environment(), stderr=subprocess.DEVNULL)
+        try:
+
+            def end() -> None:
+                while len(parts.found(str(Path("out.safetensors").absolute()))) < 3:
+                    time.sleep(0.01)
+                process.kill()
+
+            ending = threading.Thread(target=end)
+            ending.start()
+            ran = run("quantize", models[0], "-o", "out.safetensors", "--bits", 3, "-q", "--dask", address)
+            ending.join()
+        finally:
+            worker.kill()
+            worker.wait()
+    finally:
+        process.kill()
+        process.wait()
+    assert ran.code == 1 and "Traceback" not in ran.err, ran
+    lines = ran.err.splitlines()
+    assert len(lines) == 2, ran
+    assert "finished parts are in" in lines[0] and "the connection to the scheduler was lost; run it again" in lines[1]
+    assert not Path("out.safetensors").exists()
+    ran = run("quantize", models[0], "-o", "out.safetensors", "--bits", 3, "-q", "--dask", scheduler)
+    assert ran.code == 0, ran
+    assert Path("out.safetensors").read_bytes() == models[1].read_bytes()
+
+
+def _refused(patch: pytest.MonkeyPatch, *arguments: object) -> str:
+    patch.setattr(dasked, "PATIENCE", 0.5)
+    try:
+        return one_line(run(*arguments), 2)
+    finally:
+        patch.setattr(dasked, "PATIENCE", 15)
+
+
+# ---- what is refused --------------------------------------------------------------------------------------------
+
+
+def test_addresses_and_options(models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dasked, "PATIENCE", 1)
+    for address, problem in (
+        (
+            "tcp://127.0.0.1:1",
+            "--dask tcp://127.0.0.1:1: no scheduler of Dask answers; start one with dask scheduler",
+        ),
+        ("carrier://pigeon", "not an address of a scheduler"),
+        ("somewhere", "not an address of a scheduler"),
+        ("local:0", "not a number of workers from 1 to 999"),
+    ):
+        assert problem in one_line(run("compare", *models, "--dask", address), 2)
+    for more, problem in (
+        (("--worker-memory", "1GB"), "this is for workers; give --dask too"),
+        (("--worker-memory", "1GB", "--dask", "tcp://host:1"), "workers of a running cluster have their own limit"),
+        (("--worker-memory", "10MB", "--dask", "local:2"), "are too few: a worker needs"),
+    ):
+        assert problem in one_line(run("compare", *models, *more), 2)
+    local = ("--dask", "local:1")
+    assert "workers cannot read standard input" in one_line(run("compare", "-", models[1], *local), 2)
+    assert "nothing is measured without the original" in one_line(run("report", models[1], *local), 2)
+    for more, problem in (
+        (("--part", "1/2"), "one process does a part"),
+        (("-o", "-"), "workers cannot write to standard output"),
+        (("--target-bpw", "5"), "plan once with quantcli plan"),
+    ):
+        out = () if "-o" in more else ("-o", "out.safetensors")
+        assert problem in one_line(run("quantize", models[0], *out, *more, *local), 2)
+    assert "workers cannot read standard input" in one_line(run("quantize", "-", "-o", "out.safetensors", *local), 2)
+
+
+def test_the_extra_is_missing(models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    told = one_line(run("compare", *models, "--dask", "local:1"), 2)
+    assert told == "--dask: the package distributed is not installed; pip install 'quantcli[dask]'"
+
+
+def test_workers_of_another_kind(models: tuple[Path, Path], scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """versions on workers checked before the first task"""
+    here = dasked.facts()
+    for changed, what in ((here._replace(quantcli="9.9.9"), "quantcli"), (here._replace(python="3.99"), "Python")):
+        with monkeypatch.context() as patch:
+            patch.setattr(dasked, "_here", lambda found=changed: found)
+            told = one_line(run("compare", *models, "--dask", scheduler), 2)
+            assert re.match(r"worker tcp://127\.0\.0\.1:\d+: it has ", told) and f"it has {what} " in told
+    with monkeypatch.context() as patch:
+        patch.setattr(dasked, "NEED", 1 << 60)
+        told = one_line(run("compare", *models, "--dask", scheduler), 2)
+        assert "bytes of memory, and its work needs" in told
+
+
+def test_a_worker_without_the_file(models: tuple[Path, Path], scheduler: str, tmp_path: Path) -> None:
+    """A path that means another file in another process: that of its own descriptors."""
+    own = save(tmp_path / "own.safetensors", {"layers.0.weight": gaussian(256, 256, seed=0)})
+    with own.open("rb") as file:
+        path = f"/proc/self/fd/{os.dup2(file.fileno(), 199)}"
+        try:
+            told = one_line(run("compare", path, models[1], "--dask", scheduler), 2)
+        finally:
+            os.close(199)
+    assert re.match(r"worker \S+, process \d+: /proc/self/fd/199: ", told) and "no such file" in told
+
+
+# ---- on this machine --------------------------------------------------------------------------------------------
+
+
+def test_processes_of_its_own(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """--dask local:2 starts processes without a dashboard, says nothing, and leaves none behind"""
+    out = tmp_path / "out.safetensors"
+    words = ("quantize", models[0], "-o", out, "--bits", 3, "-q", "--dask", "local:2", "--worker-memory", "1GB")
+    done = subprocess.run(command(*words), capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert out.read_bytes() == models[1].read_bytes()
+
+
+def test_ctrl_c(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Interrupted like any other run: nothing is said, nothing half-written has the name of the output, and none of the
+    processes stays."""
+    words = ("sweep", models[0], "--bits", ",".join(map(str, range(2, 9))), "--group-size", "32,64,128,-1", "-q")
+    process = subprocess.Popen(
+        command(*words, "--dask", "local:2"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=environment(), start_new_session=True,
+    )  # fmt: skip
+    time.sleep(4)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+def test_nothing_of_dask_is_imported_unless_asked_for(models: tuple[Path, Path]) -> None:
+    program = (
+        "import sys\nfrom quantcli.__main__ import main\n"
+        f"sys.argv = ['quantcli', 'compare', {str(models[0])!r}, {str(models[1])!r}, '-q']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted(n for n in sys.modules if n.split('.')[0] in ('dask', 'distributed', 'tornado', 'asyncio')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_work_is_handed_out_fast(scheduler: str) -> None:
+    """scheduler overhead under 10 ms a task"""
+    with dasked.crew(scheduler) as crew:
+        list(batches.hand_out(((n, os.getpid) for n in range(20)), crew))
+        began = time.process_time()
+        assert len(list(batches.hand_out(((n, os.getpid) for n in range(300)), crew))) == 300
+        assert (time.process_time() - began) / 300 < 0.01
