@@ -96,7 +96,7 @@ def test_the_option_that_was_typed_is_named(model: Path) -> None:
         ("--type nf4 --bits 8", "--bits: nf4 has 4 bits"),
         ("--type nf4 --asymmetric", "--asymmetric: nf4 is"),
         ("--grid restricted --asymmetric", "--grid: "),
-        ("--rounding sum-preserving --type nf4", "--rounding: "),
+        ("--rounding sum-preserving --bits 1", "--rounding: "),
         ("--calibration minmax --effort best", "--effort: minmax has no such option"),
         ("--calibration auto --effort best", "--effort: auto takes no options"),
         ("--recipe llm --bits 0", "--bits: 0 is not"),
