@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
 
-WEIGHTS, MOST, ROWS, PIECES, LEAST_ROWS = 1 << 18, 1 << 20, 256, 16, 32
+WEIGHTS, MOST, ROWS, PIECES, LEAST_ROWS = 1 << 18, 1 << 19, 256, 16, 32
 """Weights of a sample; most of them, and rows, where rows are long, for what is told column by column; runs of rows
 that it is taken from; and rows and columns from which gains of them are told."""
 
@@ -240,33 +240,37 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
     rounded: whether the tool may have rounded weights to bfloat16 first."""
     grid, cols, table = code_grid(found.scheme), found.plan.cols, kernels.load()
     group, counts, at = min(found.plan.group, cols), np.zeros(1 << grid.bits, np.int64), 0
-    nearest, offsets = np.empty_like(x), np.zeros_like(x)
-    scales = np.empty((len(x), found.plan.groups), np.float32)
+    near, scales = np.empty(x.shape, bool), np.empty((len(x), found.plan.groups), np.float32)
+    sse, power, beyond, stepped = 0.0, 0.0, 0, grid.mode in (INTEGER, OFFSET)
     for span in spans:
         here, params = slice(at, at + span.rows), found.params(span)
+        before, after = x[here], y[here]
         again = np.empty(span.rows * row_bytes(cols, grid.bits), np.uint8)
-        table.encode(_tile(x[here], group), params, grid, again)
-        nearest[here] = table.decode(again, (span.rows, cols), group, params, grid)
+        table.encode(_tile(before, group), params, grid, again)
+        nearest = table.decode(again, (span.rows, cols), group, params, grid).reshape(before.shape)
         codes = packing.unpack(found.packed(span), span.rows, cols, grid.bits)
         counts += np.bincount(codes.ravel(), minlength=len(counts))
         scales[here] = np.abs(params.scale)
-        if grid.mode == OFFSET and params.zero is not None:
-            offsets[here] = spread_out(params.zero, x[here], group)
-        at += span.rows
-    own, least = np.abs(x - y), np.abs(x - nearest)
-    near = own <= least + np.float32(NEAR) * (least + np.abs(y - offsets) + np.abs(offsets))
-    steps = spread_out(scales, x, group) if grid.mode in (INTEGER, OFFSET) else None
+        offset = grid.mode == OFFSET and params.zero is not None
+        zero = spread_out(params.zero, before, group) if offset else np.float32(0)
+        own, least = np.abs(before - after), np.abs(before - nearest)
+        near[here] = own <= least + np.float32(NEAR) * (least + np.abs(after - zero) + np.abs(zero))
+        if stepped:
+            steps = spread_out(scales[here], before, group)
+            beyond += int(np.count_nonzero((own > 1.05 * steps) & (least <= 0.55 * steps)))
+        errors = table.difference(before.ravel(), nearest.ravel())
+        sse, power, at = sse + errors[0], power + errors[1], at + span.rows
     minmax, best = _references(x, y, found.scheme, group)
     largest, about = _of_largest(x, scales, found, rounded=rounded)
     return {
         "nearest": float(near.mean()),
-        "nearest_db": _sqnr(x, nearest),
+        "nearest_db": decibels(sse, power),
         "minmax_db": minmax,
         "best_db": best,
         "largest": largest,
         "about": about,
         "cleanest": _cleanest(near),
-        "beyond": None if steps is None else float(np.mean((own > 1.05 * steps) & (least <= 0.55 * steps))),
+        "beyond": beyond / near.size if stepped else None,
         "used": int(np.count_nonzero(counts)),
         "codes": len(counts),
     }

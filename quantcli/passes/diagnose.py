@@ -24,7 +24,13 @@ INSTRUCTIONS = {
 }
 """What the variants of the native kernels are built for."""
 
-EXTRAS = {"onnx": "quantcli observe runs ONNX models", "dev": "the tests"}
+EXTRAS = {
+    "onnx": "quantcli observe runs ONNX models",
+    "hub": "models of the Hugging Face hub by hf:// addresses",
+    "cloud": "models in buckets by s3://, gs:// and az:// addresses",
+    "dask": "a model quantized on several machines of a Dask cluster",
+    "dev": "the tests",
+}
 """What extras are for; others that are declared are listed too."""
 
 PACKAGES = {
