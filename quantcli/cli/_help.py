@@ -7,6 +7,7 @@ Nothing here is imported but click: help is read more often than anything else, 
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,9 +15,26 @@ from typing import Any, TypeVar
 import click
 
 from quantcli import registry
+from quantcli.errors import UsageError
 from quantcli.front import Example, wants_colour, write_examples, write_heading, write_sections, write_text
 
-FILE = click.Path(path_type=str)
+
+class _File(click.Path):
+    """A file of this machine: no URL, which may have secrets in it that no error should repeat."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value:
+            from quantcli.stores.places import is_url
+
+            if is_url(value):
+                what = "outputs are not written to URLs" if param and param.name == "output" else "not read from a URL"
+                shown = re.sub("://[^/@]*@", "://", value.partition("?")[0])
+                option = [param.opts[0]] if isinstance(param, click.Option) else []
+                raise UsageError(what, place=[*option, shown], hint="name a path, and copy it there or from there")
+        return super().convert(value, param, ctx)
+
+
+FILE = _File(path_type=str)
 """The type of an option that takes the name of a file."""
 
 

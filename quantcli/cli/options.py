@@ -29,16 +29,6 @@ def _file(_: click.Context, parameter: click.Parameter, value: str | None) -> st
     return value
 
 
-def _output_file(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and "://" in value:
-        from quantcli.stores.places import is_url
-
-        if is_url(value):
-            hint = "write to a path, and copy it there"
-            raise UsageError("outputs are not written to URLs", place=["-o", value], hint=hint)
-    return _file(ctx, parameter, value)
-
-
 source = click.argument("src", metavar="SRC", type=_help.MODEL, callback=_file)
 """The SRC argument."""
 
@@ -77,7 +67,7 @@ def standard_output(output: str | None, console: Console) -> Iterator[str | None
 
 def _output(text: str) -> Callable[[F], F]:
     """-o."""
-    return _help.option("-o", "--output", type=_help.FILE, callback=_output_file, help=text, group="Common")
+    return _help.option("-o", "--output", type=_help.FILE, callback=_file, help=text, group="Common")
 
 
 output = _help.options(

@@ -24,7 +24,7 @@ from quantcli.models import open_model
 from quantcli.passes.tiles import Progress, begun, once, walk
 from quantcli.planning import stored_recipe
 from quantcli.stores import open_source
-from quantcli.stores.files import read_small
+from quantcli.stores.places import read_small
 from quantcli.strict import LIMIT, plain
 
 STATEMENT, PROVENANCE, BUILD = (

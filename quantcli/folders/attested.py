@@ -17,7 +17,7 @@ from quantcli.folders import attest
 from quantcli.passes.findings import Finding, Verified
 from quantcli.passes.tiles import Progress
 from quantcli.stores import workspace
-from quantcli.stores.files import read_small
+from quantcli.stores.places import read_small
 from quantcli.strict import strict_json
 
 MOST = 1 << 26

@@ -6,10 +6,11 @@ Names are put together and taken apart by os.path, which does for URLs what it d
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from quantcli.errors import DataError
+from quantcli.errors import DataError, UsageError
 from quantcli.stores import files, remote
 from quantcli.stores.files import InputFile
 
@@ -29,8 +30,14 @@ def is_url(path: str) -> bool:
 
 
 def pinned(path: str) -> str:
-    """The path of just what is read now: the URL of a model on the hub with the commit of its revision."""
-    return remote.store(path).pinned(path) if is_url(path) else path
+    """The path of just what is read now, to be shown: a URL of the hub with the commit of its revision, one of a web
+    server without its secrets. Raises UsageError for URLs of other kinds."""
+    if is_url(path):
+        return remote.store(path).pinned(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) and not os.path.lexists(path):
+        kinds = ", ".join(f"{scheme}://" for scheme in remote.SCHEMES)
+        raise UsageError("no kind of URL that is read", place=[path.partition("?")[0]], hint=f"these are: {kinds}")
+    return path
 
 
 def is_folder(path: str) -> bool:

@@ -11,6 +11,7 @@ goes through `reading`.
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -27,6 +28,14 @@ SCHEMES = {"hf": "hub", "s3": "cloud", "gs": "cloud", "az": "cloud", "http": "ht
 _FRESH = 60.0
 """Seconds for which a list of files is believed: opening a model asks for it many times. What is read afterwards is
 checked file by file."""
+
+
+FILE = re.compile(r"\.(?:safetensors|gguf|onnx|npy|npz|json|ya?ml|bin|pt|pth|ckpt|txt|md)$", re.IGNORECASE)
+"""Endings of files: what is named so is no folder where nothing can be listed."""
+
+
+class DeniedError(QuantcliError):
+    """A server that gives no access. Buckets answer so for what they do not have, too."""
 
 
 class MissingError(Exception):
@@ -79,19 +88,35 @@ def files(folder: str) -> Mapping[str, int | None]:
         at, found = _known.get(key, (0.0, {}))
     if time.monotonic() - at < _FRESH and at:
         return found
-    found = store(folder).files(folder)
+    below = _below(folder)
+    listed = store(folder).files(folder) if below is None else below
     with _lock:
-        _known[key] = time.monotonic(), found
-    return found
+        _known[key] = time.monotonic(), listed
+    return listed
+
+
+def _below(folder: str) -> Mapping[str, int | None] | None:
+    """The files below a folder by the list of one that it is in; None where none is known."""
+    with _lock:
+        for (scheme, parent), (at, found) in _known.items():
+            whole = found and SCHEMES[scheme] != "http" and time.monotonic() - at < _FRESH
+            if whole and folder.startswith(f"{parent}/"):
+                start = f"{folder[len(parent) + 1 :]}/"
+                return {path[len(start) :]: nbytes for path, nbytes in found.items() if path.startswith(start)}
+    return None
 
 
 def size(url: str) -> int | None:
-    """The bytes of a file by a list that is known already; -1 where that does not have it, None where none is known."""
+    """The bytes of a file by a list that is known already; -1 where that does not have it, None where none is known.
+    The lists of web servers are of usual names only."""
     with _lock:
-        for (_, folder), (at, found) in _known.items():
+        for (scheme, folder), (at, found) in _known.items():
             if url.startswith(f"{folder}/") and found and time.monotonic() - at < _FRESH:
-                nbytes = found.get(url[len(folder) + 1 :], -1)
-                return nbytes if nbytes is not None else 0
+                name = url[len(folder) + 1 :]
+                if name in found:
+                    return found[name] or 0
+                if SCHEMES[scheme] != "http":
+                    return -1
     return None
 
 

@@ -2,11 +2,16 @@
 
 A web server does not list folders. A folder is therefore looked through by the names that models have, and the shards
 that its index names; whoever reads it is told so.
+
+What stands behind the question mark of a URL may be a signature that opens the file to everybody. `_Web.pinned` puts
+eight digits in its place, and from there on nothing knows it but the request.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import http.client
 import json
 import re
@@ -15,10 +20,11 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
+from weakref import WeakKeyDictionary
 
-from quantcli.errors import DataError, QuantcliError
-from quantcli.stores.remote import MissingError
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.stores.remote import FILE, DeniedError, MissingError
 from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
 
 TIMEOUT = 30.0
@@ -36,9 +42,9 @@ _NAMES = (
 )  # fmt: skip
 """Files of a model that are asked for in a folder."""
 
-_FILE = re.compile(r"\.(?:safetensors|gguf|onnx|npy|npz|json|ya?ml|bin|pt|pth|ckpt|txt|md)$", re.IGNORECASE)
-
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
+
+_QUERY = re.compile(r"\?([0-9a-f]{8})")
 
 
 # ---- connections ------------------------------------------------------------------------------------------------
@@ -51,9 +57,10 @@ class _Connections:
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._context: ssl.SSLContext | None = None
+        self.proxied = WeakKeyDictionary[http.client.HTTPConnection, dict[str, str]]()
 
     def take(self, scheme: str, netloc: str) -> tuple[http.client.HTTPConnection, bool]:
-        """A connection, and whether it was used before."""
+        """A connection, and whether it was used before. Raises QuantcliError for an address that is not valid."""
         with self._lock:
             if idle := self._idle.get((scheme, netloc)):
                 return idle.pop(), True
@@ -67,17 +74,31 @@ class _Connections:
     def _opened(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
         from urllib.request import getproxies, proxy_bypass
 
-        host = netloc.rpartition("@")[2]
-        proxy = None if proxy_bypass(host) else getproxies().get(scheme)
-        through = urlsplit(proxy).netloc.rpartition("@")[2] if proxy else host
+        proxy = None if proxy_bypass(netloc) else getproxies().get(scheme)
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
+        through = address.netloc.rpartition("@")[2] if address else netloc
+        made: http.client.HTTPConnection
         if scheme == "http":
-            return http.client.HTTPConnection(through, timeout=TIMEOUT)
-        if self._context is None:
-            self._context = ssl.create_default_context()
-        made = http.client.HTTPSConnection(through, timeout=TIMEOUT, context=self._context)
-        if proxy:
-            made.set_tunnel(host)
+            made = http.client.HTTPConnection(through, timeout=TIMEOUT)
+        else:
+            if self._context is None:
+                self._context = ssl.create_default_context()
+            made = http.client.HTTPSConnection(through, timeout=TIMEOUT, context=self._context)
+        if address is not None:
+            login = _login(address.username, address.password)
+            if scheme == "https":
+                made.set_tunnel(netloc, headers=login)
+            else:  # it wants the whole address
+                self.proxied[made] = login
         return made
+
+
+def _login(user: str | None, password: str | None) -> dict[str, str]:
+    """The header for a proxy with a user and a password."""
+    if not user:
+        return {}
+    secret = f"{unquote(user)}:{unquote(password or '')}".encode()
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(secret).decode()}"}
 
 
 _CONNECTIONS = _Connections()
@@ -86,20 +107,21 @@ _CONNECTIONS = _Connections()
 @contextlib.contextmanager
 def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
     """The answer to a request. Raises PassingError where there is none."""
-    scheme, netloc, path, query, _ = urlsplit(url)
+    scheme, netloc, path, query, _ = urlsplit(quote(url, safe="%/:=&?~+!$,;'@()*[]"))
     target = (path or "/") + (f"?{query}" if query else "")
     connection, used = _CONNECTIONS.take(scheme, netloc)
+    headers = {"Host": netloc, "Accept-Encoding": "identity", **headers}
     try:
-        if connection.host != netloc.rpartition("@")[2].partition(":")[0] and scheme == "http":
-            target = url  # a proxy wants all of it
+        if (login := _CONNECTIONS.proxied.get(connection)) is not None:
+            target, headers = f"{scheme}://{netloc}{target}", headers | login
         try:
-            connection.request("GET", target, headers={"Host": netloc, "Accept-Encoding": "identity", **headers})
+            connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             if not used:
                 raise
             connection.close()  # it was closed while it was idle
-            connection.request("GET", target, headers={"Host": netloc, "Accept-Encoding": "identity", **headers})
+            connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
         try:
             yield answer
@@ -108,7 +130,7 @@ def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResp
             raise
     except ssl.SSLCertVerificationError as error:
         connection.close()
-        raise QuantcliError(f"the certificate of {netloc} is not valid: {error.verify_message}", place=[url]) from None
+        raise QuantcliError(f"the certificate of {netloc} is not valid: {error.verify_message}") from None
     except socket.gaierror:
         connection.close()
         raise PassingError(f"the name {netloc} is not known") from None
@@ -133,6 +155,32 @@ def _put_back(
         _CONNECTIONS.give(scheme, netloc, connection)
     else:
         connection.close()
+
+
+def _led(url: str, location: str) -> str:
+    """The address that a redirection leads to. Raises QuantcliError."""
+    try:
+        found = urljoin(url, location).partition("#")[0]
+        scheme, netloc = urlsplit(found)[:2]
+        valid = scheme in ("http", "https") and bool(netloc) and "@" not in netloc and urlsplit(found).port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise QuantcliError("the server leads to an address that is not valid")
+    if scheme == "http" and url.startswith("https://"):
+        raise QuantcliError("the server leads from https to http, where anybody on the way can change the file")
+    return found
+
+
+@contextlib.contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Name the file in an error that has no place yet."""
+    try:
+        yield
+    except QuantcliError as error:
+        if not error.place:
+            error.within(place)
+        raise
 
 
 # ---- one file ---------------------------------------------------------------------------------------------------
@@ -160,18 +208,20 @@ class Ranges:
                 answer.read()
                 self.size = 0
                 return b""
-            found = self._all(answer) if answer.status == 200 else answer.read()
+            found = self._all(answer) if answer.status == 200 else answer.read(wanted)
         if len(found) < min(wanted, self.size):
             raise PassingError("the answer is shorter than it says")
         return found
 
     def _all(self, answer: http.client.HTTPResponse) -> bytes:
         """The content of a small file whose server knows no ranges."""
-        length = answer.length if answer.length is not None else _SMALL + 1
-        if length > _SMALL or self.size > _SMALL:
+        told = answer.length
+        content = b"" if max(told or 0, self.size) > _SMALL else answer.read(_SMALL + 1 if told is None else told)
+        if max(told or 0, self.size, len(content)) > _SMALL:
             problem = "this server sends whole files only (it does not honour ranges)"
-            raise QuantcliError(problem, place=[self.shown], hint="download the file and name it there")
-        content = answer.read()
+            raise QuantcliError(problem, place=[self.shown], hint="download the file, and name the copy")
+        if len(content) < (told or 0):
+            raise PassingError("the connection ended early")
         if self.size not in (-1, len(content)):
             raise DataError(f"it has {len(content)} bytes, and {self.size} by its list", place=[self.shown])
         self._whole, self.size = content, len(content)
@@ -197,15 +247,15 @@ class Ranges:
     @contextlib.contextmanager
     def _answer(self, start: int, size: int) -> Iterator[http.client.HTTPResponse]:
         """The answer to a request for a range, of the same version as all before, wherever redirections lead."""
-        own, url = urlsplit(self.url).netloc, self._leads_to
+        own, url = urlsplit(self.url)[:2], self._leads_to
         for _ in range(8):
             headers = {"Range": f"bytes={start}-{start + size - 1}", "User-Agent": "quantcli"}
-            if urlsplit(url).netloc == own:  # a token is for nobody else
+            if urlsplit(url)[:2] == own:  # a token is for nobody else, and never unencrypted
                 headers |= self._headers
-            with asked(url, headers) as answer:
+            with _placed(self.shown), asked(url, headers) as answer:
                 if answer.status in (301, 302, 303, 307, 308):
                     answer.read()
-                    url = self._leads_to = urljoin(url, answer.headers.get("Location", ""))
+                    url = self._leads_to = _led(url, answer.headers.get("Location", ""))
                     continue
                 if answer.status in (401, 403) and url != self.url:  # the link that was signed for us has expired
                     answer.read()
@@ -229,13 +279,15 @@ class Ranges:
         if status in (401, 403):
             answer.read()
             what = "a token is needed" if status == 401 and "Authorization" not in self._headers else "no access"
-            raise QuantcliError(f"{what} ({status} {answer.reason})", place=[self.shown])
+            raise DeniedError(f"{what} ({status} {answer.reason})", place=[self.shown])
         if status == 416 and self.size < 0:
             return
         if status == 412 or status == 416:
             raise changed(self.shown)
         if status not in (200, 206):
             raise QuantcliError(f"the server answered {status} {answer.reason}", place=[self.shown])
+        if (coding := answer.headers.get("Content-Encoding", "identity").lower()) != "identity":
+            raise QuantcliError(f"the server sends it compressed ({printable(coding, 40)})", place=[self.shown])
         told = None
         if status == 206:
             told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
@@ -259,13 +311,31 @@ class Ranges:
 class _Web:
     """Web servers as a store."""
 
+    def __init__(self) -> None:
+        self._queries: dict[str, str] = {}
+
     def pinned(self, url: str) -> str:
-        """The same: the web has no versions."""
-        return url
+        """The URL without its secrets; the web has no versions. Raises UsageError for one that is not valid."""
+        clean, _, query = url.partition("#")[0].partition("?")
+        try:
+            parts = urlsplit(clean)
+            valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            valid = False
+        if "@" in parts.netloc if valid else "@" in clean:
+            place = f"{clean.partition('://')[0]}://...@{clean.rpartition('@')[2]}"
+            raise UsageError("a URL with a password is not read", place=[place], hint="leave out what is before the @")
+        if not valid:
+            raise UsageError("not a valid URL", place=[clean], hint="it has the form https://host/path")
+        if not query or (_QUERY.fullmatch(f"?{query}") and query in self._queries):
+            return clean + (f"?{query}" if query else "")
+        digits = hashlib.sha256(query.encode()).hexdigest()[:8]
+        self._queries[digits] = query
+        return f"{clean}?{digits}"
 
     def files(self, folder: str) -> Mapping[str, int | None]:
         """The files of a folder that have the names of a model's, or are in its index."""
-        if _FILE.search(urlsplit(folder).path):
+        if FILE.search(urlsplit(folder).path) or "?" in folder:
             return {}
         with ThreadPoolExecutor(8) as pool:
             sizes = dict(zip(_NAMES, pool.map(lambda name: self._size(f"{folder}/{name}"), _NAMES)))
@@ -280,12 +350,16 @@ class _Web:
     def _size(self, url: str) -> int | None:
         try:
             return self.open(url).size
-        except (MissingError, QuantcliError):  # buckets answer "no access" for what they do not have
+        except (MissingError, DeniedError):
             return None
 
     def open(self, url: str) -> RemoteFile:
         """A file."""
-        ranges = Ranges(url, url)
+        clean, mark, digits = url.partition("?")
+        below = FILE.search(clean.partition("://")[2].partition("/")[2].rpartition("/")[0])
+        if below or (mark and digits not in self._queries):  # nothing is below a file
+            raise MissingError(url)
+        ranges = Ranges(f"{clean}?{self._queries[digits]}" if mark else url, url)
         return RemoteFile(url, ranges, ranges.first())
 
 
