@@ -42,6 +42,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from quantcli.tensors.rounds import Alone
+
 COPY = 1 << 22
 """Bytes of a kept tensor that are read at a time: whole chunks of its digest."""
 
@@ -148,6 +150,7 @@ class _Workers:
         self._rounds = deque[_Round]()
         self._ready = threading.Condition()
         self._begun = self._busy = 0
+        self._alone: int | None = None
         self._stop = False
         self._errors: list[tuple[tuple[int, int], BaseException]] = []
 
@@ -201,7 +204,7 @@ class _Workers:
                         self._busy += 1
                         return self._rounds[0], index
                     self._rounds.popleft()
-                if self._begin():
+                if self._alone is None and self._begin():
                     continue
                 if not self._busy:
                     self._ready.notify_all()
@@ -239,6 +242,7 @@ class _Workers:
 
     def _advance(self, place: tuple[int, int], visit: Visit, step: Callable[[], Sequence[Task]]) -> None:
         """Continue a visit up to its next round that has tasks."""
+        tasks: Sequence[Task] = ()
         try:
             tasks = step()
             while not tasks:
@@ -248,6 +252,12 @@ class _Workers:
         except BaseException as error:
             self._fail(place, error)
             return
+        finally:
+            with self._ready:
+                if isinstance(tasks, Alone):
+                    self._alone = place[0]
+                elif self._alone == place[0]:
+                    self._alone = None
         with self._ready:
             self._rounds.append(_Round(place, visit, tasks))
             self._ready.notify_all()

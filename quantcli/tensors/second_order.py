@@ -8,7 +8,7 @@ statistics, so that no tensor is worse with them than without.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -22,6 +22,7 @@ from quantcli.kernels.feedback import PANEL, Feedback, block_of, blocks_right_of
 from quantcli.kernels.table import Coded
 from quantcli.metrics import decibels
 from quantcli.tensors.decided import SLACK, TINY, beyond_squares, not_symmetric
+from quantcli.tensors.rounds import Alone, Rounds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,9 +43,6 @@ five orders of magnitude and few samples, half were off by less than 3e-7 and th
 
 READ = 1 << 17
 """Numbers of a matrix that are read at a time: what is made of them, 4 MiB, stays in the cache."""
-
-Rounds = Generator[Sequence[Callable[[], Any]], "list[Any]", Any]
-"""Rounds of tasks that several threads may share, as passes have them."""
 
 
 class Degenerate(Exception):  # noqa: N818 - a finding, not an error
@@ -183,7 +181,7 @@ def _factored(
     place[order] = np.arange(cols)
     rows = max(1, READ // cols)
     reading = _Reading(matrix, diagonal, order, place, wide)
-    sums = yield [partial(reading.block, first, min(first + rows, cols)) for first in range(0, cols, rows)]
+    sums = yield Alone(partial(reading.block, first, min(first + rows, cols)) for first in range(0, cols, rows))
     reading.check(sums)
     pivots, spare = np.empty(panels * PANEL), np.empty((2, panels, PANEL, PANEL))
     for own in range(panels):
@@ -194,7 +192,7 @@ def _factored(
             problem = "the second moments are not positive semi-definite: no inputs have them"
             raise DataError(problem, place=matrix.place, hint="they are means of x x^T, in float32 or float64")
         for number, parts in ((1, _parts(own, even=True)), (2, _parts(own, even=False))):
-            yield [partial(step, number, part, least, spare, pivots) for part in parts]
+            yield Alone(partial(step, number, part, least, spare, pivots) for part in parts)
     return Feedback(order, pivots, narrowed(wide))
 
 
