@@ -196,7 +196,9 @@ def test_a_source_of_other_weights_is_refused_before_a_statement_is_written(
             assert f"{source}: {problem}" in one_line(ran, 1) and not Path("not.json").exists()
     assert run("quantize", LLAMA, "--to", "gguf", "-o", "t.gguf", "-q").code == 0
     assert "taken at your word" in run("attest", "t.gguf", "--source", "a.safetensors", "-o", "t.json").err
-    assert "download it" in one_line(run("attest", "q.safetensors", "--source", "https://h.invalid/a.safetensors"), 2)
+    for command in (("attest", "q.safetensors"), ("verify", "q.safetensors", "--statement", "s.json")):
+        line = one_line(run(*command, "--source", "https://h.invalid/a.safetensors"), 2)
+        assert "URL" in line or "download it" in line
     # Integers that were quantized as a signal are digested as the floats that they stand for.
     np.save("signal.npy", np.arange(-4096, 4096, dtype=np.int16).reshape(64, 128))
     assert run("quantize", "signal.npy", "--as-float", "--bits", "8", "-o", "s.safetensors", "-q").code == 0
