@@ -113,7 +113,8 @@ def transposed(source: Source, names: Collection[str]) -> Source:
         return stacked(bands, replace(info, shape=(rows, cols)), [matrix])
 
     first = min(names)
-    more = f" and {len(names) - 1} more matrices" if len(names) > 1 else ""
+    others = len(names) - 1
+    more = f" and {others} more {'matrix' if others == 1 else 'matrices'}" if others else ""
     said = f"{printable(first, 200)}{more} read transposed"
     return Derived(source, map(computed, source.infos()), arranged=said)
 

@@ -67,13 +67,24 @@ def command(
     and the version of quantcli, as SLSA provenance.
 
     It holds no time: the same files give the same statement. Tools such as cosign sign it; verify --statement checks
-    DST by it, and with --source makes DST again. What the source is said to be is not checked here.
+    DST by it, and with --source makes DST again. Where DST is in quantcli's own layout, SRC must have the weights whose
+    digests it records; of other layouts that is not checked here.
     """
     from quantcli.folders import attest
+    from quantcli.passes.origin import check_source
+
+    count = options.thread_count(threads)
 
     if output is not None:
         options.check_outputs([output], [dst, source, recipe])
         attest.check_place(output, [path for path in (dst, source) if path is not None])
+    for path in filter(None, (dst, source)):
+        attest.files_of(path)  # what is no file at hand is refused before the weights are read
+    if source is not None:
+        with console.bar("checking the source") as bar:
+            checked = check_source(dst, source, threads=count, progress=bar)
+        if not checked:
+            console.inform(f"{dst} holds no digests of the weights it was made from: {source} is taken at your word")
     with console.bar("reading") as bar:
         found = attest.statement(
             dst,
@@ -81,7 +92,7 @@ def command(
             recipe=attest.recipe_in(dst, recipe),
             uri=source_uri,
             revision=revision,
-            threads=options.thread_count(threads),
+            threads=count,
             progress=bar,
         )
     if source is None:

@@ -23,7 +23,7 @@ from quantcli.folders import card
 from quantcli.models import open_model
 from quantcli.passes.tiles import Progress, begun, once, walk
 from quantcli.planning import stored_recipe
-from quantcli.stores import open_source
+from quantcli.stores import open_source, places
 from quantcli.stores.places import read_small
 from quantcli.strict import LIMIT, plain
 
@@ -44,8 +44,10 @@ def files_of(path: str, left_out: Sequence[str] = ()) -> dict[str, str]:
     """Paths of the files of a model by their names in it: all of a folder that are not hidden, signatures and
     statements but for those, or the file or numbered files that a path names. left_out: paths that are no part of it.
 
-    Raises QuantcliError where it cannot be read, DataError for a folder without files.
+    Raises QuantcliError where it cannot be read, UsageError for a URL, DataError for a folder without files.
     """
+    if places.is_url(path):
+        raise UsageError("statements are about files at hand", place=[path], hint="download it, and name the copy")
     if not os.path.isdir(path):
         source = open_source(path)
         try:

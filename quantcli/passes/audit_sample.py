@@ -251,8 +251,9 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         codes = packing.unpack(found.packed(span), span.rows, cols, grid.bits)
         counts += np.bincount(codes.ravel(), minlength=len(counts))
         scales[here] = np.abs(params.scale)
-        offset = grid.mode == OFFSET and params.zero is not None
-        zero = spread_out(params.zero, before, group) if offset else np.float32(0)
+        zero: Floats | np.float32 = np.float32(0)
+        if grid.mode == OFFSET and params.zero is not None:
+            zero = spread_out(params.zero, before, group)
         own, least = np.abs(before - after), np.abs(before - nearest)
         near[here] = own <= least + np.float32(NEAR) * (least + np.abs(after - zero) + np.abs(zero))
         if stepped:

@@ -156,7 +156,8 @@ class _Run:
         return MASK in self.feeds.arrays
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
-        """The weights in groups whose sums and values fit into memory, measured by a first sample."""
+        """The weights in groups whose sums and values fit into memory, measured by a first sample. Raises
+        UsageError for a weight that does not fit alone."""
         sizes = self._sizes()
         found, room = list[list[str]](), 0
         for name in names:
@@ -165,6 +166,10 @@ class _Run:
             columns = taps[0].columns
             need = 8 * (columns * columns if self.request.full else 2 * columns)
             need += self._batch() * sum(sizes[value] for value in values)
+            if need > self.request.memory:
+                less = ", --moments diagonal" if self.request.full else ""
+                problem = f"observing it needs {need} bytes, more than --memory {self.request.memory}"
+                raise UsageError(problem, place=[printable(name)], hint=f"give more, or a smaller --batch{less}")
             if not found or need > room:
                 found.append([])
                 room = self.request.memory

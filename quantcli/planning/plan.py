@@ -17,13 +17,13 @@ from quantcli.planning.inputs import with_scales
 from quantcli.planning.keeping import embeddings_alone, why_kept
 from quantcli.planning.reasons import ALL, NAMED, TABLES, VECTORS, which
 from quantcli.planning.request import Request, Rule
-from quantcli.planning.statistics import HELP, NO_MOMENTS, InputStatistics
+from quantcli.planning.statistics import HELP, IMPORTANCE, NO_MOMENTS, STATISTICS, InputStatistics
 from quantcli.stores import signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 
-UNWEIGHTED = "no importance given"
-"""The note of a tensor that a file of importances has no entry for."""
+UNWEIGHTED = {key: f"no {key} given" for key in (IMPORTANCE, STATISTICS)}
+"""The notes of a tensor that a file of importances or statistics has no entry for."""
 
 
 class NothingToQuantizeError(DataError):
@@ -49,7 +49,7 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
     columns = statistics.of(tensor.info, tensor.grouping)
     if columns is None:
         _check_unweighted(tensor, statistics, request)
-        note = "; ".join(n for n in (tensor.note, UNWEIGHTED) if n)
+        note = "; ".join(n for n in (tensor.note, UNWEIGHTED[statistics.key]) if n)
         return replace(tensor, scheme=plainly_rounded(tensor.scheme), note=note)
     place = [printable(tensor.info.name), f"--{statistics.key}"]
     if tensor.scheme.rotation:

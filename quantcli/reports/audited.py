@@ -107,8 +107,8 @@ class AuditReport:
         if self.layout:
             yield Line(f"layout: {printable(self.layout, 1000)}")
         for method in self.methods:
-            how = f", {method.method}" if method.method else ""
-            yield Line(f"{_tensors(method.tensors)} {printable(method.scheme, 100)}{how}")
+            how = method.method or "method unknown"
+            yield Line(f"{_tensors(method.tensors)} {printable(method.scheme, 100)}, {how}")
         for became, words in KEPT.items():
             if self.became.get(became):
                 yield Line(f"{_tensors(self.became[became])} {words}")
@@ -125,17 +125,18 @@ class AuditReport:
         yield from _more(self.shown, display)
 
     def _table(self, display: Display) -> t.Table:
-        right = ("SQNR dB", "min-max", "best", "nearest", "score")
-        columns = [t.Column("tensor"), t.Column("scheme"), *(t.Column(title, right=True) for title in right)]
-        table = t.Table([*columns, t.Column("what it is")])
+        right = {"SQNR dB": 0, "min-max": 100, "best": 100, "nearest": 0, "score": 0}
+        columns = [t.Column("tensor"), t.Column("scheme")]
+        columns += [t.Column(title, right=True, from_width=width) for title, width in right.items()]
+        table = t.Table([*columns, t.Column("what it is", from_width=120)])
         for one in self.shown[: display.limit]:
             kept = one.became != QUANTIZED
             found = [t.decibels(v, False) for v in (one.minmax_sqnr_db, one.best_sqnr_db)]
             nearest = "-" if one.nearest_share is None else f"{100 * one.nearest_share:.1f} %"
             score = "-" if one.score is None else f"{one.score:.1f}"
             sqnr = t.decibels(one.sqnr_db, kept and one.became in (EQUAL, CAST) and one.sqnr_db is None)
-            words = one.method if not kept else one.became
-            words += f": {one.note}" if one.note and display.verbose else ""
+            words = (one.method or one.note) if not kept else one.became
+            words += f": {one.note}" if one.note and display.verbose and words != one.note else ""
             table.add(one.name, one.scheme, sqnr, *found, nearest, score, words, style="red" if one.problems else "")
         return table
 

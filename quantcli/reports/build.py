@@ -126,8 +126,9 @@ def with_source(report: RunReport, source: Source, component: str = "") -> RunRe
 
 
 def unweighted(plan: Sequence[Decided]) -> list[str]:
-    """The warning about tensors that a file of importances says nothing of, if there are any."""
-    return named("no importance given, all columns count the same", [t.info.name for t in plan if UNWEIGHTED in t.note])
+    """The warning about tensors that a file of importances or statistics says nothing of, if there are any."""
+    found = [(note, [t.info.name for t in plan if note in t.note]) for note in UNWEIGHTED.values()]
+    return [line for note, names in found for line in named(f"{note}, all columns count the same", names)]
 
 
 def _offset_warning(plan: Sequence[Decided], request: Request | None) -> list[str]:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from making import ROOT, one_line, run, save
 from strategies import gaussian
@@ -174,3 +175,31 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("attest", "t.gguf", "--source", LLAMA, "-o", "t.intoto.json", "-q").code == 0
     assert "no recipe" in one_line(run("verify", "t.gguf", "--statement", "t.intoto.json", "--source", LLAMA), 2)
     assert "leave out" in one_line(run("verify", "w4", "--statement", "other.json", "--variant", "fp16"), 2)
+
+
+def test_a_source_of_other_weights_is_refused_before_a_statement_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digests that the model records are those of the weights it was made from; other layouts record none."""
+    monkeypatch.chdir(tmp_path)
+    weights = {"x": gaussian(64, 128, seed=1), "b": gaussian(128, seed=2)}
+    save(tmp_path / "a.safetensors", weights)
+    save(tmp_path / "less.safetensors", {"x": weights["x"]})
+    weights["x"] = np.nextafter(weights["x"], np.inf)
+    save(tmp_path / "other.safetensors", weights)
+    for kind in ("xxh3", "sha256"):
+        made = ("quantize", "a.safetensors", "--bits", "4", "--digest", kind, "-o", "q.safetensors", "-q", "--force")
+        assert run(*made).code == 0
+        assert run("attest", "q.safetensors", "--source", "a.safetensors", "-o", "s.json", "-q").code == 0
+        for source, problem in (("other.safetensors", "x: these are not the weights"), ("less.safetensors", "b: ")):
+            ran = run("attest", "q.safetensors", "--source", source, "-o", "not.json")
+            assert f"{source}: {problem}" in one_line(ran, 1) and not Path("not.json").exists()
+    assert run("quantize", LLAMA, "--to", "gguf", "-o", "t.gguf", "-q").code == 0
+    assert "taken at your word" in run("attest", "t.gguf", "--source", "a.safetensors", "-o", "t.json").err
+    for command in (("attest", "q.safetensors"), ("verify", "q.safetensors", "--statement", "s.json")):
+        line = one_line(run(*command, "--source", "https://h.invalid/a.safetensors"), 2)
+        assert "URL" in line or "download it" in line
+    # Integers that were quantized as a signal are digested as the floats that they stand for.
+    np.save("signal.npy", np.arange(-4096, 4096, dtype=np.int16).reshape(64, 128))
+    assert run("quantize", "signal.npy", "--as-float", "--bits", "8", "-o", "s.safetensors", "-q").code == 0
+    assert run("attest", "s.safetensors", "--source", "signal.npy", "-o", "s.json").err.count("\n") == 1

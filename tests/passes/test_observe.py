@@ -104,7 +104,7 @@ def test_the_file_holds_mean_moments_and_count_of_every_input(tmp_path: Path) ->
 def test_bytes_depend_on_neither_threads_nor_memory(tmp_path: Path) -> None:
     model(tmp_path / "m.onnx")
     seen = set()
-    for options in (["--threads", "1"], ["--threads", "3", "--memory", "300B"]):
+    for options in (["--threads", "1"], ["--threads", "3", "--memory", "500B"]):
         said = observe(tmp_path, *options, "--force").out
         assert ("in 2 runs" in said) == ("--memory" in options)
         seen.add((tmp_path / "s.safetensors").read_bytes())
@@ -172,6 +172,8 @@ def test_other_wrong_requests_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     model(tmp_path / "m.onnx")
     observe(tmp_path)
     assert "the output exists" in one_line(observe(tmp_path), 2)
+    line = one_line(observe(tmp_path, "--memory", "300B", "--force"), 2)
+    assert "more than --memory 300" in line and "--moments diagonal" in line
     assert "--memory: '1X'" in one_line(observe(tmp_path, "--memory", "1X", "--force"), 2)
     ran = run("observe", tmp_path / "s.safetensors", "--inputs", tmp_path / "in.npz", "-o", tmp_path / "t.safetensors")
     assert "only ONNX models can be run" in one_line(ran, 2)

@@ -364,7 +364,7 @@ def test_wrong_statistics_are_found_before_a_weight_is_read(
             write(path, entries)
             with monkeypatch.context() as patched:
                 patched.setattr("quantcli.passes.write.walk", None)  # a pass over weights would fail
-                patched.setattr("quantcli.passes.sweep.walk", None)
+                patched.setattr("quantcli.passes.sweep.run", None)
                 ran = run(command[0], source, *command[1:], "--statistics", place, *options)
             assert says in one_line(ran, ran.code) and ran.code in (1, 2), (says, ran)
             os.remove(path)
