@@ -51,7 +51,7 @@ def exists(path: str) -> bool:
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a regular file."""
+    """Whether there is a regular file, as far as a server lets us know: many refuse what they do not have."""
     if not is_url(path):
         return os.path.isfile(path)
     known = remote.size(path)
@@ -59,7 +59,7 @@ def is_file(path: str) -> bool:
         return known >= 0
     try:
         remote.store(path).open(path).close()
-    except remote.MissingError:
+    except (remote.MissingError, remote.DeniedError):
         return False
     return True
 
