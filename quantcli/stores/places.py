@@ -40,6 +40,15 @@ def pinned(path: str) -> str:
     return path
 
 
+def local(path: str) -> str:
+    """A path of this machine. Raises UsageError for a URL, and leaves out what may be secret in it."""
+    if not is_url(path):
+        return path
+    shown = re.sub("://[^/@]*@", "://", path.partition("?")[0])
+    problem = "models are read from URLs, but nothing else, and nothing is written to them"
+    raise UsageError(problem, place=[shown], hint="name a path, and copy from there")
+
+
 def is_folder(path: str) -> bool:
     """Whether there is a folder."""
     return bool(remote.files(path)) if is_url(path) else os.path.isdir(path)

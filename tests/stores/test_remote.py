@@ -22,7 +22,8 @@ from making import command, environment, one_line, run, save
 from remote_parts import COMMIT, OLD, Hub, Served, serving
 from strategies import gaussian
 
-from quantcli.errors import DataError, QuantcliError
+import quantcli
+from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.stores import places
 from quantcli.stores.remote import reading
 
@@ -290,6 +291,9 @@ def test_outputs_and_files_of_options_are_no_urls(tmp_path: Path) -> None:
     for option in (["-o", "https://me:secret@host/a?secret"], ["--importance", "https://host/a?secret"]):
         ran = run("quantize", made_of, *option)
         assert "URL" in one_line(ran, 2) and "secret" not in ran.err
+    with pytest.raises(UsageError, match="nothing is written to them") as raised:
+        quantcli.quantize_file(str(made_of), "https://me:secret@host/a?secret", bits=4)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("leads", ["http://host/a", "file:///etc/passwd", "https://me:pw@host/a", "https://h:port/"])
@@ -513,7 +517,7 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nothing(model: Path, tmp_pat
 def test_outputs_are_not_written_to_urls(tmp_path: Path) -> None:
     path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
     said = one_line(run("quantize", path, "-o", "s3://bucket/model"), 2)
-    assert "outputs are not written to URLs" in said
+    assert "nothing is written to them" in said
 
 
 def test_a_read_that_waits_ends_with_the_run() -> None:
