@@ -24,7 +24,7 @@ from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
 from quantcli.stores import need_file, signals
 from quantcli.stores.pipelines import others
-from quantcli.stores.places import pinned
+from quantcli.stores.places import local, pinned
 
 if TYPE_CHECKING:
     from quantcli.passes.batches import Crew
@@ -205,7 +205,7 @@ class Asked:
 
 
 def _path(path: Path | None) -> str | None:
-    return None if path is None else fspath(path)
+    return None if path is None else local(fspath(path))
 
 
 def _takes_asked(function: Callable[P, R]) -> Callable[P, R]:

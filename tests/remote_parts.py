@@ -30,6 +30,11 @@ class Served:
     tags: bool = True
     size: Callable[[int], int] = lambda size: size
     hub: Hub | None = None
+    query: str = ""
+    """What must stand behind the question mark."""
+    coding: str = ""
+    """What is said that files are compressed with."""
+    chunked: bool = False
     log: list[tuple[str, str]] = field(default_factory=list)
     sent: int = 0
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -76,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(wrong, bytes):
             self.wfile.write(wrong)
             self.close_connection = True
+        elif urlsplit(self.path).query != served.query and served.query:
+            self._plain(403, b"")
         elif served.hub is not None:
             self._hub(served.hub, path)
         else:
@@ -102,6 +109,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(206 if match and served.ranges else 200)
             if match and served.ranges:
                 self.send_header("Content-Range", f"bytes {first}-{last}/{served.size(size)}")
+            if served.coding:
+                self.send_header("Content-Encoding", served.coding)
+            if served.chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                content = file.read()
+                self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content) if content else b"0\r\n\r\n")
+                return
             if served.tags:
                 self.send_header("ETag", f'"{path.stat().st_mtime_ns:x}"')
             self.send_header("Content-Length", str(last - first + 1))

@@ -28,6 +28,7 @@ from quantcli.calibrators.searches import histogram, kmeans
 from quantcli.dtypes import from_float32, to_float32
 from quantcli.kernels import Choices, numpy_tiles
 from quantcli.kernels.codebook import Codebook, codebook
+from quantcli.kernels.numpy_levels import FEW
 from quantcli.scales import EXACT, Store, chosen
 from quantcli.scheme import Scheme
 
@@ -146,9 +147,10 @@ def _try(
     """The best trials, and the unit of the levels while they are tried.
 
     The kernels sum up more than 16 levels in float32: levels as small or large as their weights would leave its range
-    at 1e-20 and 1e19. A power of two moves to the scales exactly.
+    at 1e-20 and 1e19. A power of two moves to the scales exactly. For few levels, which are compared in whole numbers,
+    one over the smallest scale of all, 2^-14, must stay within float32.
     """
-    unit = max(2.0 ** (np.frexp(shared.factor)[1] - 5), 2.0**-116)
+    unit = max(2.0 ** (np.frexp(shared.factor)[1] - 5), 2.0**-100 if shared.levels.size <= FEW else 2.0**-116)
     book = _book(shared.levels / unit)
     moved = replace(trials, values=trials.values * np.float32(unit))
     return kernels.trial_levels(tile, book, moved, cross, square), unit

@@ -7,7 +7,6 @@ Nothing here is imported but click: help is read more often than anything else, 
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -20,17 +19,16 @@ from quantcli.front import Example, wants_colour, write_examples, write_heading,
 
 
 class _File(click.Path):
-    """A file of this machine: no URL, which may have secrets in it that no error should repeat."""
+    """A file of this machine, which no URL is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value:
-            from quantcli.stores.places import is_url
+            from quantcli.stores.places import local
 
-            if is_url(value):
-                what = "outputs are not written to URLs" if param and param.name == "output" else "not read from a URL"
-                shown = re.sub("://[^/@]*@", "://", value.partition("?")[0])
-                option = [param.opts[0]] if isinstance(param, click.Option) else []
-                raise UsageError(what, place=[*option, shown], hint="name a path, and copy it there or from there")
+            try:
+                local(value)
+            except UsageError as error:
+                raise error.within(param.opts[0]) if isinstance(param, click.Option) else error from None
         return super().convert(value, param, ctx)
 
 

@@ -40,6 +40,15 @@ def pinned(path: str) -> str:
     return path
 
 
+def local(path: str) -> str:
+    """A path of this machine. Raises UsageError for a URL, and leaves out what may be secret in it."""
+    if not is_url(path):
+        return path
+    shown = re.sub("://[^/@]*@", "://", path.partition("?")[0])
+    problem = "models are read from URLs, but nothing else, and nothing is written to them"
+    raise UsageError(problem, place=[shown], hint="name a path, and copy from there")
+
+
 def is_folder(path: str) -> bool:
     """Whether there is a folder."""
     return bool(remote.files(path)) if is_url(path) else os.path.isdir(path)
@@ -51,7 +60,7 @@ def exists(path: str) -> bool:
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a regular file."""
+    """Whether there is a regular file, as far as a server lets us know: many refuse what they do not have."""
     if not is_url(path):
         return os.path.isfile(path)
     known = remote.size(path)
@@ -59,7 +68,7 @@ def is_file(path: str) -> bool:
         return known >= 0
     try:
         remote.store(path).open(path).close()
-    except remote.MissingError:
+    except (remote.MissingError, remote.DeniedError):
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from making import command, environment, one_line, run, save
 from remote_parts import COMMIT, OLD, Hub, Served, serving
 from strategies import gaussian
 
-from quantcli.errors import DataError, QuantcliError
+import quantcli
+from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.stores import places
 from quantcli.stores.remote import reading
 
@@ -149,6 +152,25 @@ def test_dequantize_and_export_read_urls(tmp_path: Path) -> None:
             assert here.read_bytes() == there.read_bytes()
 
 
+def test_plan_and_sweep_read_urls(tmp_path: Path) -> None:
+    made_of = save(tmp_path / "model.safetensors", {"w": gaussian(64, 256), "v": gaussian(64, 256, seed=3)})
+    timed = {"source", "seconds", "weights_per_second"}
+    with serving(tmp_path) as served:
+        for words in (["plan", "--target-bpw", 6], ["sweep", "--bits", "3,4"]):
+            here, there = (
+                run(words[0], source, *words[1:], "--json").json for source in (made_of, f"{served.url}/{made_of.name}")
+            )
+            text = json.dumps(there).replace(f"{served.url}/", f"{tmp_path}/")
+            assert _without(json.loads(text), timed) == _without(here, timed)
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    """JSON without the values of some names."""
+    if isinstance(value, dict):
+        return {k: _without(v, names) for k, v in value.items() if k not in names}
+    return [_without(v, names) for v in value] if isinstance(value, list) else value
+
+
 @given(data=st.data(), size=st.integers(1, 5000), first=st.integers(1, 64), piece=st.integers(64, 700))
 def test_any_reads_give_the_bytes_of_the_file_in_bounded_memory(
     data: st.DataObject, size: int, first: int, piece: int
@@ -228,6 +250,69 @@ def test_a_local_run_imports_nothing_of_networks(tmp_path: Path) -> None:
     assert done.stdout.endswith("[]\n")
 
 
+# ---- secrets ------------------------------------------------------------------------------------------------------
+
+
+def test_a_signature_is_sent_and_never_shown(model: Path, tmp_path: Path) -> None:
+    """A signed link has no neighbours: what is refused beside it counts as not there."""
+    secret = "X-Amz-Signature=0123456789"
+    output, log = tmp_path / "out.safetensors", tmp_path / "log.jsonl"
+    with serving(model.parent, query=secret) as served:
+        url = f"{served.url}/model.safetensors"
+        ran = run("quantize", f"{url}?{secret}", "-o", output, "--log-file", log, "--json")
+        refused = run("inspect", f"{url}?X-Amz-Signature=wrong")
+        compared = run("compare", f"{url}?{secret}", output, "--json")
+        assert not any("json" in path for path, _ in served.log if path.startswith("/model.safetensors/"))
+    assert ran.code == compared.code == 0 and ran.json["source"].startswith(f"{url}?")
+    assert "no access (403 Forbidden)" in one_line(refused, 1) and "wrong" not in refused.err
+    said = ran.out + ran.err + compared.out + compared.err + log.read_text() + output.read_bytes().decode("latin-1")
+    assert "0123456789" not in said
+    assert output.read_bytes() == quantized(model, tmp_path / "own.safetensors")[""]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://me:secret@host/a.safetensors", "a URL with a password is not read"),
+        ("https://me:secret@host:port/a.safetensors", "a URL with a password is not read"),
+        ("http://host:port/a.safetensors", "not a valid URL"),
+        ("http://[::1/a.safetensors", "not a valid URL"),
+        ("https:///a.safetensors", "not a valid URL"),
+        ("ftp://host/a.safetensors?secret", "no kind of URL that is read"),
+    ],
+)
+def test_urls_that_are_refused(url: str, said: str) -> None:
+    ran = run("inspect", url)
+    assert said in one_line(ran, 2) and "secret" not in ran.err
+
+
+def test_outputs_and_files_of_options_are_no_urls(tmp_path: Path) -> None:
+    made_of = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
+    for option in (["-o", "https://me:secret@host/a?secret"], ["--importance", "https://host/a?secret"]):
+        ran = run("quantize", made_of, *option)
+        assert "URL" in one_line(ran, 2) and "secret" not in ran.err
+    with pytest.raises(UsageError, match="nothing is written to them") as raised:
+        quantcli.quantize_file(str(made_of), "https://me:secret@host/a?secret", bits=4)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("leads", ["http://host/a", "file:///etc/passwd", "https://me:pw@host/a", "https://h:port/"])
+def test_where_a_server_may_not_lead(leads: str) -> None:
+    http = pytest.importorskip("quantcli.stores.remote.http")
+    with pytest.raises(QuantcliError, match="leads"):
+        http._led("https://host/model", leads)
+    assert http._led("https://host/a/model", "../b#c") == "https://host/b"
+
+
+def test_a_proxy_with_a_password(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(model.parent) as served:
+        monkeypatch.setenv("http_proxy", served.url.replace("//", "//me:se%20cret@"))
+        monkeypatch.setenv("no_proxy", "")
+        assert run("inspect", "http://model.invalid/model.safetensors").code == 0
+        sent = served.headers[0]
+    assert sent["Host"] == "model.invalid" and sent["Proxy-Authorization"] == "Basic bWU6c2UgY3JldA=="
+
+
 # ---- faults -------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +380,25 @@ def test_a_server_without_ranges(model: Path, tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(http, "_SMALL", 1000)
         said = one_line(run("inspect", f"{served.url}/model.safetensors"), 1)
     assert "whole files only (it does not honour ranges); download the file first" in said or "does not honour" in said
+
+
+def test_a_file_that_comes_in_chunks_or_compressed(model: Path, tmp_path: Path) -> None:
+    (model.parent / "empty.safetensors").touch()
+    with serving(model.parent, chunked=True, ranges=False) as served:
+        found = quantized(f"{served.url}/model.safetensors", tmp_path / "a.safetensors")
+        assert found == quantized(model, tmp_path / "b.safetensors")
+        assert "0 bytes" in one_line(run("inspect", f"{served.url}/empty.safetensors"), 1)
+    with serving(model.parent, coding="gzip") as served:
+        assert "compressed (gzip)" in one_line(run("inspect", f"{served.url}/model.safetensors"), 1)
+
+
+def test_a_side_file_that_cannot_be_had_is_not_left_out(tmp_path: Path) -> None:
+    def fault(number: int, path: str) -> int | None:
+        return 500 if path.endswith("tokenizer_config.json") else None
+
+    with serving(made(tmp_path / "model"), fault=fault) as served:
+        ran = run("quantize", served.url, "-o", tmp_path / "out")
+    assert "tokenizer_config.json: 500 Internal Server Error, after 3 tries" in one_line(ran, 1)
 
 
 @pytest.mark.parametrize("told", [lambda size: size + 4096, lambda size: size - 4096], ids=["more", "less"])
@@ -413,7 +517,7 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nothing(model: Path, tmp_pat
 def test_outputs_are_not_written_to_urls(tmp_path: Path) -> None:
     path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
     said = one_line(run("quantize", path, "-o", "s3://bucket/model"), 2)
-    assert "outputs are not written to URLs" in said
+    assert "nothing is written to them" in said
 
 
 def test_a_read_that_waits_ends_with_the_run() -> None:

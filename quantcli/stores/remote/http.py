@@ -139,7 +139,8 @@ def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResp
         raise PassingError(f"no answer from {netloc} within {TIMEOUT:g} s") from None
     except (OSError, http.client.HTTPException) as error:
         connection.close()
-        what = getattr(error, "strerror", None) or "the connection ended early"
+        refused = str(error) if str(error).startswith("Tunnel") else ""  # by a proxy
+        what = getattr(error, "strerror", None) or refused or "the connection ended early"
         raise PassingError(f"{netloc}: {what[:1].lower() + what[1:]}") from None
     except BaseException:
         connection.close()
