@@ -121,7 +121,9 @@ def test_the_snippets_for_ci(kind: str, checkout: tuple[Path, dict[str, str]]) -
 
 def test_every_option_named_is_one() -> None:
     """An option that README or a topic names exists."""
-    own = re.sub(r"^.*sbatch.*$", "", TEXT, flags=re.MULTILINE | re.IGNORECASE)  # another program's
+    own = re.sub(
+        r"^.*(?:sbatch|dask (?:scheduler|worker)).*$", "", TEXT, flags=re.MULTILINE | re.IGNORECASE
+    )  # of other programs
     words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", own))
     text = "--version"
     for name in registry.commands():

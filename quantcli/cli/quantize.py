@@ -307,7 +307,7 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     if console.verbose:
         options.inform(f"{kernels.load().name} kernels, {run.workers.count} threads")
     bar = console.bar(os.path.basename(ready.shown))
-    with run.workers.crew(console.inform) as crew, bar, _naming_leftovers(ready.path):
+    with run.workers.crew(console.inform) as crew, bar, _naming_leftovers(ready.path, parts=crew is not None):
         if crew is None:
             done = ready.run(threads=run.workers.count, progress=bar)
         else:
@@ -382,20 +382,18 @@ def _print_held(ready: Job) -> None:
 
 
 @contextlib.contextmanager
-def _naming_leftovers(real: str) -> Iterator[None]:
-    """Say where finished files are, if an error leaves some."""
+def _naming_leftovers(real: str, *, parts: bool) -> Iterator[None]:
+    """Say where finished files, or parts that this run's workers make, are, if an error leaves some."""
     from quantcli.folders.spread import finished
     from quantcli.folders.write import left_over
 
     try:
         yield
-    except BaseException as error:
-        left, made = left_over(real), finished(real)
-        if left is not None and not isinstance(error, UsageError):
+    except UsageError:
+        raise
+    except BaseException:
+        if left := left_over(real):
             options.inform(f"finished files are in {left}: run the same command with --resume to continue")
-        elif made is not None and not isinstance(error, UsageError):
+        elif parts and (made := finished(real)):
             options.inform(f"finished parts are in {made}: the same command continues after them")
         raise
-
-
-PROVIDES = command

@@ -151,7 +151,7 @@ def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:
     these.
 
     >>> [(span.row, span.rows) for span in spans_of(1600, 1 << 14, 1)][:3]
-    [(0, 4), (100, 4), (200, 4)]
+    [(0, 2), (100, 2), (200, 2)]
     """
     wanted = min(rows, max(min(ROWS, MOST // cols), WEIGHTS // cols, 1))
     pieces = 1 if wanted == rows else min(PIECES, wanted)

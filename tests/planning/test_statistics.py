@@ -357,7 +357,7 @@ def test_wrong_statistics_are_found_before_a_weight_is_read(
         (without, [], "conv.weight: the file has no statistics of this layer"),
         ({**known, "no.second": np.ones(4), "no.count": np.ones(1)}, [], "'no' names no tensor of the model"),
         ({f"other.{k}": v for k, v in known.items()}, [], "names no tensor of the model"),
-        (known, ["--memory", "100kB"], "need 190464 bytes, more than --memory 100000"),
+        (known, ["--memory", "100kB"], "need 393216 bytes, more than --memory 100000"),
     ]
     for entries, options, says in wrong:
         for place, path in (("wrong.safetensors", "wrong.safetensors"), ("many", "many/part.safetensors")):
