@@ -129,6 +129,10 @@ class Console:
         return Bar(title, quiet=self.quiet)
 
 
+QUIET = Console(json=False, color="never", verbose=False, quiet=True)
+"""Prints nothing."""
+
+
 def console(command: F) -> F:
     """--json, --color, -v, -q and --debug, the first four as `console`, and --log-file, which it sees to."""
 

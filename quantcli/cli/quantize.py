@@ -299,7 +299,7 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     """The report on a run that is carried out, or on its plan."""
     from quantcli import kernels
 
-    if not run.dry_run and not console.quiet:
+    if not (run.dry_run or console.quiet):
         _print_held(ready)
     console.inform(*ready.notes)
     if run.dry_run:
@@ -313,8 +313,7 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
         else:
             from quantcli.folders import spread
 
-            quiet = options.Console(json=False, color="never", verbose=False, quiet=True)
-            beginning = functools.partial(again, ready.line, ready.path, quiet, force=ready.force)
+            beginning = functools.partial(again, ready.line, ready.path, options.QUIET, force=ready.force)
             done = spread.run(ready, crew, beginning, threads=run.workers.count, progress=bar)
     console.inform(*done.notes)
     if console.verbose:
@@ -384,16 +383,18 @@ def _print_held(ready: Job) -> None:
 @contextlib.contextmanager
 def _naming_leftovers(real: str, *, parts: bool) -> Iterator[None]:
     """Say where finished files, or parts that this run's workers make, are, if an error leaves some."""
-    from quantcli.folders.spread import finished
-    from quantcli.folders.write import left_over
+    from quantcli.folders import spread, write
 
     try:
         yield
     except UsageError:
         raise
     except BaseException:
-        if left := left_over(real):
+        if left := write.left_over(real):
             options.inform(f"finished files are in {left}: run the same command with --resume to continue")
-        elif parts and (made := finished(real)):
+        elif parts and (made := spread.finished(real)):
             options.inform(f"finished parts are in {made}: the same command continues after them")
         raise
+
+
+PROVIDES = command
