@@ -15,6 +15,7 @@ import warnings
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError as Cancelled
+from concurrent.futures import Executor
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,7 +86,7 @@ def crew(
         _check_memory(found, need)
         _check_facts(_everywhere(client, facts), say)
         executor = client.get_executor(retries=RETRIES)  # type: ignore[no-untyped-call]
-        stack.callback(executor.shutdown, wait=False)
+        stack.callback(_shut_down, executor)
         try:
             yield Crew(
                 executor=executor,
@@ -93,6 +94,7 @@ def crew(
                 threads=threads or 1,
                 everywhere=lambda function: list(_everywhere(client, function).values()),
                 explained=_explained,
+                lost=lambda: None if client.status == "running" else _lost(),
             )
         finally:
             if client.status == "running":
@@ -235,8 +237,18 @@ def _explained(error: BaseException) -> QuantcliError | None:
         problem = f"workers ended {RETRIES + 2} times during the same work, as they do when they run out of memory"
         return QuantcliError(problem, place=[OPTION], hint="allow them more memory, or use fewer at a time")
     if isinstance(error, (Lost, CancelledError, Cancelled, CommClosedError, TimeoutError)):
-        return QuantcliError("the connection to the scheduler was lost", place=[OPTION], hint="run it again")
+        return _lost()
     return None
+
+
+def _lost() -> QuantcliError:
+    return QuantcliError("the connection to the scheduler was lost", place=[OPTION], hint="run it again")
+
+
+def _shut_down(executor: Executor) -> None:
+    """Cancel what an executor was given, where its scheduler is still there."""
+    with contextlib.suppress(Exception):
+        executor.shutdown(wait=False)
 
 
 def _line(error: BaseException) -> str:

@@ -276,15 +276,27 @@ def test_processes_of_its_own(models: tuple[Path, Path], tmp_path: Path) -> None
     assert out.read_bytes() == models[1].read_bytes()
 
 
+def _processes(group: int) -> int:
+    """How many processes a group has."""
+    count = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            count += stat.read_text().rpartition(")")[2].split()[2] == str(group)
+    return count
+
+
 def test_ctrl_c(models: tuple[Path, Path], tmp_path: Path) -> None:
     """Interrupted like any other run: nothing is said, nothing half-written has the name of the output, and none of the
     processes stays."""
-    words = ("sweep", models[0], "--bits", ",".join(map(str, range(2, 9))), "--group-size", "32,64,128,-1", "-q")
+    sizes = "16,32,48,64,96,128,192,256,-1"  # more than enough to do
+    words = ("sweep", models[0], "--bits", ",".join(map(str, range(2, 9))), "--group-size", sizes, "-q")
     process = subprocess.Popen(
         command(*words, "--dask", "local:2"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=environment(), start_new_session=True,
     )  # fmt: skip
-    time.sleep(4)
+    while _processes(process.pid) < 4:  # this one, what starts others, and two workers
+        time.sleep(0.05)
+    time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (-signal.SIGINT, "", "")

@@ -57,6 +57,9 @@ few that the end of a pass does not wait for one worker, and that little is lost
 MANY = 2048
 """Tensors in a batch at most, however small they are."""
 
+PATIENCE = 1.0
+"""Seconds without a result after which it is asked whether workers are still there."""
+
 AHEAD = 3
 """Batches that are handed out for every one that can be done at once: the next is there when one is done."""
 
@@ -65,13 +68,15 @@ AHEAD = 3
 class Crew:
     """Workers that do batches. size: how many batches at once; threads: for each of them. everywhere(function): calls a
     function on every worker before the first batch, and gives what was returned. explained: what an error of the
-    executor itself means to a user, None where it does not know."""
+    executor itself means to a user, None where it does not know. lost: the error where workers are out of reach for
+    good, None while they are not: what they were at may then never end."""
 
     executor: Executor
     size: int
     threads: int = 1
     everywhere: Callable[[Callable[[], Any]], Sequence[Any]] = lambda function: ()
     explained: Callable[[BaseException], QuantcliError | None] = lambda error: None
+    lost: Callable[[], QuantcliError | None] = lambda: None
 
 
 # ---- here -------------------------------------------------------------------------------------------------------
@@ -199,7 +204,10 @@ def hand_out(calls: Iterable[tuple[Key, Callable[[], Any]]], crew: Crew) -> Iter
             before = [f for f, (number, _) in running.items() if failed is None or number < failed[0]]
             if not before:
                 break
-            for future in wait(before, return_when=FIRST_COMPLETED).done:
+            done = wait(before, timeout=PATIENCE, return_when=FIRST_COMPLETED).done
+            if not done and (gone := crew.lost()) is not None:
+                raise gone
+            for future in done:
                 number, key = running.pop(future)
                 error, result = _outcome(future, crew)
                 if error is None:

@@ -202,6 +202,29 @@ def _nothing(path: str) -> Iterator[Nothing]:
     yield Nothing(path)
 
 
+class Silent(Executor):
+    """Takes calls, and never does them: workers that went away without a word."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """A call that is never done."""
+        return Future[Any]()
+
+
+def test_workers_that_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked for where nothing comes back; what they were at is not waited for."""
+    monkeypatch.setattr(batches, "PATIENCE", 0.01)
+    asked = list[int]()
+
+    def lost() -> QuantcliError | None:
+        asked.append(len(asked))
+        return QuantcliError("gone") if len(asked) == 3 else None
+
+    crew = Crew(executor=Silent(), size=2, lost=lost)
+    with pytest.raises(QuantcliError, match="gone"):
+        list(hand_out(((n, partial(int, n)) for n in range(9)), crew))
+    assert len(asked) == 3
+
+
 def test_a_worker_with_another_file_or_none(tmp_path: Path) -> None:
     """the worker sees the file with the same identity and size"""
     here = save(tmp_path / "here.safetensors", {"a": gaussian(64, 64, seed=1)})
