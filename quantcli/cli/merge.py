@@ -47,7 +47,7 @@ def command(
         quantize.again(asked.line, path, console, force=force, shown=dst) as ready,
     ):
         done = ready.merge(threads=options.thread_count(threads))
-    console.inform(*ready.notes, *done.notes)
+    console.inform(*ready.notes, f"{len(found)} parts merged", *done.notes)
     if not console.quiet:
         options.print_warnings(done.report)
     options.show(done.report, console, show_all=show_all, file=file)

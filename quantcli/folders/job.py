@@ -33,7 +33,7 @@ from quantcli.tensors.decided import Decided, Kept
 
 if TYPE_CHECKING:
     from quantcli.folders.parts import Request as SharedRequest
-    from quantcli.folders.shares import Share
+    from quantcli.folders.shares import Share, Unit
     from quantcli.folders.write import Fill
 
 Say = Callable[[str], None]
@@ -221,7 +221,7 @@ class Job:
 
         began = time.perf_counter()
         options = options_of(self.order, force=self.force, threads=threads, progress=None)
-        made = merge.agreed(self.path, merge.complete(self.path), self._asked(options))
+        made = merge.agreed(self.path, merge.complete(self.path), self.asked(options))
         files = [(one.folder, one.files) for one in made]
         pieces = {name: merge.pieces_of(files, name) for name in self.parts}
         if self.folder:
@@ -230,20 +230,26 @@ class Job:
             one = merge.to_file(self.parts[""], pieces[""], self.path, options)
             done = Outcome(self._report({"": one}, time.perf_counter() - began), one.notes)
         merge.cleared(self.path)
-        return done._replace(notes=(f"{len(made)} parts merged", *done.notes))
+        return done
 
-    def _asked(self, options: Options) -> SharedRequest:
+    def asked(self, options: Options) -> SharedRequest:
+        """What the parts of it record of what they were asked for."""
         from quantcli.folders import parts
 
         return parts.Request.of(self.parts, kept_sources(self.kept), options, self.line)
 
-    def _run_share(self, share: Share, options: Options, began: float) -> Outcome:
-        """Do a share of it, and report on that alone."""
-        from quantcli.folders import merge, parts, shares
+    def units(self) -> dict[str, list[Unit]]:
+        """The files of weights of each model, as they are planned."""
+        from quantcli.folders import shares
 
         base = os.path.basename(self.path)
-        units = {n: shares.units(part, folder=self.folder, base=base) for n, part in self.parts.items()}
-        asked = self._asked(options)
+        return {name: shares.units(part, folder=self.folder, base=base) for name, part in self.parts.items()}
+
+    def _run_share(self, share: Share, options: Options, began: float) -> Outcome:
+        """Do a share of it, and report on that alone."""
+        from quantcli.folders import merge, parts
+
+        units, asked = self.units(), self.asked(options)
         done = parts.run(self.parts, self.path, options, share=share, request=asked, units=units)
         written, read = dict[str, Written](), dict[str, int]()
         for name, part in self.parts.items():

@@ -17,14 +17,14 @@ from quantcli.folders import parts, resume, shares
 from quantcli.folders.parts import Made, Request
 from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished
-from quantcli.folders.shares import Share, Unit
+from quantcli.folders.shares import Share
 from quantcli.folders.write import State, WrittenFile
 from quantcli.layouts.native.document import Result
 from quantcli.passes import outputs, quantize
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.write import publish
-from quantcli.planning.plan import Plan, check
+from quantcli.planning.plan import check
 from quantcli.stores import assembled
 from quantcli.stores.assembled import Run
 from quantcli.stores.files import OutputFile
@@ -97,16 +97,7 @@ def pieces_of(files: Sequence[tuple[str, Mapping[str, Finished]]], model: str) -
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Final:
-    """A model as it turned out: its plan, the model that is written, results by tensor."""
-
-    plan: Plan
-    model: Outgoing
-    results: Mapping[str, Result]
-
-
-def _final(planned: Planned, pieces: Pieces, options: Options) -> _Final:
+def _final(planned: Planned, pieces: Pieces, options: Options) -> Planned:
     """A model with what its tensors turned out to be. Raises DataError where that changes how others are stored."""
     gone = [name for name in planned.model.conversion.jobs if name in planned.model.by_name and name not in pieces]
     if gone:
@@ -128,7 +119,7 @@ def _final(planned: Planned, pieces: Pieces, options: Options) -> _Final:
                 place=[planned.source.path, printable(name)],
                 hint="quantize without --part, or ask beforehand for what it became: --scale-dtype float32, --exclude",
             )
-    return _Final(plan, model, results_of(pieces))
+    return replace(planned, plan=plan, model=model)
 
 
 def results_of(pieces: Pieces) -> dict[str, Result]:
@@ -170,46 +161,40 @@ def _assembled(
     return out
 
 
-def _files(unit: Unit, final: _Final, path: str) -> list[OneFile]:
-    return outputs.files(final.model, unit.cut, path)
-
-
 def fill(planned: Planned, pieces: Pieces, options: Options, state: State) -> None:
     """Put the files of a model into its part of a folder."""
     final = _final(planned, pieces, options)
-    state.plan, state.model, state.results = final.plan, final.model, dict(final.results)
-    now = replace(planned, plan=final.plan, model=final.model)
-    for unit in shares.units(now, folder=True, base=""):
-        for file in _files(unit, final, planned.source.path):
+    state.plan, state.model, state.results = final.plan, final.model, results_of(pieces)
+    for unit in shares.units(final, folder=True, base=""):
+        for file in outputs.files(final.model, unit.cut, final.source.path):
             target = os.path.join(state.part.temp, file.name)
-            with _assembled(file, target, final.model, pieces, final.results, within=None) as out:
+            with _assembled(file, target, final.model, pieces, state.results, within=None) as out:
                 out.publish()
             state.files.append(WrittenFile(file.name, file.size, file.tensors))
 
 
 def to_file(planned: Planned, pieces: Pieces, path: str, options: Options) -> Written:
     """Put the files of a model that is no folder into place: one, or several where its target has such."""
-    final = _final(planned, pieces, options)
-    now = replace(planned, plan=final.plan, model=final.model)
+    final, results = _final(planned, pieces, options), results_of(pieces)
     folder, base = os.path.split(path)
     with ExitStack() as stack:
         within = stack.enter_context(quantize.cleared(path, force=options.force))
-        [unit] = shares.units(now, folder=False, base=base)
-        files = _files(unit, final, planned.source.path)
-        quantize.check_second(files, path, planned.source, force=options.force)
+        [unit] = shares.units(final, folder=False, base=base)
+        files = outputs.files(final.model, unit.cut, final.source.path)
+        quantize.check_second(files, path, final.source, force=options.force)
         outs = [
             stack.enter_context(
-                _assembled(f, os.path.join(folder, f.name), final.model, pieces, final.results, within=within)
+                _assembled(f, os.path.join(folder, f.name), final.model, pieces, results, within=within)
             )
             for f in files
         ]
-        planned.source.check_unchanged()
+        final.source.check_unchanged()
         for out in outs:
             out.force = options.force
         publish(outs, force=options.force)
     notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
     size = sum(file.size for file in files)
-    return Written(plan=final.plan, model=final.model, results=final.results, size=size, notes=notes)
+    return Written(plan=final.plan, model=final.model, results=results, size=size, notes=notes)
 
 
 def share_of(planned: Planned, pieces: Pieces, options: Options) -> Written:

@@ -101,7 +101,7 @@ class Made:
             path = os.path.join(self.folder, name)
             if not os.path.isfile(path) or os.path.getsize(path) != known.size:
                 return name
-            if threads and not resume.is_intact(path, known, threads, runs_of(known, os.path.basename(name))):
+            if threads and not resume.is_intact(path, known, threads, runs_of(known, name)):
                 return name
         return None
 
@@ -158,7 +158,7 @@ def _usable(name: str, finished: Finished) -> bool:
             for key in ("reason", "note", "kind")
             for output in values["outputs"]
         )
-        runs_of(finished, os.path.basename(name))
+        runs_of(finished, name)
         for values in finished.made.values():
             resume.result_of(values)
             values["scale_dtype"]
@@ -214,7 +214,7 @@ def run(
         plain = {"asked": dict(request.asked), "source": dict(request.source)}
         ledger = Ledger(out, plain, resumed=True, hint=f"remove {hidden}")
         ledger.earlier = {name: f for name, f in ledger.earlier.items() if _usable(name, f)}
-        held = sum(n for name, f in ledger.earlier.items() for _, n in runs_of(f, os.path.basename(name)))
+        held = sum(n for name, f in ledger.earlier.items() for _, n in runs_of(f, name))
         check_space(out.path, max(size - held, 0), source)
         for task in tasks:
             _do(task, parts[task.model], units[task.model][task.unit], ledger, options)
@@ -235,14 +235,14 @@ def _known(path: str, share: Share, request: Request) -> Made | None:
             problem = f"part {other.name} is there already, and this is {share.name}"
             hint = f"repeat the number of parts, or remove {parts_of(path)} to start over"
             raise UsageError(problem, place=[path], hint=hint)
-        if other == share:
-            try:
-                request.check(request_of(path, other), other.name, parts_of(path))
-                known = made_of(path, other)
-            except DataError:
-                known = Made(other, folder_of(path, other), {FINISHED: Finished(0, "", {}, -1)})
-        else:
+        try:
             request.check(request_of(path, other), other.name, parts_of(path))
+            if other == share:
+                known = made_of(path, other)
+        except DataError:
+            if other != share:
+                raise
+            known = Made(other, folder_of(path, other), {FINISHED: Finished(0, "", {}, -1)})
     return known
 
 
@@ -258,7 +258,7 @@ def _do(task: Task, planned: Planned, unit: Unit, ledger: Ledger, options: Optio
         del ledger.earlier[name]
     held = {name for f in earlier.values() for name in f.made}
     if held != own or not all(
-        resume.is_intact(os.path.join(ledger.out.temp, name), f, options.threads, runs_of(f, os.path.basename(name)))
+        resume.is_intact(os.path.join(ledger.out.temp, name), f, options.threads, runs_of(f, name))
         for name, f in earlier.items()
     ):
         made = make(planned, unit, task, part.temp, options)
@@ -311,12 +311,14 @@ def _files(files: Sequence[OneFile], task: Task) -> list[OneFile]:
 
 
 def runs_of(finished: Finished, name: str) -> list[tuple[int, int]]:
-    """The bytes that tensors take in a file, in order, each run by its place and size. name: of the file."""
+    """The bytes that tensors take in a file, in order, each run by its place and size. name: of the file, with or
+    without the folder that it is in."""
+    own_file = os.path.basename(name)
     places = sorted(
         (int(at), TensorInfo(own, dtype, tuple(shape)).nbytes)
         for values in finished.made.values()
         for own, dtype, shape, file, at in values["outputs"]
-        if file == name
+        if file == own_file
     )
     runs = list[tuple[int, int]]()
     for at, size in places:

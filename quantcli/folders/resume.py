@@ -13,7 +13,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ from quantcli.asking import Scheme
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native.document import Result
 from quantcli.metrics import Metrics
+from quantcli.passes.digests import digests
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.quantize import Options
-from quantcli.passes.tiles import COPY, Visit, once, walk
+from quantcli.passes.tiles import COPY, once, walk
 from quantcli.planning.entry import UNTOLD, with_float32_scales, without_statistics
 from quantcli.planning.plan import Plan
 from quantcli.stores.files import InputFile
@@ -301,12 +302,5 @@ def _changed(source: Source, made: Mapping[str, Made], options: Options) -> list
     gone = [name for name, m in made.items() if infos.get(name) != m.tensor.info]
     if gone:
         return gone
-    found: dict[str, str | None] = {}
-
-    def visit(name: str) -> Visit:
-        whole = Digested(partial(source.read, name), infos[name].nbytes, options.digest)
-        yield whole.alone(COPY)
-        found[name] = whole.found()
-
-    walk((visit(name) for name in made), threads=options.threads)
+    found = digests(source, {name: (infos[name].nbytes, options.digest) for name in made}, threads=options.threads)
     return [name for name, m in made.items() if found[name] != m.result.digest]

@@ -19,7 +19,6 @@ from functools import partial
 from quantcli.errors import QuantcliError
 from quantcli.folders import parts, shares
 from quantcli.folders.job import Job, Outcome, kept_sources, options_of
-from quantcli.folders.parts import Request
 from quantcli.folders.shares import Share, Unit
 from quantcli.passes import batches, performing
 from quantcli.passes.batches import Crew
@@ -57,9 +56,7 @@ def run(job: Job, crew: Crew, beginning: Beginning, *, threads: int, progress: P
         raise QuantcliError(f"workers wrote {count - len(there)} parts that are not here", place=[job.path], hint=hint)
     done = job.merge(threads=threads)
     summary = replace(done.report.summary, seconds=time.perf_counter() - began)
-    return done._replace(
-        report=replace(done.report, summary=summary), notes=done.notes[1:]
-    )  # the first says how many parts were merged
+    return done._replace(report=replace(done.report, summary=summary))
 
 
 def _count(size: int) -> int:
@@ -81,8 +78,7 @@ class _Writing:
 
     @classmethod
     def of(cls, job: Job) -> _Writing:
-        base = os.path.basename(job.path)
-        return cls(job, {n: shares.units(part, folder=job.folder, base=base) for n, part in job.parts.items()})
+        return cls(job, job.units())
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -105,8 +101,7 @@ def _do(opened: Opened, share: Share, threads: int) -> Failed | None:
         with performing.held(opened) as found:
             job = found.job
             options = options_of(job.order, force=True, threads=threads, progress=None)
-            asked = Request.of(job.parts, kept_sources(job.kept), options, job.line)
-            parts.run(job.parts, job.path, options, share=share, request=asked, units=found.units)
+            parts.run(job.parts, job.path, options, share=share, request=job.asked(options), units=found.units)
     except QuantcliError as error:
         return Failed(error)
     return None

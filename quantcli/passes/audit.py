@@ -162,34 +162,24 @@ def _walked(
 # ---- what tensors are ---------------------------------------------------------------------------------------------
 
 
+def _named(name: str, view: View, became: str) -> Audited:
+    """A tensor with what its view tells."""
+    return Audited(name=name, became=became, scheme=view.scheme or view.info.dtype, shape=view.info.shape)
+
+
 def _of_kept(name: str, view: View, kept: tuple[str, str], metrics: Metrics | None) -> Audited:
     became, note = kept
     problems: tuple[str, ...] = ()
     if became == CHANGED:
         db = metrics.sqnr_db if metrics is not None else None
         problems = ("its values are not those of the base" + (f": {db:.1f} dB" if db is not None else ""),)
-    return Audited(
-        name=name,
-        became=became,
-        scheme=view.scheme or view.info.dtype,
-        shape=view.info.shape,
-        metrics=metrics,
-        problems=problems,
-        note=note,
-    )
+    return replace(_named(name, view, became), metrics=metrics, problems=problems, note=note)
 
 
 def _of_codes(name: str, view: View, found: _Found, metrics: Metrics | None) -> Audited:
     """What a quantized tensor is by itself."""
     sample = found.samples.get(name)
-    own = Audited(
-        name=name,
-        became=QUANTIZED,
-        scheme=view.scheme or view.info.dtype,
-        shape=view.info.shape,
-        metrics=metrics,
-        sample=sample,
-    )
+    own = replace(_named(name, view, QUANTIZED), metrics=metrics, sample=sample)
     if sample is None:
         return replace(own, problems=(found.faults[name],))
     references = [db for db in (sample.minmax_db, sample.best_db) if db is not None]
@@ -353,14 +343,5 @@ def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audite
             if other is not None:
                 became, note, problem = SHARED, f"the base has the same values in {other}", ""
         problems = (problem,) if problem else ()
-        found.append(
-            Audited(
-                name=name,
-                became=became,
-                scheme=view.scheme or view.info.dtype,
-                shape=view.info.shape,
-                problems=problems,
-                note=note,
-            )
-        )
+        found.append(replace(_named(name, view, became), problems=problems, note=note))
     return found

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, printable
 from quantcli.matching import open_original, paired
 from quantcli.models import Model, open_model
-from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
+from quantcli.passes.digests import digests
+from quantcli.passes.tiles import Progress, begun
 from quantcli.stores import signals
-from quantcli.tensors.digest import Digested, kind_of
+from quantcli.tensors.digest import kind_of
 
 if TYPE_CHECKING:
     from quantcli.stores.pipelines import Member
@@ -46,16 +46,9 @@ def _checked(model: Model, before: Member, source: str, threads: int, progress: 
         lacking = next((name for name in known if name not in original), None)
         if lacking is not None:
             raise DataError("the source has no such tensor", place=[source, printable(lacking)], hint=HINT)
-        advance = begun(progress, sum(original[name].stored.info.nbytes for name in known))
-        found = dict[str, str | None]()
-
-        def visit(name: str) -> Visit:
-            read = partial(original.source.read, name)
-            whole = Digested(read, original[name].stored.info.nbytes, kind_of(known[name]))
-            yield whole.alone(COPY, advance)
-            found[name] = whole.found()
-
-        walk((visit(name) for name in known), threads=threads)
+        wanted = {name: (original[name].stored.info.nbytes, kind_of(digest)) for name, digest in known.items()}
+        advance = begun(progress, sum(nbytes for nbytes, _ in wanted.values()))
+        found = digests(original.source, wanted, threads=threads, advance=advance)
         original.source.check_unchanged()
     other = next((name for name in known if found[name] != known[name]), None)
     if other is not None:

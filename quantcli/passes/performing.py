@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from quantcli import __version__, memory
 from quantcli.errors import DataError, QuantcliError
 from quantcli.passes.tiles import Task, Visit, walk
+from quantcli.stores.places import is_url
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
@@ -99,7 +100,7 @@ def reachable(path: str) -> str:
     >>> reachable("/models/a"), reachable("hf://org/model")
     ('/models/a', 'hf://org/model')
     """
-    return path if path == "-" or "://" in path else os.path.abspath(path)
+    return path if path == "-" or is_url(path) else os.path.abspath(path)
 
 
 def visited(made: Pass, items: Iterable[Item], threads: int, advance: Advance) -> list[Any]:
@@ -125,7 +126,7 @@ def identity(sources: Sequence[Source]) -> tuple[tuple[str, int, str], ...]:
 
 def _sampled(file: InputFile) -> str:
     """A digest of some runs of a file; of one behind a URL its commit or ETag, which is the same everywhere."""
-    if "://" in file.path:
+    if is_url(file.path):
         return file.stamp
     from xxhash import xxh3_64
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from quantcli.models import View, open_model
 from quantcli.passes import compare
 from quantcli.passes.batches import Crew, run
 from quantcli.passes.findings import Findings, Verified
-from quantcli.passes.performing import Advance, Item, reachable
+from quantcli.passes.performing import Advance, Item, Opening, reachable
 from quantcli.passes.tiles import Visit
 from quantcli.stores.pipelines import Member
 
@@ -27,21 +27,20 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
     """Who looks at the tensors. sources: what they are read from. threads: of this process; crew: workers instead of
-    these; opening: how they open the models."""
+    these; opening: how they open the models for what is done with them."""
 
     sources: Sequence[Source]
     threads: int
     crew: Crew | None = None
-    opening: Callable[[], AbstractContextManager[Decoding]] | None = None
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """The pass that decodes tensors, by their names. before: those of the original, where there is one."""
+    """The pass that decodes tensors, by their names."""
 
     views: Mapping[str, View]
     sources: Sequence[Source]
-    before: Mapping[str, View] = field(default_factory=dict)
 
     def visit(self, item: Item, advance: Advance) -> Visit:
         """What is wrong with the weights of a tensor, each with its place."""
@@ -67,22 +66,12 @@ def opened(member: Member, before: Member | None, *, as_float: bool) -> Iterator
             return
         floats = open_original(before.path, (), as_float=as_float, variant=before.variant)
         original = stack.enter_context(floats)
-        ours, theirs, _ = under_one_name(original, model)
-        yield Decoding(theirs, (original.source, model.source), ours)
+        _, theirs, _ = under_one_name(original, model)
+        yield Decoding(theirs, (original.source, model.source))
 
 
-@contextmanager
-def compared(first: Callable[[], AbstractContextManager[Decoding]]) -> Iterator[compare.Comparison]:
-    """The comparison of a model with its original on a worker. first: opens both."""
-    with first() as both:
-        pairs = {name: (both.before[name], view) for name, view in both.views.items() if name in both.before}
-        yield compare.Comparison(pairs, both.sources)
-
-
-def opening_of(
-    member: Member, before: Member | None, *, as_float: bool
-) -> Callable[[], AbstractContextManager[Decoding]]:
-    """How workers open a model, and its original."""
+def opening_of(member: Member, before: Member | None, *, as_float: bool) -> Opening:
+    """How workers open a model whose tensors they decode. before: its original, by which tensors have their names."""
     own = replace(member, path=reachable(member.path))
     other = replace(before, path=reachable(before.path)) if before is not None else None
     return partial(opened, own, other, as_float=as_float)
@@ -132,9 +121,8 @@ def unchanged(views: Mapping[str, View], before: Mapping[str, View] | None, agai
     if before is not None:
         names = _by_name(found, views, before)
         pairs = {n: (before[n], views[n]) for n in names if before[n].info.dtype == views[n].info.dtype}
-        opening = partial(compared, how.opening) if how.opening is not None else None
         measured = compare.measure(
-            pairs, how.sources, threads=how.threads, progress=None, crew=how.crew, opening=opening
+            pairs, how.sources, threads=how.threads, progress=None, crew=how.crew, opening=how.opening
         )
         for name, metrics in measured.items():
             if metrics is None or not metrics.exact:

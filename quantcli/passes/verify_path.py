@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from quantcli.errors import DataError, VersionError
 from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
 from quantcli.models import Model, View, open_model
-from quantcli.passes import verify, verify_others
+from quantcli.passes import compare, verify, verify_others
 from quantcli.passes.batches import Crew
 from quantcli.passes.findings import Finding, Verified, joined
+from quantcli.passes.performing import Opening
 from quantcli.planning.statistics import load
 from quantcli.stores import need_file
 from quantcli.stores.pipelines import folder_of, lacking, members, others, prefixed, within
@@ -126,12 +127,13 @@ def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:
         for line in filter(None, (note, left)):
             how.say(prefixed(pair.name, line))
     assert pair.after is not None
-    whose = verify_others.How(
-        sources=[one.source for one in (before, model) if one is not None],
-        threads=how.threads,
-        crew=how.crew,
-        opening=verify_others.opening_of(pair.after, pair.before, as_float=how.as_float),
-    )
+    again: Opening | None = None
+    if model.quantized:
+        again = verify_others.opening_of(pair.after, pair.before, as_float=how.as_float)
+    elif pair.before is not None:
+        again = compare.opening_of(pair.before, pair.after, as_float=how.as_float, original=True)
+    sources = [one.source for one in (before, model) if one is not None]
+    whose = verify_others.How(sources=sources, threads=how.threads, crew=how.crew, opening=again)
     check = verify_others.decodable if model.quantized else verify_others.unchanged
     return check(theirs, ours, against, whose)
 

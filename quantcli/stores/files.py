@@ -162,6 +162,14 @@ def _close(fd: int) -> None:
         os.close(fd)
 
 
+def content(file: InputFile, limit: int) -> bytes:
+    """All bytes of a small file, which is closed. Raises DataError where it has more than `limit`."""
+    with contextlib.closing(file):
+        if file.size > limit:
+            raise DataError(f"{file.size} bytes are more than the {limit} such a file may have", place=[file.path])
+        return file.read(0, file.size)
+
+
 class OpenFile(InputFile):
     """A regular file that is open already; it takes ownership of the descriptor."""
 

@@ -188,10 +188,4 @@ def read_small(path: str, limit: int, *, follow: bool = True) -> bytes:
             return remote.content(path, limit)
         except remote.MissingError:
             raise remote.missing(path) from None
-    file = InputFile(path, follow=follow)
-    try:
-        if file.size > limit:
-            raise DataError(f"{file.size} bytes are more than the {limit} such a file may have", place=[path])
-        return file.read(0, file.size)
-    finally:
-        file.close()
+    return files.content(InputFile(path, follow=follow), limit)

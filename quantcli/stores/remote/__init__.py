@@ -17,7 +17,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.errors import QuantcliError, UsageError
+from quantcli.stores.files import content as whole
 
 if TYPE_CHECKING:
     from quantcli.stores.files import InputFile
@@ -126,13 +127,7 @@ def content(url: str, limit: int) -> bytes:
         at, found = _contents.get(url, (0.0, b""))
     if at and time.monotonic() - at < _FRESH:
         return found
-    file = store(url).open(url)
-    try:
-        if file.size > limit:
-            raise DataError(f"{file.size} bytes are more than the {limit} such a file may have", place=[url])
-        found = file.read(0, file.size)
-    finally:
-        file.close()
+    found = whole(store(url).open(url), limit)
     if len(found) <= _SMALL:
         with _lock:
             _contents[url] = time.monotonic(), found
