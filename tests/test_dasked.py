@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from checkpoints import contents
+from checkpoints import contents, made
 from making import ROOT, command, environment, one_line, run, save
+from pipelines import pipeline
+from remote_parts import serving
 from strategies import gaussian
 
 from quantcli import dasked
@@ -327,3 +330,79 @@ def test_work_is_handed_out_fast(scheduler: str) -> None:
         began = time.process_time()
         assert len(list(batches.hand_out(((n, os.getpid) for n in range(300)), crew))) == 300
         assert (time.process_time() - began) / 300 < 0.01
+
+
+# ---- every kind of run ------------------------------------------------------------------------------------------
+
+
+def _experts(folder: Path) -> Path:
+    """A model with four experts in one layer, in the names of Qwen3."""
+    folder.mkdir()
+    layer, tensors = "model.layers.0.", dict[str, Any]()
+    for expert in range(4):
+        for name, shape in {"gate_proj": (64, 128), "up_proj": (64, 128), "down_proj": (128, 64)}.items():
+            tensors[f"{layer}mlp.experts.{expert}.{name}.weight"] = gaussian(*shape, seed=expert)
+    tensors[f"{layer}mlp.gate.weight"] = gaussian(4, 128)
+    save(folder / "model.safetensors", tensors)
+    config = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 128}
+    (folder / "config.json").write_text(json.dumps(config | {"num_experts": 4, "moe_intermediate_size": 64}))
+    return folder
+
+
+def _moments(path: Path) -> Path:
+    """Second moments for two layers of the small checkpoint."""
+    entries = dict[str, Any]()
+    for name, columns in (("mlp", 256), ("attention", 128)):
+        inputs = gaussian(500, columns, seed=columns)
+        for layer in range(4):
+            entries[f"model.layers.{layer}.{name}.weight.second"] = (inputs.T @ inputs / 500).astype(np.float32)
+            entries[f"model.layers.{layer}.{name}.weight.count"] = np.array(500)
+    return save(path, entries, {"quantcli_statistics": "1"})
+
+
+LORA = ROOT / "tests" / "golden" / "lora" / "plain"
+
+RUNS = {
+    "lora": ("quantize", LORA / "base", "--lora", LORA / "adapter", "--bits", 8, "--group-size", 8, "--no-default-keep"),
+    "a pipeline": ("quantize", "PIPELINE", "--group-size", 32),
+    "statistics": ("quantize", "MODEL", "--group-size", 64, "--statistics", "MOMENTS"),
+    "a URL": ("quantize", "URL", "--group-size", 64),
+    "Q4_K_M": ("quantize", TINY, "--to", "gguf:Q4_K_M"),
+    "FP8_DYNAMIC": ("quantize", TINY, "--scheme", "FP8_DYNAMIC"),
+    "W8A8": ("quantize", TINY, "--scheme", "W8A8"),
+    "awq": ("quantize", TINY, "--to", "awq", "--group-size", 64),
+    "experts": ("quantize", "EXPERTS", "--group-size", 32),
+    "experts for mlx-lm": ("quantize", "EXPERTS", "--group-size", 32, "--to", "mlx"),
+}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("case", RUNS)
+def test_every_kind_of_run_gives_the_bytes_of_one_process(
+    case: str, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes from one machine, parts and Dask"""
+    monkeypatch.setattr(spread, "LEAST", 1 << 15)
+    monkeypatch.setattr(spread, "MOST", 1 << 15)
+    with contextlib.ExitStack() as stack:
+        sources = {
+            "PIPELINE": lambda: pipeline(Path("pipe")),
+            "MODEL": lambda: made(Path("model")),
+            "MOMENTS": lambda: _moments(Path("moments.safetensors")),
+            "EXPERTS": lambda: _experts(Path("experts")),
+            "URL": lambda: stack.enter_context(serving(made(Path("served")))).url,
+        }
+        words = [sources[word]() if word in sources else word for word in RUNS[case]]
+        for out, more in (("one", ()), ("many", ("--dask", scheduler))):
+            ran = run(*words, "-o", out, "-q", *more)
+            assert ran.code == 0 and ran.err == "", ran
+    one, many = ({"": p.read_bytes()} if p.is_file() else contents(p) for p in (Path("one"), Path("many")))
+    assert one == many
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("words", [("sweep", "--bits", "3,4"), ("plan", "--target-bpw", "6", "--bits", "3,4,8")])
+def test_figures_with_statistics_and_of_urls_are_those_of_one_process(words: tuple[str, ...], scheduler: str) -> None:
+    with serving(made(Path("served"))) as served:
+        named = [words[0], served.url, *words[1:], "--statistics", _moments(Path("moments.safetensors"))]
+        assert figures(*named, "--dask", scheduler) == figures(*named)
