@@ -200,10 +200,12 @@ def run(
     """
     tasks = shares.tasks(parts, units, share)
     source = next(iter(parts.values())).source.path
-    known = _known(path, share, request)
+    known, wrong = _known(path, share, request)
     if known is not None and known.damaged(threads=options.threads) is None:
         return Done(tasks=tasks, files=known.files, notes=(f"part {share.name} is finished already",))
-    notes = [] if known is None else [f"part {share.name} was damaged and is made again"]
+    if known is not None and not wrong:
+        wrong = "was damaged"
+    notes = [f"part {share.name} {wrong} and is made again"] if wrong else []
     hidden = parts_of(path)
     try:
         os.makedirs(hidden, exist_ok=True)
@@ -227,23 +229,28 @@ def run(
     return Done(tasks=tasks, files=ledger.done, notes=(*notes, *ledger.notes))
 
 
-def _known(path: str, share: Share, request: Request) -> Made | None:
-    """What this part has made already. Raises an error where another part is of another run."""
-    known = None
+def _known(path: str, share: Share, request: Request) -> tuple[Made | None, str]:
+    """What this part has made already, and else why that is of no use; empty where there is none. Raises an error where
+    another part is of another run."""
+    known, wrong = None, ""
     for other in found(path):
         if other.count != share.count:
             problem = f"part {other.name} is there already, and this is {share.name}"
             hint = f"repeat the number of parts, or remove {parts_of(path)} to start over"
             raise UsageError(problem, place=[path], hint=hint)
+        why = "was damaged"
         try:
-            request.check(request_of(path, other), other.name, parts_of(path))
+            before = request_of(path, other)
+            why = "was made from a source that has changed since,"
+            request.check(before, other.name, parts_of(path))
+            why = "was damaged"
             if other == share:
                 known = made_of(path, other)
         except DataError:
             if other != share:
                 raise
-            known = Made(other, folder_of(path, other), {FINISHED: Finished(0, "", {}, -1)})
-    return known
+            wrong = why
+    return known, wrong
 
 
 def _do(task: Task, planned: Planned, unit: Unit, ledger: Ledger, options: Options) -> None:

@@ -356,6 +356,8 @@ def test_parts_of_different_runs(source: Path) -> None:
     os.utime(file)
     line = one_line(run("quantize", source, "-o", "w4", "--part", "2/3"), 1)
     assert f"{file.name}: the file is not the one that part 1/3 was made from" in line
+    ran = run("quantize", source, "-o", "w4", "--part", "1/3")
+    assert "part 1/3 was made from a source that has changed since, and is made again" in ran.err, ran
 
 
 @pytest.mark.parametrize(
