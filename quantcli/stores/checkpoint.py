@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantcli.errors import DataError, UsageError, listed, printable
@@ -281,6 +282,8 @@ class Checkpoint(Source):
                 self._home[info.name] = shard
         if weight_map is not None:
             self._check(weight_map)
+        for before, after in pairwise(file for shard in self._shards.values() for file in shard.inputs()):
+            before.precedes(after)
         self.kind = next(iter(self._shards.values())).kind
         self.warnings = places.unlisted(self.folder)
         self.warnings += [f"{name}: {line}" for name, shard in self._shards.items() for line in shard.warnings]

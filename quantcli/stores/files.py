@@ -137,6 +137,9 @@ class InputFile:
             problem = "cut short" if size > self.size else "followed by bytes that belong to no tensor"
             raise DataError(f"the file is {problem}: {self.size} bytes, {size} by its header", place=[self.path])
 
+    def precedes(self, other: InputFile) -> None:
+        """Declare that another file is usually read when this one has been."""
+
     def passed(self, offset: int, size: int) -> None:
         """Declare that these bytes will not be read again."""
 

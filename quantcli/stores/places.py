@@ -175,10 +175,7 @@ def each(function: Callable[[str], T], paths: Sequence[str]) -> Iterator[T]:
     if not paths or not is_url(paths[0]):
         yield from map(function, paths)
         return
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as pool:
-        yield from pool.map(function, paths)
+    yield from remote.at_once(function, paths, AT_ONCE)
 
 
 def read_small(path: str, limit: int, *, follow: bool = True) -> bytes:

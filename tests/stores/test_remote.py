@@ -171,7 +171,7 @@ def _without(value: Any, names: set[str]) -> Any:
     return [_without(v, names) for v in value] if isinstance(value, list) else value
 
 
-@given(data=st.data(), size=st.integers(1, 5000), first=st.integers(1, 64), piece=st.integers(64, 700))
+@given(data=st.data(), size=st.integers(1, 1500), first=st.integers(1, 64), piece=st.integers(64, 300))
 def test_any_reads_give_the_bytes_of_the_file_in_bounded_memory(
     data: st.DataObject, size: int, first: int, piece: int
 ) -> None:
@@ -194,7 +194,7 @@ def test_any_reads_give_the_bytes_of_the_file_in_bounded_memory(
         pieces = reading._Pieces()
         patch.setattr(reading, "_PIECES", pieces)
         file = reading.RemoteFile("memory", Memory(), content[:first])
-        for _ in range(data.draw(st.integers(1, 20))):
+        for _ in range(data.draw(st.integers(1, 10))):
             start = data.draw(st.integers(0, size - 1))
             length = data.draw(st.integers(0, size - start))
             assert file.read(start, length) == content[start : start + length]
@@ -531,3 +531,95 @@ def test_a_read_that_waits_ends_with_the_run() -> None:
     threading.Timer(0.1, file.interrupt).start()
     with pytest.raises(QuantcliError, match="cancelled"):
         file.read(0, 100)
+
+
+class _Counting:
+    """A file of zeros in memory that records what is asked of it."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.version = size, None
+        self.asked: list[int] = []
+
+    def fetch(self, start: int, into: memoryview) -> None:
+        self.asked.append(start)
+
+
+def test_reading_ahead_goes_on_in_the_file_that_follows() -> None:
+    """Quote: "reads ranges ahead": a link is not idle between shards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_PIECES", reading._Pieces())
+        first, second = _Counting(5 * reading.PIECE), _Counting(5 * reading.PIECE)
+        files = [reading.RemoteFile(f"memory {n}", t) for n, t in enumerate((first, second))]
+        files[0].precedes(files[1])
+        assert files[1].read(0, 100) == bytes(100)  # its header, as when a model is opened
+        before = len(second.asked)
+        for at in range(0, first.size, reading.PIECE // 4):
+            files[0].read(at, reading.PIECE // 4)
+        deadline = time.monotonic() + 10
+        while len(second.asked) == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(second.asked) > before
+
+
+def test_a_token_that_was_renewed_is_sent_and_one_that_expired_is_one_line(
+    hub: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quote: "credentials that expire midway": a new token of the same login goes on, else --resume does."""
+    assert hub.hub is not None
+    hub.hub.token, hub.hub.redirect = "hf_old", False
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    local = quantized(hub.folder, tmp_path / "local")
+    url, renewed = f"hf://{hub.hub.repo}", True
+
+    def fault(number: int, path: str) -> None:
+        # The headers of four shards have been read: the fifth request is for weights.
+        asked = [p for p, _ in hub.log if p.endswith(".safetensors")]
+        if len(asked) == 5 and hub.hub is not None and hub.hub.token == "hf_old":
+            hub.hub.token = "hf_new"
+            if renewed:
+                monkeypatch.setenv("HF_TOKEN", "hf_new")
+
+    hub.fault = fault
+    assert quantized(url, tmp_path / "remote") == local
+    assert hub.hub.token == "hf_new"
+    hub.log.clear()
+    hub.hub.token, renewed = "hf_old", False
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    ran = run("quantize", url, "-o", tmp_path / "out", "--bits", 4, "--quiet")
+    assert ran.code == 1 and "the token has expired or was withdrawn; log in again" in ran.err
+    assert "hf_" not in ran.err and not (tmp_path / "out").exists()
+    monkeypatch.setenv("HF_TOKEN", "hf_new")
+    assert quantized(url, tmp_path / "out", "--resume") == local
+
+
+def test_keys_of_a_bucket_that_expire_midway(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+    said = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+    expired = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%b"
+    with serving(model.parent.parent, fault=_on(1, *[expired % (len(said), said)] * 9)) as served:
+        for name, value in {"ENDPOINT_URL": served.url, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        file = places.opened("s3://web/model.safetensors")
+        with pytest.raises(QuantcliError, match="the credentials have expired") as raised:
+            file.read(0, file.size)
+    assert "--resume continues a folder" in raised.value.hint
+
+
+def test_ctrl_c_while_headers_are_read(tmp_path: Path) -> None:
+    """It waits for none of the requests that are under way."""
+    asked = threading.Event()
+
+    def slow(number: int, path: str) -> None:
+        if path.endswith(".safetensors"):
+            asked.set()
+            time.sleep(20)
+
+    with serving(made(tmp_path / "web", 8, 1), fault=slow) as served:
+        words = command("inspect", f"{served.url}/model.safetensors.index.json")
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True)
+        assert asked.wait(60)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=15)
+    assert (process.returncode, out, err) == (-signal.SIGINT, "", "")

@@ -14,8 +14,8 @@ import importlib
 import re
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.stores.files import content as whole
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMES = {"hf": "hub", "s3": "cloud", "gs": "cloud", "az": "cloud", "http": "http", "https": "http"}
 """The module for each scheme of a URL."""
+
+T = TypeVar("T")
 
 _FRESH = 60.0
 """Seconds for which a list of files is believed: opening a model asks for it many times. What is read afterwards is
@@ -134,6 +136,18 @@ def content(url: str, limit: int) -> bytes:
             while len(_contents) > _SMALL_FILES:
                 del _contents[next(iter(_contents))]
     return found
+
+
+def at_once(function: Callable[[str], T], urls: Sequence[str], count: int) -> Iterator[T]:
+    """What a function makes of each URL, in order, so many at a time. An error or an interruption waits for none of the
+    others: a request may take a minute."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(min(count, len(urls)))
+    try:
+        yield from pool.map(function, urls)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def need(module: str, extra: str, url: str) -> Any:

@@ -18,13 +18,12 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import quote, unquote, urljoin, urlsplit
 from weakref import WeakKeyDictionary
 
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.stores.remote import FILE, DeniedError, MissingError
+from quantcli.stores.remote import FILE, DeniedError, MissingError, at_once
 from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
 
 TIMEOUT = 30.0
@@ -189,11 +188,12 @@ def _placed(place: str) -> Iterator[None]:
 
 class Ranges:
     """Ranges of the file at a URL, wherever that leads. shown: its name in errors; headers: of every request to its own
-    server, such as a token; size: where it is known already."""
+    server, such as a token, as they are now; size: where it is known already."""
 
-    def __init__(self, url: str, shown: str, headers: Mapping[str, str] | None = None, size: int = -1) -> None:
+    def __init__(self, url: str, shown: str, headers: Callable[[], Mapping[str, str]] = dict, size: int = -1) -> None:
         self.url, self.shown, self.size = url, shown, size
-        self._headers = dict(headers or {})
+        self._asked_headers = headers
+        self._headers = dict(headers())
         self._leads_to = url
         self.version: str | None = None
         self._whole: bytes | None = None
@@ -262,10 +262,18 @@ class Ranges:
                     answer.read()
                     self._leads_to = self.url
                     raise PassingError(f"{answer.status} {answer.reason}")
+                if answer.status in (401, 403) and self._renewed():
+                    answer.read()
+                    raise PassingError(f"{answer.status} {answer.reason}")
                 self._check(answer, start, size)
                 yield answer
                 return
         raise QuantcliError("it leads from one address to the next without end", place=[self.shown])
+
+    def _renewed(self) -> bool:
+        """Whether there is another token than the one that was sent: it is sent from now on."""
+        before, self._headers = self._headers, dict(self._asked_headers())
+        return self._headers != before
 
     def _check(self, answer: http.client.HTTPResponse, start: int, size: int) -> None:
         """Raise for an answer that is not the range of the file that was asked for."""
@@ -279,6 +287,9 @@ class Ranges:
             raise MissingError(self.shown)
         if status in (401, 403):
             answer.read()
+            if status == 401 and "Authorization" in self._headers and self.version is not None:
+                hint = "log in again with hf auth login, or set HF_TOKEN; quantize --resume continues a folder"
+                raise QuantcliError("the token has expired or was withdrawn", place=[self.shown], hint=hint)
             what = "a token is needed" if status == 401 and "Authorization" not in self._headers else "no access"
             raise DeniedError(f"{what} ({status} {answer.reason})", place=[self.shown])
         if status == 416 and self.size < 0:
@@ -338,8 +349,7 @@ class _Web:
         """The files of a folder that have the names of a model's, or are in its index."""
         if FILE.search(urlsplit(folder).path) or "?" in folder:
             return {}
-        with ThreadPoolExecutor(8) as pool:
-            sizes = dict(zip(_NAMES, pool.map(lambda name: self._size(f"{folder}/{name}"), _NAMES)))
+        sizes = dict(zip(_NAMES, at_once(self._size, [f"{folder}/{name}" for name in _NAMES], 8)))
         found: dict[str, int | None] = {name: size for name, size in sizes.items() if size is not None}
         for index in [name for name in found if name.endswith(".index.json")]:
             file = self.open(f"{folder}/{index}")

@@ -133,8 +133,11 @@ class _Hub:
         if named.path not in tree:
             raise MissingError(url)
         found = library(url)
-        token = found.get_token()
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+        def headers() -> dict[str, str]:
+            token = found.get_token()
+            return {"Authorization": f"Bearer {token}"} if token else {}
+
         address = f"{found.constants.ENDPOINT}/{named.repo}/resolve/{named.revision}/{quote(named.path)}"
         return RemoteFile(url, Ranges(address, url, headers, tree[named.path]))
 
