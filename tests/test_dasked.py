@@ -363,7 +363,17 @@ def _moments(path: Path) -> Path:
 LORA = ROOT / "tests" / "golden" / "lora" / "plain"
 
 RUNS = {
-    "lora": ("quantize", LORA / "base", "--lora", LORA / "adapter", "--bits", 8, "--group-size", 8, "--no-default-keep"),
+    "lora": (
+        "quantize",
+        LORA / "base",
+        "--lora",
+        LORA / "adapter",
+        "--bits",
+        8,
+        "--group-size",
+        8,
+        "--no-default-keep",
+    ),
     "a pipeline": ("quantize", "PIPELINE", "--group-size", 32),
     "statistics": ("quantize", "MODEL", "--group-size", 64, "--statistics", "MOMENTS"),
     "a URL": ("quantize", "URL", "--group-size", 64),
@@ -392,7 +402,7 @@ def test_every_kind_of_run_gives_the_bytes_of_one_process(
             "EXPERTS": lambda: _experts(Path("experts")),
             "URL": lambda: stack.enter_context(serving(made(Path("served")))).url,
         }
-        words = [sources[word]() if word in sources else word for word in RUNS[case]]
+        words = [sources[word]() if word in sources else word for word in RUNS[case]]  # type: ignore[no-untyped-call]
         for out, more in (("one", ()), ("many", ("--dask", scheduler))):
             ran = run(*words, "-o", out, "-q", *more)
             assert ran.code == 0 and ran.err == "", ran
