@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from quantcli import interrupts
 from quantcli.errors import DataError, os_error
+from quantcli.stores import system
 from quantcli.stores.files import InputFile, OutputFile
 
 _COPY = 1 << 23
@@ -30,7 +31,7 @@ def begin(path: str, size: int, *, within: str | None, base: str | None, runs: S
         with interrupts.deferred():
             linked = f"{out.temp}.link"
             try:
-                os.link(base, linked, follow_symlinks=False)
+                system.link(base, linked)
                 os.replace(linked, out.temp)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -68,8 +69,6 @@ def _joined(runs: Sequence[Run]) -> list[Run]:
 
 def _by_system(out: OutputFile, file: InputFile, start: int, at: int, size: int) -> int:
     """Have the system copy, which some file systems do without moving a byte; how many it has copied."""
-    if not hasattr(os, "copy_file_range"):
-        return 0
     done = 0
     with file.descriptor() as source:
         while done < size:

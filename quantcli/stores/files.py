@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
+from quantcli.stores import system
 
 _KINDS = [
     (stat.S_ISDIR, "a folder"),
@@ -28,12 +29,12 @@ class InputFile:
     read and checked to be the same: a checkpoint of a thousand shards must not need a thousand descriptors."""
 
     once = False
-    _flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    _flags = system.READ
 
     def __init__(self, path: str, *, hold: bool = True, follow: bool = True) -> None:
         self.path = path
         if not follow:
-            self._flags |= os.O_NOFOLLOW
+            self._flags |= system.NO_LINK
         self._fd: int | None = None
         fd = self._open()
         try:
@@ -106,7 +107,7 @@ class InputFile:
             done = 0
             while done < len(buffer):
                 try:
-                    got = os.preadv(fd, [buffer[done:]], offset + done)
+                    got = system.read_at(fd, buffer[done:], offset + done)
                 except OSError as error:
                     raise os_error(error, self.path) from None
                 if got == 0:
@@ -118,7 +119,7 @@ class InputFile:
         with self.descriptor() as fd:
             for run in runs:
                 try:
-                    got = os.preadv(fd, [run], offset)
+                    got = system.read_at(fd, run, offset)
                 except OSError as error:
                     raise os_error(error, self.path) from None
                 if got < len(run):
@@ -231,16 +232,10 @@ def check_space(path: str, size: int, source: str) -> None:
     """Raise QuantcliError when the folder of `path` may not be written to, or its file system has no room for what is
     made from `source`."""
     folder = os.path.dirname(path) or "."
-    try:
-        status = os.statvfs(folder)
-    except OSError:
-        return
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
         raise os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
-    if not status.f_blocks:  # /proc and the like count no blocks: creating the file fails with the reason
-        return
-    free = status.f_bavail * status.f_frsize
-    if size > free:
+    free = system.free_space(folder)
+    if free is not None and size > free:  # in /proc and the like creating the file fails with the reason
         problem = f"not enough space for the {size} bytes made from {source}: {free} bytes are free"
         raise QuantcliError(problem, place=[path])
 
@@ -259,7 +254,7 @@ class OutputFile:
     """
 
     def __init__(self, path: str, size: int, *, force: bool, within: str | None = None, sparse: bool = False) -> None:
-        self.path, self.size, self.force, self._sparse = path, size, force, sparse
+        self.path, self.size, self.force = path, size, force
         folder, base = os.path.split(path)
         self.folder = folder or "."
         short = base.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
@@ -268,27 +263,14 @@ class OutputFile:
         self._fd = -1
         try:
             interrupts.remember(self.discard)
-            self._fd = os.open(self.temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            self._preallocate()
+            self._fd = os.open(self.temp, system.CREATE, 0o666)
+            (os.ftruncate if sparse else system.reserve)(self._fd, size)
         except OSError as error:
             self.discard()
             raise os_error(error, path) from None
         except BaseException:
             self.discard()
             raise
-
-    def _preallocate(self) -> None:
-        if self._sparse:
-            os.ftruncate(self._fd, self.size)
-            return
-        try:
-            os.posix_fallocate(self._fd, 0, self.size) if self.size else None
-        except AttributeError:  # not on macOS
-            os.ftruncate(self._fd, self.size)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-                raise
-            os.ftruncate(self._fd, self.size)  # the file system cannot reserve
 
     def __enter__(self) -> OutputFile:
         return self
@@ -302,20 +284,20 @@ class OutputFile:
         done = 0
         while done < len(view):
             try:
-                done += os.pwrite(self._fd, view[done:], offset + done)
+                done += system.write_at(self._fd, view[done:], offset + done)
             except OSError as error:
                 raise os_error(error, self.path) from None
 
     def copy_range(self, source: int, start: int, offset: int, size: int) -> int:
         """Have the system copy bytes of an open file to `offset`; how many it has copied. Raises OSError."""
-        return os.copy_file_range(source, self._fd, size, start, offset)
+        return system.copy_range(source, start, self._fd, offset, size)
 
     def reopen(self) -> None:
         """Write to the file that has the hidden name now."""
         try:
             fd, self._fd = self._fd, -1
             os.close(fd)
-            self._fd = os.open(self.temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._fd = os.open(self.temp, system.WRITE)
         except OSError as error:
             raise os_error(error, self.path) from None
 
@@ -324,7 +306,7 @@ class OutputFile:
         try:
             os.fsync(self._fd)
             if os.path.exists(self.path):
-                os.fchmod(self._fd, stat.S_IMODE(os.stat(self.path).st_mode))
+                system.set_mode(self._fd, self.temp, stat.S_IMODE(os.stat(self.path).st_mode))
             fd, self._fd = self._fd, -1
             os.close(fd)
         except OSError as error:
@@ -351,7 +333,7 @@ class OutputFile:
             if error.errno == errno.EEXIST:
                 raise another_created(self.path) from None
             raise os_error(error, self.path) from None
-        sync_folder(self.folder)
+        system.sync_folder(self.folder)
 
     def discard(self) -> None:
         """Remove the hidden file, if it still exists."""
@@ -362,13 +344,3 @@ class OutputFile:
         with contextlib.suppress(OSError):
             os.unlink(self.temp)
         interrupts.forget(self.discard)
-
-
-def sync_folder(folder: str) -> None:
-    """Sync a folder's entries to disk; the output is in place already, so an error does not fail the run."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

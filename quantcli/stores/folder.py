@@ -18,8 +18,8 @@ from typing import Any
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
-from quantcli.stores import places
-from quantcli.stores.files import InputFile, another_created, sync_folder
+from quantcli.stores import places, system
+from quantcli.stores.files import InputFile, another_created
 from quantcli.stores.workspace import Workspace, is_own, remove
 
 _COPY = 1 << 22
@@ -101,7 +101,7 @@ class OutputFolder:
             os.replace(new, self._workspace.journal)
         except OSError as error:
             raise os_error(error, self.path) from None
-        sync_folder(self._workspace.folder)
+        system.sync_folder(self._workspace.folder)
         self._workspace.keep = True
 
     def __enter__(self) -> OutputFolder:
@@ -145,7 +145,7 @@ class OutputFolder:
 
     def publish(self) -> None:
         """Move the folder into place; an old one is exchanged in one step, then removed."""
-        sync_folder(self.temp)
+        system.sync_folder(self.temp)
         with interrupts.deferred():
             try:
                 if os.path.lexists(self.path):
@@ -162,7 +162,7 @@ class OutputFolder:
             self._workspace.keep = self.hold = False
             with contextlib.suppress(OSError):
                 remove(self._workspace.journal)  # nothing is left to resume
-        sync_folder(self.parent)
+        system.sync_folder(self.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def json_bytes(content: dict[str, Any]) -> bytes:
 
 def _write(path: str, blocks: Iterable[bytes]) -> None:
     """Write a new file and sync it to disk."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, system.CREATE, 0o666)
     try:
         for block in blocks:
             view = memoryview(block)
@@ -215,7 +215,7 @@ def _write(path: str, blocks: Iterable[bytes]) -> None:
 
 def _exchange(new: str, old: str, aside: str) -> None:
     """Swap two folders. renameat2 does it at once; elsewhere the old one is moved aside first."""
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # Windows has no library without a name
         at_fdcwd, exchange = -100, 2
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), exchange) == 0:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError, os_error
+from quantcli.stores import system
 from quantcli.stores.files import another_created
 from quantcli.stores.places import read_small
 
@@ -164,13 +165,13 @@ def _locked(folder: str, path: str) -> int:
 
     Raises QuantcliError when another run holds it, or the folder belongs to somebody else.
     """
-    lock, access = os.path.join(folder, "lock"), os.O_RDONLY  # closing what was not open for writing cannot fail
+    lock, access = os.path.join(folder, "lock"), system.READ  # closing what was not open for writing cannot fail
     while True:
         try:
             _made(folder, path)
             if os.path.lexists(folder) and not is_own(folder, stat.S_ISDIR):
                 raise QuantcliError("not a folder of this user", place=[path, folder], hint="remove it")
-            fd = os.open(lock, access | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+            fd = os.open(lock, access | os.O_CREAT | system.NO_LINK, 0o600)
         except FileNotFoundError as error:
             if not os.path.isdir(os.path.dirname(folder)):
                 raise os_error(error, path) from None
@@ -181,7 +182,7 @@ def _locked(folder: str, path: str) -> int:
             raise os_error(error, path) from None
         try:
             if not _flock(fd, path):
-                access = os.O_RDWR
+                access = system.WRITE
             elif _is_at(fd, lock):
                 return fd
         except BaseException:
