@@ -257,14 +257,14 @@ def _do(task: Task, planned: Planned, unit: Unit, ledger: Ledger, options: Optio
     for name in earlier:
         del ledger.earlier[name]
     held = {name for f in earlier.values() for name in f.made}
-    if held != own or not all(
+    if held == own and all(
         resume.is_intact(os.path.join(ledger.out.temp, name), f, options.threads, runs_of(f, name))
         for name, f in earlier.items()
     ):
-        made = make(planned, unit, task, part.temp, options)
-        earlier = {part.named(name): f for name, f in made.items()}
-    ledger.done |= earlier
-    ledger.record()
+        ledger.take_over(earlier)
+        return
+    made = make(planned, unit, task, part.temp, options)
+    ledger.record({part.named(name): f for name, f in made.items()})
 
 
 def make(planned: Planned, unit: Unit, task: Task, folder: str, options: Options) -> dict[str, Finished]:
