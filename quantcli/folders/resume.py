@@ -121,7 +121,8 @@ def _begun(
     """What of an interrupted run can be reused, and the notes about it."""
     journal = read(out.found) if out.found is not None else None
     if journal is None:
-        return {}, []
+        told = ["the journal of the interrupted run is damaged, so all is written again"]
+        return {}, told if out.found is not None else []
     done = f"{len(journal.finished)} finished file{'' if len(journal.finished) == 1 else 's'}"
     if not resumed:
         return {}, [f"an interrupted run had left {done}, written again now; --resume would have kept them"]
