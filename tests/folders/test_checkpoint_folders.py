@@ -376,6 +376,8 @@ def test_a_damaged_file_is_made_again(damage: str, source: Path, failing: Any) -
     ran = run("quantize", source, "-o", "out", "--resume")
     said = "model-00002-of-00004.safetensors of the interrupted run is damaged and was written again" in ran.err
     assert ran.code == 0 and said == (damage != "journal")
+    told = "the journal of the interrupted run is damaged, so all is written again" in ran.err
+    assert told == (damage == "journal")
     assert contents(Path("out")) == contents(Path("whole"))
 
 
@@ -398,6 +400,24 @@ def test_a_journal_cut_short_counts_as_far_as_it_is_whole(source: Path, failing:
         assert f"resumed after {count} finished file{'s' if count > 1 else ''} of an interrupted run" in ran.err
         assert contents(Path("out")) == contents(Path("whole"))
         shutil.rmtree("out")
+
+
+def test_a_journal_that_cannot_be_read_throws_nothing_away(
+    source: Path, failing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the disk is no reason to make everything again, and to say nothing."""
+    interrupted(source, failing, 3)
+    kept = contents(PARTIAL)
+
+    def broken(path: str, *_: Any, **__: Any) -> bytes:
+        raise QuantcliError("input/output error", place=[path])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workspace, "read_small", broken)
+        ran = run("quantize", source, "-o", "out", "--resume")
+    assert ran.code == 1 and ran.err.endswith(f"{PARTIAL.resolve()}/journal: input/output error\n")
+    assert contents(PARTIAL) == kept
+    assert "resumed after 2 finished files" in run("quantize", source, "-o", "out", "--resume").err
 
 
 def test_the_journal_grows_by_what_is_finished(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
