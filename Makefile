@@ -6,6 +6,7 @@
 #              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: llama.cpp, MLX and others beside it
 #              (4 minutes); make bench-methods: the table of methods
 # make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
+# make faults  an error, a call that comes short, a signal or a kill at every call of the system that a command makes
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
@@ -14,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-methods emulated golden peers peers-fast clean
+.PHONY: demo test check lint docs bench bench-peers bench-methods emulated faults golden peers peers-fast clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -77,6 +78,9 @@ bench-methods: $(BIN)/.installed
 
 emulated:
 	$(PYTHON) tests/kernels/emulated.py .aarch64
+
+faults: $(BIN)/.installed
+	FAULTS=all $(BIN)/python -m pytest -n auto tests/test_faults.py tests/test_interrupts.py
 
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py

@@ -14,11 +14,13 @@ The Python interface is `Scheme`, `quantize`, `dequantize`, `fake_quantize` and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.3.0.dev0"
 
+# Not imported from typing, which takes as long as Python to start: until `main` begins, Ctrl-C ends in a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from quantcli.api import compare, plan, quantize_file
     from quantcli.asking import Scheme
     from quantcli.errors import DataError, QuantcliError, UsageError

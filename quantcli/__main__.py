@@ -1,10 +1,15 @@
 """`python -m quantcli`, and what the installed command calls."""
 
+from __future__ import annotations
+
 import gc
 import os
 import signal
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> NoReturn:

@@ -10,11 +10,17 @@ fault: "before" and "after" (a signal arrives before or after the call; `again`:
 call fails with EIO), "kill" (SIGKILL before the call; what a second run leaves is in the answer too), "line" (a signal
 arrives at a line of the modules that clean up). first, step: the number of the first fault, and how far it is to the
 next. old: "file" or "folder" where the output exists already. no_exchange: as where two folders cannot be swapped at
-once.
+once. files: a folder to copy into the box before each run. then: words of a second run, after any fault.
+
+library: the library of faulty.c, which this program was started with; the fault then comes at calls of the C library,
+of these names (calls; empty: all) on files in these folders (below; empty: all files). Further faults are "short" (half
+of what was asked is read or written) and "cut" (a file ends there). number: of the error or signal; lasts: whether all
+further calls meet it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import importlib
@@ -75,6 +81,19 @@ class Faults:
         return call
 
 
+KINDS = {"error": b"e", "short": b"s", "cut": b"z", "before": b"b", "kill": b"b", "after": b"a"}
+
+
+def arm(spec: dict[str, Any], nth: int, report: int) -> None:
+    """Have the call of this number meet the fault."""
+    below, names = ":".join(spec.get("below", ())), "".join(f",{name}" for name in spec.get("calls", ()))
+    number = signal.SIGKILL if spec["fault"] == "kill" else spec.get("number", signal.SIGINT)
+    library = ctypes.CDLL(spec["library"])
+    kind = ctypes.c_char(KINDS[spec["fault"]])
+    library.fault_arm(f"{names},".encode() if names else b"", below.encode(), kind, int(number), ctypes.c_long(nth),
+                      int(spec.get("lasts", False)), report)  # fmt: skip
+
+
 def trace(nth: int, number: int, report: int) -> Callable[..., Any]:
     """Lets a signal arrive at the line of this number."""
     count = 0
@@ -95,10 +114,11 @@ def trace(nth: int, number: int, report: int) -> Callable[..., Any]:
     return called
 
 
-def run(spec: dict[str, Any], nth: int) -> dict[str, Any]:
-    """One run: where the fault came (empty: it had not come by the end), how the run ended, what it left."""
+def run(spec: dict[str, Any], nth: int, words: str = "arguments") -> dict[str, Any]:
+    """One run: where the fault came (empty: it had not come by the end), how the run ended, what it left. words: where
+    those of its command line are."""
     read, report = os.pipe()
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile(dir=Path(spec["box"]).parent) as errors:
         child = os.fork()
         if not child:
             for number in (signal.SIGHUP, signal.SIGTERM):  # which nohup, or whoever runs the tests, may ignore
@@ -106,11 +126,13 @@ def run(spec: dict[str, Any], nth: int) -> dict[str, Any]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(errors.fileno(), 2)
             sys.stderr = os.fdopen(2, "w", closefd=False)
-            sys.argv = ["quantcli", *spec["arguments"]]
+            sys.argv = ["quantcli", *spec[words]]
             from quantcli.__main__ import main
 
             if nth and spec["fault"] == "line":
                 sys.settrace(trace(nth, spec.get("number", signal.SIGINT), report))
+            elif nth and "library" in spec:
+                arm(spec, nth, report)
             elif nth:
                 Faults(spec, nth, report)
             try:
@@ -152,6 +174,8 @@ def fresh(spec: dict[str, Any]) -> None:
     box, out = Path(spec["box"]), Path(spec["output"])
     shutil.rmtree(box, ignore_errors=True)
     box.mkdir()
+    if "files" in spec:
+        shutil.copytree(spec["files"], box, dirs_exist_ok=True)
     if spec.get("old") == "folder":
         out.mkdir()
     if spec.get("old"):
@@ -184,7 +208,9 @@ def main() -> None:
         one = run(spec, nth)
         if not one["where"]:
             break
-        if spec["fault"] == "kill":
+        if "then" in spec:
+            one["second"] = run(spec, 0, "then") if one["output"] in (None, found["old"]) else None
+        elif spec["fault"] == "kill":
             one["second"] = run(spec, 0) if one["output"] in (None, found["old"]) else None
         runs.append(one)
         nth += step

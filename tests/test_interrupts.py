@@ -15,6 +15,7 @@ from making import BF16, ROOT, environment, run, save
 from strategies import gaussian
 
 from quantcli import interrupts
+from quantcli.stores.files import OutputFile
 
 
 @pytest.fixture
@@ -135,6 +136,26 @@ def test_the_old_folder_is_never_lost(fault: str, place: Path) -> None:
         assert one["output"] in (None, found["old"], found["whole"]["output"]), one
 
 
+@pytest.mark.parametrize("command", ["quantize model.safetensors --bits 4", "dequantize q.safetensors"])
+def test_the_hidden_file_of_a_killed_run_is_removed(command: str, place: Path) -> None:
+    """After SIGKILL the next run of the same command removes what is left; that of a run which lives stays."""
+    assert run("quantize", "model.safetensors", "-o", "q.safetensors", "-q").code == 0
+    left, others = (
+        Path(".out.quantcli-1-0123abcd.tmp"),
+        [".out.quantcli-1-0123abcd.tmp.x", ".out2.quantcli-1-00000000.tmp"],
+    )
+    for name in (str(left), *others):
+        Path(name).write_text("a part of an output")
+    with OutputFile(str(place / "out"), 100, force=True) as living:
+        assert run(*command.split(), "-o", "out", "-q").code == 0
+        assert not left.exists() and Path(living.temp).exists() and all(Path(name).exists() for name in others)
+        living.write(0, bytes(100))
+        living.sync()
+        assert run(*command.split(), "-o", "out", "-q", "--force").code == 0
+        living.publish()
+    assert Path("out").read_bytes() == bytes(100) and not Path(living.temp).exists()
+
+
 def test_requantizing_leaves_nothing(place: Path) -> None:
     """What export --requantize makes lies in the hidden folder until it is complete."""
     assert run("quantize", "model.safetensors", "--bits", 3, "-o", "q.safetensors", "-q").code == 0
@@ -173,6 +194,16 @@ def test_ctrl_c_outside_of_a_command(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment(),
                           check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     assert done.returncode == -signal.SIGINT and done.stderr == ""
+
+
+def test_little_is_imported_before_ctrl_c_is_quiet() -> None:
+    """Until `main` runs, Python's own handler prints a traceback: what comes before it must take no time. typing was
+    9 of the 11 ms."""
+    program = f"import sys; sys.path[:0] = {sys.path!r}; before = set(sys.modules); import quantcli.__main__; " \
+              "print(*sorted(set(sys.modules) - before))"  # fmt: skip
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert found >= {"quantcli", "quantcli.__main__", "signal"} and not found & {"typing", "click", "numpy", "re"}
 
 
 def test_signals_that_were_ignored_stay_so(place: Path) -> None:

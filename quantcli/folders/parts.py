@@ -130,23 +130,28 @@ def folder_of(path: str, share: Share) -> str:
 def request_of(path: str, share: Share) -> Request:
     """What was asked of a part. Raises DataError where its record is damaged."""
     try:
-        read = json.loads(read_small(os.path.join(folder_of(path, share), REQUEST), _LIMIT, follow=False))
+        read = json.loads(_record(path, share, REQUEST))
         line = tuple(map(str, read["line"]))
         return Request(asked=dict(read["asked"]), source=dict(read["source"]), line=line, folder=str(read["folder"]))
-    except (QuantcliError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise damaged(path, share, REQUEST) from None
 
 
 def made_of(path: str, share: Share) -> Made:
     """What a part has made. Raises DataError where its record is damaged."""
-    folder = folder_of(path, share)
-    try:
-        journal = resume.read(read_small(os.path.join(folder, FINISHED), _LIMIT, follow=False))
-    except QuantcliError:
-        journal = None
+    journal = resume.read(_record(path, share, FINISHED))
     if journal is None or not all(_usable(name, f) for name, f in journal.finished.items()):
         raise damaged(path, share, FINISHED)
-    return Made(share, folder, journal.finished)
+    return Made(share, folder_of(path, share), journal.finished)
+
+
+def _record(path: str, share: Share, name: str) -> bytes:
+    """A record of a part. Raises DataError where there is none, QuantcliError where the disk does not give it: a part
+    need not be made again for that."""
+    file = os.path.join(folder_of(path, share), name)
+    if os.path.islink(file) or not os.path.isfile(file):
+        raise damaged(path, share, name)
+    return read_small(file, _LIMIT, follow=False)
 
 
 def _usable(name: str, finished: Finished) -> bool:
@@ -264,14 +269,14 @@ def _do(task: Task, planned: Planned, unit: Unit, ledger: Ledger, options: Optio
     for name in earlier:
         del ledger.earlier[name]
     held = {name for f in earlier.values() for name in f.made}
-    if held != own or not all(
+    if held == own and all(
         resume.is_intact(os.path.join(ledger.out.temp, name), f, options.threads, runs_of(f, name))
         for name, f in earlier.items()
     ):
-        made = make(planned, unit, task, part.temp, options)
-        earlier = {part.named(name): f for name, f in made.items()}
-    ledger.done |= earlier
-    ledger.record()
+        ledger.take_over(earlier)
+        return
+    made = make(planned, unit, task, part.temp, options)
+    ledger.record({part.named(name): f for name, f in made.items()})
 
 
 def make(planned: Planned, unit: Unit, task: Task, folder: str, options: Options) -> dict[str, Finished]:

@@ -157,8 +157,6 @@ def _write_files(options: Options, state: State, ledger: Ledger) -> None:
             _make(cutter, piece, state, options, ledger)
             if state.model is not cutter.model:
                 cutter = Cutter(state.source, state.model, state.limit)
-                continue
-        ledger.record()
 
 
 def _taken_over(cutter: Cutter, known: Finished, state: State, options: Options, ledger: Ledger) -> bool:
@@ -180,7 +178,8 @@ def _taken_over(cutter: Cutter, known: Finished, state: State, options: Options,
     resume.check_same(path, file, found, piece.source, options)
     state.plan, state.model = plan, model
     cutter.model = model
-    _add(state, piece, file, {name: m.result for name, m in found.items()}, known, ledger)
+    _add(state, piece, file, {name: m.result for name, m in found.items()})
+    ledger.take_over({state.part.named(piece.cut.name): known})
     return True
 
 
@@ -193,7 +192,8 @@ def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: 
         path = os.path.join(state.part.temp, piece.cut.name)
         made = {name: resume.as_values(state.model.by_name[name], r) for name, r in outcome.results.items()}
         known = Finished(piece.count, resume.file_digest(path, options.threads), made)
-        _add(state, piece, file, outcome.results, known, ledger)
+        _add(state, piece, file, outcome.results)
+        ledger.record({state.part.named(piece.cut.name): known})
         return
     before = state.model
     state.plan = state.plan.amended(outcome.amendments)
@@ -209,13 +209,10 @@ def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
     return new is None or (old.outputs, old.kind) != (new.outputs, new.kind)
 
 
-def _add(
-    state: State, piece: Piece, file: OneFile, results: Mapping[str, Result], known: Finished, ledger: Ledger
-) -> None:
+def _add(state: State, piece: Piece, file: OneFile, results: Mapping[str, Result]) -> None:
     """Take a finished file in."""
     state.files.append(WrittenFile(piece.cut.name, file.size, file.tensors))
     state.results |= results
-    ledger.done[state.part.named(piece.cut.name)] = known
     state.at += piece.count
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
-from quantcli.stores import system
+from quantcli.stores import abandoned, system
 
 _KINDS = [
     (stat.S_ISDIR, "a folder"),
@@ -250,7 +250,8 @@ class OutputFile:
 
     The bytes go to a hidden file in the same folder, or in `within` on the same file system; `publish` syncs it and
     moves it into place. Leaving the context without that removes it, and the destination stays unchanged. sparse:
-    whether much of it stays empty, so that no room is reserved.
+    whether much of it stays empty, so that no room is reserved. The hidden file is locked until then: what a run that
+    was killed left is not, and the next run on the same destination removes it.
     """
 
     def __init__(self, path: str, size: int, *, force: bool, within: str | None = None, sparse: bool = False) -> None:
@@ -258,12 +259,14 @@ class OutputFile:
         folder, base = os.path.split(path)
         self.folder = folder or "."
         short = base.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
-        name = f".{short}.quantcli-{os.getpid()}-{os.urandom(4).hex()}.tmp"
-        self.temp = os.path.join(within or self.folder, name)
-        self._fd = -1
+        start = f".{short}.quantcli-"
+        self.temp = os.path.join(within or self.folder, f"{start}{os.getpid()}-{os.urandom(4).hex()}.tmp")
+        self._fd = self._lock = -1
         try:
             interrupts.remember(self.discard)
-            self._fd = os.open(self.temp, system.CREATE, 0o666)
+            if within is None:
+                abandoned.remove(self.folder, start)
+            self._create()
             (os.ftruncate if sparse else system.reserve)(self._fd, size)
         except OSError as error:
             self.discard()
@@ -271,6 +274,24 @@ class OutputFile:
         except BaseException:
             self.discard()
             raise
+
+    def _create(self) -> None:
+        """Make the hidden file, and lock it."""
+        while True:
+            self._fd = os.open(self.temp, system.CREATE, 0o666)
+            # Not the descriptor itself: that one is closed, to learn of errors, before the file has its name.
+            self._lock = os.dup(self._fd)
+            abandoned.lock(self._lock, wait=True)
+            if os.fstat(self._fd).st_nlink:
+                return
+            self._close()  # another run has taken it for abandoned before it was locked
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._lock):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self._fd = self._lock = -1
 
     def __enter__(self) -> OutputFile:
         return self
@@ -337,10 +358,7 @@ class OutputFile:
 
     def discard(self) -> None:
         """Remove the hidden file, if it still exists."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            with contextlib.suppress(OSError):
-                os.close(fd)
         with contextlib.suppress(OSError):
             os.unlink(self.temp)
+        self._close()
         interrupts.forget(self.discard)

@@ -92,10 +92,14 @@ class OutputFolder:
             raise os_error(error, part.path) from None
         return part
 
-    def record(self, journal: bytes) -> None:
-        """Record what has been finished: it is kept if the run is interrupted from now on."""
+    def record(self, journal: bytes, *, more: bool = False) -> None:
+        """Record what has been finished: it is kept if the run is interrupted from now on. more: further lines of the
+        journal, of which the last may be cut short by an error or a kill."""
         new = f"{self._workspace.journal}.new"
         try:
+            if more:
+                _write(self._workspace.journal, [journal], system.WRITE | os.O_APPEND)
+                return
             remove(new)
             _write(new, [journal])
             os.replace(new, self._workspace.journal)
@@ -200,9 +204,9 @@ def json_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def _write(path: str, blocks: Iterable[bytes]) -> None:
-    """Write a new file and sync it to disk."""
-    fd = os.open(path, system.CREATE, 0o666)
+def _write(path: str, blocks: Iterable[bytes], how: int = system.CREATE) -> None:
+    """Write a file, a new one but where `how` to open it says otherwise, and sync it to disk."""
+    fd = os.open(path, how, 0o666)
     try:
         for block in blocks:
             view = memoryview(block)

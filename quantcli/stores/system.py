@@ -16,11 +16,12 @@ from collections.abc import Iterator
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 """The flag of open that refuses a link; 0 where there is none."""
-READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | _BINARY
+READ = os.O_RDONLY | _AT_ONCE
 """Flags of open for reading; a pipe of that name does not keep us waiting."""
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINK | _BINARY
 """Flags of open for a new file."""
-WRITE = os.O_RDWR | NO_LINK | _BINARY
+WRITE = os.O_RDWR | NO_LINK | _AT_ONCE
 """Flags of open for a file to go on with."""
 
 _turn = threading.Lock()

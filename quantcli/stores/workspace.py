@@ -129,14 +129,16 @@ class Workspace:
 
 def _read_own(path: str, shown: str) -> bytes | None:
     """The content of the journal; None when there is none. Raises QuantcliError when it is not a file of this user: a
-    link put there by somebody else must not decide which files count as finished."""
+    link put there by somebody else must not decide which files count as finished; and when it cannot be read, for then
+    what is finished would be thrown away."""
     if not os.path.lexists(path):
         return None
     if not is_own(path, stat.S_ISREG):
         raise QuantcliError("not a file of this user", place=[shown, path], hint="remove it")
-    with contextlib.suppress(QuantcliError):
+    try:
         return read_small(path, _JOURNAL_LIMIT, follow=False)
-    return None
+    except QuantcliError as error:
+        raise error.within(shown) from None
 
 
 def is_own(path: str, kind: Callable[[int], bool]) -> bool:

@@ -23,7 +23,8 @@ from making import BF16, ROOT, command, environment, one_line, run, save
 from pipelines import pipeline
 from strategies import gaussian
 
-from quantcli import UsageError
+from quantcli import QuantcliError, UsageError
+from quantcli.folders import parts
 from quantcli.folders.shares import Share, _places, share
 
 TINY = ROOT / "sample_models" / "tiny-llama"
@@ -299,6 +300,9 @@ def test_merging_refuses(source: Path) -> None:
         ran = run("quantize", source, "-o", "w4", "--part", f"{number}/3", "-q", *more)
         assert ran.code == 0, ran
 
+    def broken(path: str, *_: Any, **__: Any) -> bytes:
+        raise QuantcliError("input/output error", place=[path])
+
     def refused(code: int = 1) -> str:
         line = one_line(run("merge", "w4"), code)
         assert not Path("w4").exists()
@@ -338,6 +342,10 @@ def test_merging_refuses(source: Path) -> None:
         values.update(change)
         finished.write_text(json.dumps(wrong))
         assert "part 2/3 is damaged: finished.json; run that part again" in refused()
+    finished.write_text(made)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(parts, "read_small", broken)
+        assert refused().endswith("request.json: input/output error")  # what the disk does not give is not damaged
     told["finished"].clear()
     finished.write_text(json.dumps(told))
     assert "no part has written it" in refused()
