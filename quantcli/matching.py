@@ -14,7 +14,6 @@ from quantcli.errors import UsageError, printable
 from quantcli.experts import arranged, as_in, transposed
 from quantcli.floats import decoded
 from quantcli.layouts.config import json_beside
-from quantcli.layouts.gguf.images.models import image_model
 from quantcli.layouts.native import model as native
 from quantcli.layouts.writer import named
 from quantcli.models import Model, View, open_model
@@ -157,6 +156,8 @@ def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, V
     sides = [model.source.kind == "gguf" for model in (a, b)]
     if a.keys() & b.keys() or sides[0] == sides[1]:
         return a, b, ""
+    from quantcli.layouts.gguf.images.models import image_model  # some milliseconds
+
     images = [image_model(set(model)) for model in (a, b)]
     if images[0] is not None and images[1] is not None:
         ours, theirs = (_without(model, found[1]) for model, found in zip((a, b), images) if found is not None)

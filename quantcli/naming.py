@@ -16,7 +16,6 @@ import numpy as np
 from quantcli.errors import DataError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.held import in_order
-from quantcli.layouts.mlx import converted
 from quantcli.layouts.reader import not_moved
 from quantcli.models import BLOCK, Model, View, runs_of
 from quantcli.tensors.rows import runs
@@ -47,6 +46,8 @@ def of_checkpoint(model: Model) -> Mapping[str, View]:
 def of_mlx(model: Model) -> Mapping[str, View]:
     """The tensors of a model as they were before mlx-lm changed some of them, when it first loaded it; the model where
     it did not."""
+    from quantcli.layouts.mlx import converted
+
     views = dict(model)
     convolutions = [name for name, view in views.items() if converted.CONVOLUTION.search(name) and _turned(view)]
     if not convolutions:
@@ -64,6 +65,8 @@ def of_mlx(model: Model) -> Mapping[str, View]:
 
 def _turned(view: View) -> bool:
     """Whether a convolution is [channels, width, 1]."""
+    from quantcli.layouts.mlx import converted
+
     return view.scheme is None and converted.done_before([view.info])
 
 

@@ -17,7 +17,6 @@ from quantcli.folders.job import Say, Whole
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
 from quantcli.layouts.writer import named
 from quantcli.models import Model, open_model
-from quantcli.passes.performing import reachable
 from quantcli.planning import plan
 from quantcli.planning.order import USUAL, Order, aimed
 from quantcli.planning.plan import NothingToQuantizeError
@@ -27,6 +26,7 @@ from quantcli.planning.scopes import names_one, of_components
 from quantcli.stores import Source, need_file, open_source, pipelines
 from quantcli.stores.checkpoint import INDEX, without_variant
 from quantcli.stores.pipelines import Component, Member, prefixed, prefixing
+from quantcli.stores.places import reachable
 
 LOADERS: Mapping[str, tuple[str, ...]] = {"diffusers": ("bnb-nf4",), "transformers": ("bnb-nf4", "compressed-tensors")}
 """Targets that a library loads as a component of a pipeline."""

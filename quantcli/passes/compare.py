@@ -18,9 +18,10 @@ from quantcli.matching import open_original, under_one_name
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View, open_model
 from quantcli.passes.batches import Crew, run
-from quantcli.passes.performing import Advance, Item, Opening, reachable
+from quantcli.passes.performing import Advance, Item, Opening
 from quantcli.passes.tiles import Progress, Visit
 from quantcli.stores.pipelines import Member
+from quantcli.stores.places import reachable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

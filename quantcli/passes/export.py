@@ -18,7 +18,7 @@ from quantcli.layouts.held import Moved
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
-from quantcli.passes import compare, outputs
+from quantcli.passes import outputs
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
 from quantcli.passes.quantize import check_second, cleared
@@ -151,6 +151,8 @@ class Export:
         floats = {n: (against[n], view_of(again[n])) for n in left if model.by_name[n].scheme is None}
         self.metrics.update(found)
         self.metrics.update({n: outcome.results[n].metrics for n in left if n not in floats})
+        from quantcli.passes import compare  # of models that are moved alone, some milliseconds
+
         self.metrics.update(compare.measure(floats, threads=self.threads, progress=None))
 
     def _is_exact(self, name: str) -> bool:

@@ -22,10 +22,11 @@ from quantcli.matching import open_original
 from quantcli.metrics import Metrics
 from quantcli.models import open_model
 from quantcli.passes.batches import Crew, run
-from quantcli.passes.performing import Advance, Item, Opening, reachable
+from quantcli.passes.performing import Advance, Item, Opening
 from quantcli.passes.tiles import COPY, Progress, Visit
 from quantcli.stores import signals
 from quantcli.stores.pipelines import Member
+from quantcli.stores.places import reachable
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.tiles import as_tile

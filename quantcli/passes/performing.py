@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -92,15 +91,6 @@ class Failed:
     """The error of a batch that another attempt would meet too."""
 
     error: QuantcliError
-
-
-def reachable(path: str) -> str:
-    """A path that means the same in every current folder; a URL, and standard input, as they are.
-
-    >>> reachable("/models/a"), reachable("hf://org/model")
-    ('/models/a', 'hf://org/model')
-    """
-    return path if path == "-" or is_url(path) else os.path.abspath(path)
 
 
 def visited(made: Pass, items: Iterable[Item], threads: int, advance: Advance) -> list[Any]:
@@ -218,6 +208,8 @@ def forget(run: str = "") -> None:
 
 def _open(opened: Opened) -> _Held:
     """Models as they are opened on this worker."""
+    import socket  # here, for only workers have a name
+
     worker = f"worker {socket.gethostname()}, process {os.getpid()}"
     if opened.version != __version__:
         problem = f"it has quantcli {__version__}, and {opened.version} hands out the work"

@@ -23,14 +23,15 @@ from quantcli.errors import DataError, printable
 from quantcli.kernels import Sums, Tile, row_bytes
 from quantcli.metrics import Metrics, total
 from quantcli.passes.batches import Crew, run
-from quantcli.passes.performing import Advance, Item, reachable
+from quantcli.passes.performing import Advance, Item
 from quantcli.passes.quantize import count_nonfinite, with_wider_scales
 from quantcli.passes.tiles import Progress, Visit
-from quantcli.planning import batch_norms
 from quantcli.planning.entry import with_float32_scales, without_statistics
 from quantcli.planning.plan import Plan
+from quantcli.planning.recipe_keys import BATCH_NORM
 from quantcli.planning.statistics import again as statistics_again
 from quantcli.stores import Source
+from quantcli.stores.places import reachable
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
@@ -332,7 +333,7 @@ def _known_of(plans: Sequence[Plan]) -> Known | None:
     found = next((r.statistics for r in requests if r.statistics is not None), None)
     if found is None:
         return None
-    path = found.path if found.path == batch_norms.NAME else reachable(found.path)
+    path = found.path if found.path == BATCH_NORM else reachable(found.path)
     return path, found.digest, found.key
 
 

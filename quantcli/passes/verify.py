@@ -31,11 +31,12 @@ from quantcli.passes import checks, folder_checks
 from quantcli.passes.batches import Crew, run
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.largest import Largest
-from quantcli.passes.performing import Advance, Item, Opening, reachable
+from quantcli.passes.performing import Advance, Item, Opening
 from quantcli.passes.producing import searching
 from quantcli.passes.tiles import COPY, Progress, Task, Visit
 from quantcli.planning.statistics import load
 from quantcli.stores.pipelines import Member
+from quantcli.stores.places import reachable
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan

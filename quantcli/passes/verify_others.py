@@ -16,9 +16,10 @@ from quantcli.models import View, open_model
 from quantcli.passes import compare
 from quantcli.passes.batches import Crew, run
 from quantcli.passes.findings import Findings, Verified
-from quantcli.passes.performing import Advance, Item, Opening, reachable
+from quantcli.passes.performing import Advance, Item, Opening
 from quantcli.passes.tiles import Visit
 from quantcli.stores.pipelines import Member
+from quantcli.stores.places import reachable
 
 if TYPE_CHECKING:
     from quantcli.stores import Source

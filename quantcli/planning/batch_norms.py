@@ -30,6 +30,7 @@ import numpy as np
 from quantcli.dtypes import DTYPES, floats, to_float64
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.planning.moments import Entry
+from quantcli.planning.recipe_keys import BATCH_NORM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from quantcli.tensors.info import TensorInfo
 
     Array = NDArray[np.float64]
-
-NAME = "batch-norm"
-"""What stands for a file of such statistics."""
 
 _CONV = re.compile(r"(?P<module>(?:.*\.)?)conv(?P<number>\d+)")
 _BLOCK = re.compile(r"(?P<root>(?:.*\.)?)layer(?P<layer>\d+)\.(?P<block>\d+)\.")
@@ -96,20 +94,22 @@ def entries(source: Source) -> dict[str, Entry]:
     batch norm before any, or norms stand before convolutions."""
     net = _Net(source)
     if not net.norms:
-        raise UsageError("the model has no batch norms", place=[source.path, NAME], hint="name a file of statistics")
+        raise UsageError(
+            "the model has no batch norms", place=[source.path, BATCH_NORM], hint="name a file of statistics"
+        )
     if net.is_before():
-        raise UsageError("its norms stand before convolutions, which is not known", place=[source.path, NAME])
+        raise UsageError("its norms stand before convolutions, which is not known", place=[source.path, BATCH_NORM])
     found = dict([*net.sequences(), *net.modules(), *net.blocks()])
     if not found:
         problem = "no convolution follows a batch norm by its name"
-        raise UsageError(problem, place=[source.path, NAME], hint="names that are known: conv1, bn1, conv2")
+        raise UsageError(problem, place=[source.path, BATCH_NORM], hint="names that are known: conv1, bn1, conv2")
     return {f"{name}.weight": _entry(values, net.convolutions[name]) for name, values in found.items()}
 
 
 def assumed(count: int) -> str:
     """What was assumed of so many convolutions."""
     which = "convolution by the batch norm before it" if count == 1 else "convolutions by the batch norms before them"
-    return f"{NAME}: inputs of {count} {which}, as if through a ReLU"
+    return f"{BATCH_NORM}: inputs of {count} {which}, as if through a ReLU"
 
 
 def _entry(values: Normal, info: TensorInfo) -> Entry:

@@ -15,10 +15,11 @@ from quantcli.experts import arranged, loadable
 from quantcli.layouts.config import json_beside, stated
 from quantcli.layouts.native.write import check_scheme
 from quantcli.layouts.writer import named
-from quantcli.planning import batch_norms, inputs, kinds
+from quantcli.planning import inputs, kinds
 from quantcli.planning.keeping import embeddings_alone
 from quantcli.planning.named import instead
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
+from quantcli.planning.recipe_keys import BATCH_NORM
 from quantcli.planning.request import Request
 from quantcli.planning.statistics import (
     HELP,
@@ -286,9 +287,11 @@ def importance_of(source: Source, asked: Order) -> tuple[InputStatistics | None,
         if any(scheme.second_order for scheme in asked.recipe.schemes):
             raise UsageError(NO_MOMENTS, place=["rounding"], hint=HELP)
         return None, ""
-    if path == batch_norms.NAME and not diagonals:
+    if path == BATCH_NORM and not diagonals:
         found = of_norms(source, digest)
-        return found, batch_norms.assumed(len(found.entries))
+        from quantcli.planning.batch_norms import assumed
+
+        return found, assumed(len(found.entries))
     found = load(path, digest, diagonals=diagonals)
     unused = found.unused(source.infos())
     if not unused:

@@ -28,9 +28,10 @@ from quantcli.asking import SchemeRequest, decided_at
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.layouts.writer import checked
 from quantcli.patterns import compiled
-from quantcli.planning import batch_norms, recipe_keys
+from quantcli.planning import recipe_keys
 from quantcli.planning.named import fields as named_fields
 from quantcli.planning.named import named
+from quantcli.planning.recipe_keys import BATCH_NORM
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.statistics import IMPORTANCE, STATISTICS, InputStatistics
 from quantcli.scheme import Scheme
@@ -194,7 +195,7 @@ def _file(name: str, top: Mapping[str, Any], folder: str) -> tuple[str | None, s
             raise UsageError("it is not text", place=[name, key])
     if path is None and digest is None:
         raise UsageError("it has no file name", place=[name])
-    return path if path in (None, batch_norms.NAME) else os.path.join(folder, path), digest
+    return path if path in (None, BATCH_NORM) else os.path.join(folder, path), digest
 
 
 def _option(name: str, value: Any) -> Any:

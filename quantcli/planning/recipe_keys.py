@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+BATCH_NORM = "batch-norm"
+"""What stands for a file of statistics, and means those that follow from batch norms (batch_norms.py)."""
+
 SCHEME: Mapping[str, tuple[str, str]] = {
     "bits": ("1 to 16", "bits per code"),
     "format": ("name", "number format, as for --type"),

@@ -22,9 +22,7 @@ from quantcli.errors import UsageError, printable
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.patterns import module_of, near_misses
-from quantcli.planning import batch_norms, imatrix, moments
-from quantcli.planning.moments import Entry
-from quantcli.planning.nearby import MOST_COLUMNS, Nearby
+from quantcli.planning.recipe_keys import BATCH_NORM
 from quantcli.stores import Source, open_source
 from quantcli.tensors.decided import Columns
 from quantcli.tensors.info import TensorInfo
@@ -32,6 +30,9 @@ from quantcli.tensors.rows import Grouping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from quantcli.planning.moments import Entry
+    from quantcli.planning.nearby import Nearby
 
     Array = NDArray[np.float64]
 
@@ -147,6 +148,8 @@ class InputStatistics:
 
 def _of_places(values: Array, mean: Array, info: TensorInfo, plan: Grouping, place: list[str]) -> Nearby | None:
     """How the inputs of a convolution go together, of which vectors are known; None for other layers."""
+    from quantcli.planning.nearby import MOST_COLUMNS, Nearby
+
     kernel = info.shape[2:]
     whole = math.prod(info.shape[1:]) == plan.cols and math.prod(kernel) > 1
     return Nearby(values, mean, kernel, place) if kernel and whole and plan.cols <= MOST_COLUMNS else None
@@ -204,10 +207,12 @@ def load(path: str, digest: str | None = None, *, diagonals: bool = False) -> In
     """The statistics in a file, which are to have this digest. diagonals: whether of means and second moments only the
     mean squares are used. Raises UsageError when they do not, and for what is not finite or below 0, QuantcliError for
     what cannot be read."""
+    from quantcli.planning import moments
+
     strict = moments.is_statistics(path)
-    found = moments.entries(path) if strict else {name: Entry(v) for name, v in _importances(path).items()}
+    found = moments.entries(path) if strict else {name: moments.Entry(v) for name, v in _importances(path).items()}
     if diagonals:
-        found = {name: Entry(entry.values) for name, entry in found.items()}
+        found = {name: moments.Entry(entry.values) for name, entry in found.items()}
     correlated = any(entry.mean is not None or entry.matrix is not None for entry in found.values())
     key = STATISTICS if correlated else IMPORTANCE
     return InputStatistics(path, found, _checked(found, digest, path, key), strict, key)
@@ -216,14 +221,16 @@ def load(path: str, digest: str | None = None, *, diagonals: bool = False) -> In
 def of_norms(source: Source, digest: str | None = None) -> InputStatistics:
     """The statistics that follow from the batch norms of a source, which are to have this digest. Raises UsageError
     where there are none, or others."""
+    from quantcli.planning import batch_norms
+
     found = batch_norms.entries(source)
-    return InputStatistics(batch_norms.NAME, found, _checked(found, digest, source.path, STATISTICS), False, STATISTICS)
+    return InputStatistics(BATCH_NORM, found, _checked(found, digest, source.path, STATISTICS), False, STATISTICS)
 
 
 def again(source: Source, path: str, digest: str, key: str) -> InputStatistics:
     """Statistics of a source once more, on another machine: by what is known of them here. Raises UsageError where they
     are other ones there."""
-    if path == batch_norms.NAME:
+    if path == BATCH_NORM:
         found = of_norms(source, digest)
     else:
         found = load(path, digest, diagonals=key == IMPORTANCE)
@@ -253,6 +260,8 @@ def _importances(path: str) -> dict[str, Array]:
         problem = "importances are numbers by column, in .safetensors, .npy, .npz, GGUF or .dat"
         hint = "a recipe is given with --recipe" if not path.lower().endswith(".json") else None
         raise UsageError(problem, place=[path], hint=hint)
+    from quantcli.planning import imatrix
+
     entries = imatrix.legacy(path, MOST) if imatrix.is_legacy(path) else _stored(path)
     if not entries:
         raise UsageError("the file holds no importances", place=[path])
@@ -267,11 +276,13 @@ def _importances(path: str) -> dict[str, Array]:
 
 def _stored(path: str) -> dict[str, Array]:
     """The entries of a source: an importance matrix in GGUF, or tensors."""
+    from quantcli.planning.imatrix import importances
+
     with contextlib.closing(open_source(path)) as source:
         total = sum(info.nbytes for info in source.infos())
         if total > MOST:
             raise UsageError(f"the importances have {total} bytes, more than the limit of {MOST}", place=[path])
-        return dict(imatrix.importances(source)) if source.kind == "gguf" else _tensors(source)
+        return dict(importances(source)) if source.kind == "gguf" else _tensors(source)
 
 
 def _tensors(source: Source) -> dict[str, Array]:

@@ -29,6 +29,15 @@ def is_url(path: str) -> bool:
     return "://" in path and bool(remote.scheme_of(path))
 
 
+def reachable(path: str) -> str:
+    """A path that means the same in every current folder; a URL, and standard input, as they are.
+
+    >>> reachable("/models/a"), reachable("hf://org/model")
+    ('/models/a', 'hf://org/model')
+    """
+    return path if path == "-" or is_url(path) else os.path.abspath(path)
+
+
 def pinned(path: str) -> str:
     """The path of just what is read now, to be shown: a URL of the hub with the commit of its revision, one of a web
     server without its secrets. Raises UsageError for URLs of other kinds."""
