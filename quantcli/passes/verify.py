@@ -37,6 +37,7 @@ from quantcli.passes.tiles import COPY, Progress, Task, Visit
 from quantcli.planning.statistics import load
 from quantcli.stores.pipelines import Member
 from quantcli.tensors.digest import Digested, kind_of
+from quantcli.tensors import digits
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.second_order import Degenerate
@@ -355,6 +356,8 @@ class _Look:
         if np.array_equal(again, packed):
             return sums
         expected, found = (checks.unpacked(self.table, p, span, grid.bits).ravel() for p in (again, packed))
+        if stored.grouping.digits is not None:
+            expected = digits.canonical(expected, stored.grouping.digits)
         wrong = expected != found
         if wrong.any():  # else it is the padding
             first = int(wrong.argmax())
