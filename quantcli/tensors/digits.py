@@ -43,7 +43,7 @@ class Digits:
     @property
     def below(self) -> int:
         """What every number is below."""
-        return self.levels**self.count
+        return int(self.levels**self.count)
 
 
 @lru_cache(maxsize=4096)
@@ -66,9 +66,10 @@ def digits_of(levels: int, bits: int, cols: int) -> Digits | None:
     return best if shorter else None
 
 
-def canonical(codes: NDArray[np.uint8], digits: Digits) -> NDArray[np.uint8]:
+def canonical(codes: NDArray[Any], digits: Digits) -> NDArray[Any]:
     """Codes below the number of levels: those above stand for the largest level too, and encoders use both."""
-    return np.minimum(codes, np.uint8(digits.levels - 1))
+    found: NDArray[Any] = np.minimum(codes, codes.dtype.type(digits.levels - 1))
+    return found
 
 
 def pack(codes: NDArray[Any], digits: Digits) -> Bytes:
