@@ -52,8 +52,7 @@ def test_the_rate_is_near_the_logarithm(levels: int, bits: int, most: float) -> 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder; a.safetensors has a matrix, a convolution, an odd number of columns, and a row of two tiles; b.safetensors
-    has two of them."""
+    """Two models: a matrix, a convolution, an odd number of columns and a row of two tiles; and two of these."""
     made = tmp_path_factory.mktemp("digits")
     draw = np.random.default_rng(3).standard_normal
     shapes = {"m.weight": (96, 256), "conv.weight": (8, 16, 3, 3), "odd.weight": (24, 131), "long.weight": (1, 1100000)}
@@ -89,7 +88,7 @@ def test_files_verify_with_any_kernels_and_threads(folder: Path, levels: int, si
     assert ran.code == 0, ran.err
     with quantcli.open(str(folder / out)) as model:
         stored = {name: tensor.stored.bytes_out for name, tensor in model.items()}
-    assert stored["long.weight"] * 8 / 1100000 < math.log2(levels) + (0.35 if size == "48" else 0.06)
+    assert stored["long.weight"] * 8 / 1100000 < math.log2(levels) + (0.35 if size == "48" else 0.09)
 
 
 def test_damage_is_found(folder: Path) -> None:
