@@ -122,8 +122,8 @@ class Scheme:
 
     @property
     def level_count(self) -> int:
-        """Levels of a learned codebook."""
-        return self.levels or 1 << self.bits
+        """Levels of a codebook, learned or given; of other formats how many codes there are."""
+        return self.levels or len(self.codebook) or 1 << self.bits
 
     @property
     def preserves_sums(self) -> bool:

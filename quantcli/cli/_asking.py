@@ -38,6 +38,11 @@ def names(text: str) -> Callable[[F], F]:
     return _help.option("--scheme", type=kind, metavar="LIST", group="Common", help=f"{text}; see formats.")
 
 
+level_counts = options.numbers(
+    "--levels", None, "Learned codebooks of so many levels beside them, such as 3,6,12.", group="Search", shown="none"
+)
+"""--levels, for several numbers of levels."""
+
 symmetric = _help.option(
     "--symmetric/--asymmetric",
     default=None,

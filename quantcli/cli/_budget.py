@@ -45,17 +45,8 @@ TARGETS = (
 
 WITH_A_TARGET = (
     *("target_size", "target_bpw", "recipe", "override", "importance", "statistics", "allow_unweighted", "memory"),
-    *(
-        "save_recipe",
-        "include",
-        "exclude",
-        "no_default_keep",
-        "keep_embeddings",
-        "max_shard_size",
-        "on_nonfinite",
-        "digest",
-    ),
-    *("to", "container"),
+    *("save_recipe", "include", "exclude", "no_default_keep", "keep_embeddings", "max_shard_size", "on_nonfinite"),
+    *("digest", "to", "container"),
 )
 """Options that are allowed with a target; a plan chooses the rest itself."""
 
@@ -64,7 +55,8 @@ WITH_A_TARGET = (
 class Budget:
     """What a plan must keep, and what it may choose from. target: one of TARGETS; value: what was typed for it.
     scheme: fields that all choices have; bits: None for the format's own, KEEP for a tensor as it is. menu: the
-    choices, where the target has types of its own; names: schemes to choose from by name, beside the others."""
+    choices, where the target has types of its own; names: schemes to choose from by name, beside the others; levels:
+    those of learned codebooks, too."""
 
     target: str
     value: Any
@@ -74,6 +66,7 @@ class Budget:
     menu: tuple[Mapping[str, Any], ...] = ()
     names: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ()
+    levels: tuple[int, ...] = ()
     ties: bool = True
     uniform: bool = False
     weighting: str = "balanced"
@@ -98,6 +91,7 @@ def of_plan(asked: Mapping[str, Any], order: Order) -> Budget:
         value=asked[targets[0]],
         **{**usual(order.to), **lists, **({"menu": ()} if lists else {})},
         calibrations=tuple(asked["calibration"] or ()),
+        levels=tuple(asked["levels"] or ()),
         ties=not asked["no_ties"],
         uniform=asked["uniform_groups"],
         weighting=asked["weighting"],
@@ -121,9 +115,7 @@ def of_quantize(asked: Mapping[str, Any], order: Order) -> Budget | None:
 def _without(option: str) -> str:
     """What to do in place of an option of what a size target chooses."""
     if option in ("--bits", "--group-size", "--calibration"):
-        return (
-            f"leave it out, or let quantcli plan choose among the values of its {option}, and quantize with its recipe"
-        )
+        return f"leave it out, or quantize with the recipe of quantcli plan, which chooses among values of {option}"
     return "leave out one of them; --override gives some tensors a scheme that stays"
 
 
@@ -169,6 +161,7 @@ budget = _help.options(
         shown=f"{_listed(GROUP_SIZES)}; --to mlx, bnb-nf4: 64; gguf: 32; comfyui: -1",
     ),
     _asking.calibrations("Calibrations to choose from, rounded to nearest."),
+    _asking.level_counts,
     _asking.selection,
     _help.option(
         "--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.", group="Search"
@@ -238,20 +231,23 @@ def _where(size: int) -> dict[str, Any]:
 
 def _schemes(order: Order, budget: Budget) -> list[Scheme]:
     """The schemes to choose from. Raises UsageError where there are none."""
-    asked = {"bits": budget.bits, "group_size": budget.group_sizes, "calibration": budget.calibrations}
+    sizes, counts = budget.group_sizes, budget.levels
+    asked = {"bits": budget.bits, "group_size": sizes, "calibration": budget.calibrations, "levels": counts}
     methods: list[dict[str, Any]] = [{"calibration": name} for name in budget.calibrations] or [{}]
     called = [_asking.named_scheme(name) for name in budget.names]
     with _asking.naming_options(asked):
         schemes = [
             order.recipe.scheme({**budget.scheme, **({"bits": bits} if bits else {}), **_where(size), **method})
             for method in methods
-            for size in budget.group_sizes
+            for size in sizes
             for bits in budget.bits
             if bits != KEEP and not budget.menu
         ]
         schemes += [
             order.recipe.scheme({**fields, **method}) for method in methods for fields in (*budget.menu, *called)
         ]
+        learned = {"format": "codebook"}
+        schemes += [order.recipe.scheme({**learned, "levels": n, **_where(s)}) for s in sizes for n in counts]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     return schemes

@@ -38,7 +38,7 @@ BITS = (2, 3, 4, 8)
 @options.source
 @_sources.reading
 @_asking.names("Schemes by name, such as FP8_DYNAMIC,NVFP4A16,W4A16; --bits adds others")
-@options.numbers("--bits", None, "Bit widths.", group="Common", shown="2,3,4,8; with --scheme none")
+@options.numbers("--bits", None, "Bit widths.", group="Common", shown="2,3,4,8; with --scheme or --levels none")
 @options.numbers(
     "--group-size",
     None,
@@ -47,6 +47,7 @@ BITS = (2, 3, 4, 8)
     shown="128; of --scheme those of its own",
 )
 @_asking.calibrations("Calibrations, rounded to nearest.")
+@_asking.level_counts
 @_asking.symmetric
 @_asking.selection
 @_asking.statistics
@@ -61,6 +62,7 @@ def command(
     bits: list[int] | None,
     group_size: list[int] | None,
     calibration: list[str] | None,
+    levels: list[int] | None,
     symmetric: bool | None,
     plot: bool,
     output: str | None,
@@ -84,7 +86,7 @@ def command(
 
     file = options.document_file(output, swept.SweepReport, [src, *reading.loras])
     workers.check(src)
-    settings = _settings(scheme, bits, group_size, calibration, symmetric)
+    settings = _settings(scheme, bits, group_size, calibration, levels, symmetric)
     selected |= {"recipe": None, "override": (), "to": "native"}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
     with (
@@ -151,6 +153,7 @@ def _settings(
     bits: list[int] | None,
     sizes: list[int] | None,
     calibrations: list[str] | None,
+    levels: list[int] | None,
     symmetric: bool | None,
 ) -> list[tuple[str, Scheme]]:
     """Every combination with what it is called, calibrations first, and of these schemes by name before others."""
@@ -159,7 +162,7 @@ def _settings(
     from quantcli.planning.recipe import over
 
     found: dict[Scheme, str] = {}
-    asked = {"bits": bits, "calibration": calibrations, "symmetric": symmetric, "group_size": sizes}
+    asked = {"bits": bits, "calibration": calibrations, "symmetric": symmetric, "group_size": sizes, "levels": levels}
     called = {name: _asking.named_scheme(name) for name in names or []}
     with _asking.naming_options(asked):
         for calibration in calibrations or [""]:
@@ -170,9 +173,12 @@ def _settings(
                 scheme = asking.Scheme(**over(over(called[name], where), own))
                 found.setdefault(scheme, scheme.name if where else canonical(name))
             own |= {"format": "codebook"} if calibration == "lloyd-max" else {}
-            for size, width in itertools.product(sizes or [128], bits or ([] if names else BITS)):
+            for size, width in itertools.product(sizes or [128], bits or ([] if names or levels else BITS)):
                 scheme = asking.Scheme(bits=width, **_asking.granularity(None, size, None), **own)
                 found.setdefault(scheme, scheme.name)
+        for size, count in itertools.product(sizes or [128], levels or []):
+            scheme = asking.Scheme(format="codebook", levels=count, **_asking.granularity(None, size, None))
+            found.setdefault(scheme, scheme.name)
     for one, name in found.items():
         if one.storage == IN_SUPER_BLOCKS or one.rotation:
             where, target = ("ComfyUI's layout", "comfyui") if one.rotation else ("GGUF", "gguf")

@@ -183,7 +183,23 @@ def _reaching_in_outputs(offer: Offer, least: float) -> Offer:
                 raise UsageError(problem, place=[printable(unit.tensors[0].info.name)], hint="allow more bits")
             units.append(replace(unit, choices=choices))
         menus.append(replace(menu, units=tuple(units)))
+    if all(choice.scheme is None for menu in menus for unit in menu.units for choice in unit.choices):
+        raise _all_short(offer, least)
     return replace(offer, menus=tuple(menus))
+
+
+def _all_short(offer: Offer, least: float) -> UsageError:
+    """The error for a limit that no tensor keeps in any scheme: which come nearest to it, and by how much they fail."""
+    most = {
+        unit.tensors[0].info.name: max((c.least_output_db for c in unit.choices if c.scheme is not None), default=0.0)
+        for menu in offer.menus
+        for unit in menu.units
+    }
+    near = sorted(most, key=lambda name: -most[name])[:3]
+    told = ", ".join(f"{printable(name)} {most[name]:.2f} dB ({least - most[name]:.2f} short)" for name in near)
+    problem = f"no scheme keeps the limit in any of {len(most)} groups of tensors; nearest are {told}"
+    hint = f"ask for {max(most.values(), default=0.0):.2f} dB or less, or allow more bits"
+    return UsageError(problem, place=["--min-output-sqnr"], hint=hint)
 
 
 class Uniform(NamedTuple):

@@ -16,6 +16,8 @@ from quantcli.kernels import INTEGER, LEVELS, CodeGrid, Kernels, QuantParams, ro
 from quantcli.kernels.codebook import codebook
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.native.parts import parts, zero_shape
+from quantcli.tensors import digits
+from quantcli.tensors.digits import Digits
 from quantcli.tensors.rows import Grouping, TileSpan
 from quantcli.tensors.settle import improper, improper_levels
 
@@ -52,6 +54,9 @@ def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
     """Padding bits after the last code of each row of a tile."""
     scheme, plan = tensor.stored.scheme, tensor.stored.grouping
     assert scheme is not None and plan is not None
+    if plan.digits is not None:
+        _digits(add, tensor, span, plan.digits, last=span.col + span.cols == plan.cols)
+        return
     width = row_bytes(span.cols, scheme.bits)
     spare = width * 8 - span.cols * scheme.bits
     if not spare or span.col + span.cols < plan.cols:
@@ -61,6 +66,21 @@ def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
     if wrong.any():
         row = span.row + int(wrong.argmax())
         add("padding", "padding bits after the codes of a row are not 0", row, int(wrong.sum()), index=[row])
+
+
+def _digits(add: Add, tensor: Tensor, span: TileSpan, kind: Digits, *, last: bool) -> None:
+    """Numbers of a tile that have more digits than codes are stored in one, and digits after the last code of rows."""
+    found = digits.numbers(tensor.digits(span), kind)
+    wrong = found >= kind.below
+    if wrong.any():
+        row, at = (int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
+        index = [span.row + row, span.col // kind.count + at]
+        add("ranges", "codes are stored as a number beyond their digits", index[0], int(wrong.sum()), index=index)
+    held = (span.col + span.cols) % kind.count
+    spare = found[:, -1] // kind.levels**held != 0 if last and held else np.zeros(0, bool)
+    if spare.any():
+        row = span.row + int(spare.argmax())
+        add("padding", "digits after the codes of a row are not 0", row, int(spare.sum()), index=[row])
 
 
 def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
@@ -119,6 +139,8 @@ def codes(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan, found: QuantP
     if grid.mode == LEVELS:
         assert found.codebook is not None
         unused = unused_codes(found.codebook)
+        if (kind := tensor.stored.grouping.digits) is not None:  # its last code stands for those above it
+            unused[:, kind.levels - 1] = unused[:, kind.levels - 1 :].all(axis=1)
         if not unused.any():
             return
         marks = QuantParams(_ONE, None, codebook(unused.astype(np.float32)))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from quantcli.passes.tiles import COPY, Progress, Task, Visit
 from quantcli.planning.statistics import load
 from quantcli.stores.pipelines import Member
 from quantcli.stores.places import reachable
+from quantcli.tensors import digits
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
@@ -355,7 +356,7 @@ class _Look:
             sums = self.table.encode(tile, params, grid, again, preserve=stored.scheme.preserves_sums)
         if np.array_equal(again, packed):
             return sums
-        expected, found = (checks.unpacked(self.table, p, span, grid.bits).ravel() for p in (again, packed))
+        expected, found = self._unpacked(again, span, grid.bits), self._unpacked(packed, span, grid.bits)
         wrong = expected != found
         if wrong.any():  # else it is the padding
             first = int(wrong.argmax())
@@ -370,6 +371,12 @@ class _Look:
                 expected=int(expected[first]),
             )
         return self.table.measure(tile, params, grid, packed)
+
+    def _unpacked(self, packed: Bytes, span: TileSpan, bits: int) -> NDArray[Any]:
+        """The codes of a tile as they are stored."""
+        kind = self.tensor.stored.grouping.digits if self.tensor.stored.grouping is not None else None
+        found: NDArray[Any] = checks.unpacked(self.table, packed, span, bits).ravel()
+        return found if kind is None else digits.canonical(found, kind)
 
     def _metrics(self, found: metric.Metrics) -> None:
         stored = self.tensor.stored.metrics

@@ -114,6 +114,9 @@ def made(
     if importance is not None and statistics is not None:
         problem = "statistics say how much each column counts"
         raise UsageError(problem, place=["--importance"], hint="leave out one of --importance and --statistics")
+    if memory is not None and statistics is None and recipe.statistics is None:
+        problem = "only the second moments of --statistics take memory that can be limited"
+        raise UsageError(problem, place=["--memory"], hint="leave it out, or give --statistics FILE")
     found = Order(
         recipe=recipe,
         include=tuple(include or said.get("include", ())),

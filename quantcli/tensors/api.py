@@ -23,6 +23,7 @@ from quantcli.notebook import table
 from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Quantized
+from quantcli.tensors.digits import canonical
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TILE, Grouping, TileSpan, column_repeats, grouping_of
@@ -59,6 +60,8 @@ class QuantizedTensor:
         """Integers in the tensor's shape: signed for symmetric schemes (int8, or int16 above 8 bits), unsigned for
         asymmetric ones; -1 and +1 for one symmetric bit."""
         unsigned = packing.unpack(self.packed, self.grouping.rows, self.grouping.cols, self.scheme.bits)
+        if self.grouping.digits is not None:
+            unsigned = canonical(unsigned, self.grouping.digits)
         return packing.signed(unsigned, self.scheme).reshape(self.info.shape)
 
     @property

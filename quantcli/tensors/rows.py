@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from quantcli.asking import sees_channels_whole
 from quantcli.errors import UsageError
 from quantcli.kernels import row_bytes
 from quantcli.scheme import MAX_GROUP, Scheme
+from quantcli.tensors.digits import Digits, digits_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +57,7 @@ class Grouping:
     lead: the leading part of the tensor's shape that the rows stand for.
     scale_shape: shape of the stored scales.
     height: rows that share parameters, of blocks; the last ones may be fewer.
+    digits: how codes are stored in the native file where that is not the stream of bits.
     """
 
     rows: int
@@ -65,6 +67,7 @@ class Grouping:
     lead: tuple[int, ...]
     scale_shape: tuple[int, ...]
     height: int = 1
+    digits: Digits | None = None
 
     def __hash__(self) -> int:
         return hash((self.rows, self.cols, self.group))  # see Scheme
@@ -90,8 +93,15 @@ class Grouping:
         return 1 if self.shared == "tensor" else self.scales
 
     def packed_shape(self, bits: int) -> tuple[int, ...]:
-        """Shape of the packed codes in 32-bit words."""
+        """Shape of the packed codes in 32-bit words; of digits in bytes."""
+        if self.digits is not None:
+            return (*self.lead, self.digits.row_bytes(self.cols))
         return (*self.lead, row_bytes(self.cols, bits) // 4)
+
+    @property
+    def unit(self) -> int:
+        """Columns whose codes are stored by themselves: whole words, or whole numbers of digits."""
+        return 32 if self.digits is None else 32 * self.digits.count
 
     @property
     def two_pass(self) -> bool:
@@ -134,7 +144,7 @@ class Grouping:
             for row in range(0, self.rows, height):
                 yield TileSpan(row, min(height, self.rows - row), 0, self.cols)
             return
-        unit = 32 if self.group >= self.cols else math.lcm(32, self.group)
+        unit = self.unit if self.group >= self.cols else math.lcm(self.unit, self.group)
         step = max(1, TILE // unit) * unit
         for row in range(self.rows):
             for col in range(0, self.cols, step):
@@ -154,6 +164,14 @@ def grouping_of(shape: tuple[int, ...], scheme: Scheme) -> Grouping:
     >>> grouping_of((8, 10), Scheme(bits=4, granularity="channel", axis=1)).scale_shape
     (1, 10)
     """
+    found = _grouping(shape, scheme)
+    if scheme.format != "codebook":
+        return found
+    return replace(found, digits=digits_of(scheme.level_count, scheme.bits, found.cols))
+
+
+def _grouping(shape: tuple[int, ...], scheme: Scheme) -> Grouping:
+    """The grouping, its codes in a stream of bits."""
     axes = max(len(shape), 1)
     if not -axes <= scheme.axis < axes:
         plural = "s" if len(shape) != 1 else ""

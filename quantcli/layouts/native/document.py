@@ -21,15 +21,16 @@ from typing import Any, Protocol
 from quantcli import __version__, asking
 from quantcli.asking import candidates, rival
 from quantcli.metrics import Metrics
-from quantcli.scheme import Scheme
+from quantcli.scheme import MAX_GROUP, Scheme
 from quantcli.stores.seal import UNSEALED
 from quantcli.tensors.decided import Decided
+from quantcli.tensors.digits import digits_of
 from quantcli.tensors.second_order import Output
 
 KEY = "quantcli"
-VERSION = 3
+VERSION = 4
 """The newest version of the format. 2 added scales of one byte for floats, blocks, and how inputs are quantized; 3
-second-order rounding, and sum-preserving rounding to levels."""
+second-order rounding, and sum-preserving rounding to levels; 4 codes of codebooks as the digits of numbers."""
 _WIDEST = 1.7976931348623157e308
 """The longest text of a float: a placeholder for the sums that are known only at the end."""
 
@@ -139,6 +140,8 @@ def _number(value: float) -> str:
 
 def _version(scheme: Scheme) -> int:
     """The first version of the format that has a scheme."""
+    if scheme.format == "codebook" and digits_of(scheme.level_count, scheme.bits, MAX_GROUP) is not None:
+        return 4
     if scheme.second_order or (scheme.preserves_sums and scheme.family != "int"):
         return 3
     older = scheme.storage == "plain" and scheme.granularity != "block" and scheme.activations == "none"

@@ -18,7 +18,7 @@ from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor, p
 from quantcli.notebook import table
 from quantcli.scales import Store
 from quantcli.stores import Source, open_source
-from quantcli.tensors import packing
+from quantcli.tensors import digits, packing
 from quantcli.tensors.api import QuantizedTensor
 from quantcli.tensors.blocks import by_rows
 from quantcli.tensors.info import TensorInfo
@@ -88,11 +88,27 @@ class Tensor:
         return to_float32(self.read_bytes(output.name, first * size, count * size), output.dtype)
 
     def packed(self, span: TileSpan) -> Bytes:
-        """The stored codes of one tile: rows of 32-bit words."""
+        """The codes of one tile in rows of 32-bit words, as all but digits are stored."""
         assert self.stored.scheme is not None and self.stored.grouping is not None
         bits, plan = self.stored.scheme.bits, self.stored.grouping
+        if plan.digits is not None:
+            skipped = span.col % plan.digits.count
+            codes = digits.unpack(self.digits(span), skipped + span.cols, plan.digits)
+            return packing.pack(codes[:, skipped:], bits).reshape(-1)
         start = span.row * row_bytes(plan.cols, bits) + span.col * bits // 8
         return self.read_bytes(self.stored.outputs[0].name, start, span.rows * row_bytes(span.cols, bits))
+
+    def digits(self, span: TileSpan) -> Bytes:
+        """The stored bytes (rows, bytes) of the numbers with the codes of one tile as digits."""
+        plan = self.stored.grouping
+        assert plan is not None and plan.digits is not None
+        width, name = plan.digits.row_bytes(plan.cols), self.stored.outputs[0].name
+        first = span.col // plan.digits.count * plan.digits.size
+        size = plan.digits.row_bytes(span.col + span.cols) - first
+        if span.rows == 1 or size == width:
+            return self.read_bytes(name, span.row * width + first, span.rows * size).reshape(span.rows, size)
+        found = self.read_bytes(name, span.row * width, span.rows * width).reshape(span.rows, width)
+        return found[:, first : first + size]
 
     def params(self, span: TileSpan) -> QuantParams:
         """The parameters of one tile. Raises DataError where one is not finite."""

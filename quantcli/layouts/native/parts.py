@@ -3,6 +3,8 @@
 For a tensor X (shape [rows, cols] or more) of b bits the file holds
 
     X_packed      I32  [rows.., ceil(cols*b/32)]   codes, low one first; u = q + 2^(b-1) when symmetric
+                  U8   [rows.., bytes]             codebooks of 3, 5, 6, 7, 9, 12 and other numbers of levels: numbers
+                                                   whose digits are codes (tensors/digits.py)
     X_scale       F32, F16, BF16 or F8_E4M3        [rows.., groups]; [rows, 1] per channel and per tensor; of blocks a
                                                    scale for each of them
                   F8_E8M0                          powers of two
@@ -107,7 +109,7 @@ def _outputs(
         (*plan.lead, 1 << scheme.bits) if scheme.family == "learned" and plan.shared is None else (1 << scheme.bits,)
     )
     own = {
-        "packed": ("I32", plan.packed_shape(scheme.bits)),
+        "packed": ("I32" if plan.digits is None else "U8", plan.packed_shape(scheme.bits)),
         "scale": (scale_dtype, plan.scale_shape),
         "global_scale": ("F32", (1,)),
         "offset": (scale_dtype, plan.scale_shape),

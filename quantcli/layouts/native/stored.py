@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from quantcli import asking
@@ -225,6 +225,8 @@ def _checked(
     if scheme.calibration == "auto":
         raise DataError("auto is not the scheme of a tensor")
     plan = grouping_of(info.shape, scheme)
+    if plan.digits is not None and (f"{name}_packed" not in stored or stored[f"{name}_packed"].dtype == "I32"):
+        plan = replace(plan, digits=None)  # as versions of the format before 4 store them
     scale = stored.get(f"{name}_scale")
     if "scale" not in parts(scheme):
         scale = stored.get(f"{name}_codebook")

@@ -20,12 +20,14 @@ from quantcli.layouts.pieces import plain
 from quantcli.layouts.writer import Alike, Beside, Codes, Conversion, Job, Piece, Together, Write
 from quantcli.scales import Store
 from quantcli.scheme import IN_SUPER_BLOCKS, Scheme
-from quantcli.tensors import packing
+from quantcli.tensors import digits, packing
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.rows import Grouping, TileSpan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes
 
 
 def check_scheme(scheme: Scheme, place: str = "") -> None:
@@ -126,7 +128,7 @@ def _pieces(tensor: Quantized) -> Iterator[Piece]:
                 put(write, "codebook", row << scheme.bits if own_rows else 0, codes.levels(span))
 
     def tile(span: TileSpan, codes: Codes, write: Write) -> bool:
-        write(0, span.row * row_bytes(plan.cols, scheme.bits) + span.col * scheme.bits // 8, codes.packed(span))
+        write(0, *stored_codes(plan, scheme.bits, span, codes.packed(span)))
         begins = span.row == span.col == 0
         if begins:
             write(len(held) - 1, 0, np.array(tensor.info.shape, "<i8"))
@@ -137,6 +139,14 @@ def _pieces(tensor: Quantized) -> Iterator[Piece]:
         return True
 
     return (partial(tile, span) for span in plan.tiles())
+
+
+def stored_codes(plan: Grouping, bits: int, span: TileSpan, packed: Bytes) -> tuple[int, Bytes]:
+    """The place and bytes of the codes of a tile as they are stored."""
+    if plan.digits is None:
+        return span.row * row_bytes(plan.cols, bits) + span.col * bits // 8, packed
+    found = digits.pack(packing.unpack(packed, span.rows, span.cols, bits), plan.digits).reshape(-1)
+    return span.row * plan.digits.row_bytes(plan.cols) + plan.digits.row_bytes(span.col), found
 
 
 class _ZeroBands:
