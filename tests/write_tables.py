@@ -246,7 +246,7 @@ def presets() -> str:
 
 
 def costs() -> str:
-    """What each method costs and gives, as `make bench` measured it last."""
+    """What each method costs and gives, as `make bench-quality` measured it last."""
     text = (ROOT / "tests" / "bench" / "RESULTS.md").read_text()
     return text[text.index("| method | bits/w |") :].partition("\n\n")[0] + "\n"
 
