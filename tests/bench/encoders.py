@@ -2,10 +2,12 @@
 
     python encoders.py ORDER.json
 
-ORDER has `weights`, an .npz of float32 matrices; `methods`, names of METHODS; perhaps `importance`, an .npz with a
-number for every column, under the same names; and perhaps `decoded`, a folder for what comes back, one .npz a method.
-For each method a line of JSON is printed: the bytes of codes, scales and offsets, the squared error, the sum of squared
-weights, and the seconds of processor time.
+ORDER has `sources`, names with an .npz of float32 matrices each; `methods`, names of METHODS; perhaps `importance`, an
+.npz with a number for every column, under the same names; and perhaps `decoded`, a folder for what comes back, one .npz
+a method.
+
+For each source and method a line of JSON is printed: the bytes of codes, scales and offsets, the squared error, and the
+sum of squared weights.
 
 Where blocks do not divide a row, rows are joined, and the last block is filled with zeros, whose bytes do not count.
 """
@@ -15,7 +17,6 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -192,10 +193,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def told(method: str, weights: Mapping[str, Array], importance: Mapping[str, Array], out: Path | None) -> str:
-    """What a method makes of all matrices, as a line of JSON."""
+def told(
+    method: str, weights: Mapping[str, Array], importance: Mapping[str, Array], out: Path | None
+) -> dict[str, Any]:
+    """What a method makes of all matrices."""
     stored = error = energy = 0.0
-    found, began = dict[str, Array](), time.process_time()
+    found = dict[str, Array]()
     for name, matrix in weights.items():
         decoded, size = METHODS[method].encode(matrix, importance.get(name))
         stored += size
@@ -203,20 +206,20 @@ def told(method: str, weights: Mapping[str, Array], importance: Mapping[str, Arr
         error += float(np.square(np.subtract(decoded, matrix, dtype=np.float64)).sum())
         if out is not None:
             found[name] = decoded
-    seconds = time.process_time() - began
     if out is not None:
         np.savez(out, **found)
-    told = {"method": method, "bytes": stored, "error": error, "energy": energy, "seconds": seconds}
-    return json.dumps(told | {"decoded": None if out is None else str(out)})
+    sums = {"method": method, "bytes": stored, "error": error, "energy": energy}
+    return sums | {"decoded": None if out is None else str(out)}
 
 
 def main() -> None:
     order = json.loads(Path(sys.argv[1]).read_text())
-    weights = dict(np.load(order["weights"]))
     importance = dict(np.load(order["importance"])) if order.get("importance") else {}
-    for number, method in enumerate(order["methods"]):
-        out = Path(order["decoded"]) / f"{order.get('prefix', '')}{number}.npz" if order.get("decoded") else None
-        print(told(method, weights, importance, out), flush=True)
+    for source, path in order["sources"].items():
+        weights = dict(np.load(path))
+        for number, method in enumerate(order["methods"]):
+            out = Path(order["decoded"]) / f"{order.get('prefix', '')}{number}.npz" if order.get("decoded") else None
+            print(json.dumps({"source": source} | told(method, weights, importance, out)), flush=True)
 
 
 if __name__ == "__main__":

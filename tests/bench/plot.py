@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from textwrap import wrap
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -12,7 +13,7 @@ Row = dict[str, Any]
 LIFT = {"normal": 0.0, "laplace": 0.628, "student": 0.727}
 """Decibels of the Shannon lower bound beyond 6.02 a bit: 10 log10(2 pi e variance / 2^2h), h of the density."""
 
-TITLES = {"normal": "Normal weights", "laplace": "Laplace weights", "student": "Student-t weights (4 degrees)"}
+TITLES = {"normal": "Normal weights", "laplace": "Laplace weights", "student": "Student-t weights"}
 
 SHAPES = {
     "quantcli": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
@@ -157,8 +158,11 @@ def marks(rows: list[Row], box: Box, source: str, *, gap: bool, named: bool = Fa
         bits, db = row["bits"][source], row["db"][source]
         return box.x(bits), box.y(limit(source, bits) - db if gap else db)
 
-    own = frontier(rows, source)
-    shown = [r for r in rows if r["program"] != "quantcli" and box.top <= place(r)[1] <= box.top + box.height]
+    def inside(row: Row) -> bool:
+        return box.top <= place(row)[1] <= box.top + box.height
+
+    own = [row for row in frontier(rows, source) if inside(row)]
+    shown = [row for row in rows if row["program"] != "quantcli" and inside(row)]
     yield f'<path class="frontier" d="M{" L".join("{:.1f} {:.1f}".format(*place(row)) for row in own)}"/>'
     for row in [*own, *shown]:
         yield mark(row["program"], *place(row))
@@ -190,11 +194,12 @@ def svg(rows: list[Row]) -> str:
     peers = [r for r in rows if r["program"] != "quantcli"]
     ahead = [r for r in peers if all(o["db"]["normal"] < r["db"]["normal"] for o in frontier(rows, "normal")
                                      if o["bits"]["normal"] <= r["bits"]["normal"] + 0.01)]  # fmt: skip
+    named = ", ".join(row["method"] for row in ahead) or "none"
     said = [
-        "Higher is better. The blue line joins quantcli's best methods; what lies below it loses more in as many bits.",
-        f"On normal weights {len(ahead)} of {len(peers)} methods of other programs lie above it: "
-        f"{', '.join(r['method'] for r in ahead) or 'none'}.",
-        "Methods further below the limit than the panels reach are in the table alone.",
+        "Higher is better. The blue line joins quantcli's best methods: none of its own of no more bits is better.",
+        f"On normal weights {len(ahead)} of {len(peers)} methods of other programs lose less than quantcli in no more:",
+        *wrap(named + ".", 120),
+        "Student-t weights have 4 degrees of freedom. What is further from the limit than a panel reaches is absent.",
     ]
     parts += [text(LEFT, 1318 + 18 * i, line) for i, line in enumerate(said)]
     height = 1318 + 18 * len(said)

