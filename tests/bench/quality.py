@@ -4,7 +4,7 @@
 
 SQNR is of the weights as they come back from what was stored, in decibels of sums of squares; bits per weight are of
 codes, scales, zero points and levels, without headers. Sources are normal, Laplace and Student-t weights (4 degrees of
-freedom) in bfloat16 from a fixed seed, and the matrices that quantcli quantizes in all-MiniLM-L6-v2 and in the sample
+freedom) in bfloat16 from a fixed seed, and matrices that quantcli quantizes in all-MiniLM-L6-v2 and in the sample
 Llama. --write puts everything into quality.json, the tables into RESULTS.md and the plot into quality.svg.
 
 Each of quantcli's figures comes from the command line; other programs are called by encoders.py in environments of
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -99,8 +100,11 @@ OURS: list[tuple[str, str]] = [
 ]
 """Title and options of every row of quantcli."""
 
-DRAWN = {"normal": 2048 * 1024, "laplace": 2048 * 1024, "student": 2048 * 1024}
+DRAWN = {"normal": 1 << 20, "laplace": 1 << 20, "student": 1 << 20}
 """Weights of each source."""
+
+TAKEN = {"MiniLM": r"encoder\.layer\.[03]\.", "tiny Llama": ""}
+"""Which matrices of a model: two of MiniLM's six layers, as llama.cpp's smallest types take long."""
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -192,15 +196,12 @@ def encoded(python: str, order: dict[str, Any], folder: Path) -> list[dict[str, 
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"source"')]
 
 
-def theirs(
-    environment: str, names: list[str], models: Mapping[str, dict[str, np.ndarray]], python: str, folder: Path
-) -> list[Row]:
-    """A row for each method of an environment."""
+def theirs(names: list[str], models: Mapping[str, dict[str, np.ndarray]], python: str, folder: Path) -> list[Row]:
+    """A row for each of some methods of an environment. folder: to be made."""
     rows: dict[str, Row] = {
         name: {"program": PEERS[name].program, "method": name.removeprefix(PEERS[name].program + " "),
                "bits": {}, "db": {}} for name in names
     }  # fmt: skip
-    folder /= environment
     folder.mkdir()
     for source, weights in models.items():
         np.savez(folder / f"{source}.npz", **weights)
@@ -252,7 +253,8 @@ def measured(environments: Path, checkpoints: Mapping[str, Path], folder: Path, 
     """All rows, of so many processes at a time."""
     models = {source: {source: drawn(source, count)} for source, count in DRAWN.items()}
     for source, path in checkpoints.items():
-        names = {tensor["name"] for tensor in quantized(path, "--bits 4 --to native", folder / f"plain-{len(models)}")}
+        tensors = quantized(path, "--bits 4 --to native", folder / f"plain-{len(models)}")
+        names = {tensor["name"] for tensor in tensors if re.search(TAKEN[source], tensor["name"])}
         models[source] = {name: w.reshape(len(w), -1) for name, w in floats(path, names).items()}
     all_of_them = {f"{source}/{name}": w for source, weights in models.items() for name, w in weights.items()}
     model = save(folder / "model.safetensors", all_of_them)
@@ -267,7 +269,9 @@ def measured(environments: Path, checkpoints: Mapping[str, Path], folder: Path, 
             if python is None:
                 print(f"{environment}: not made; its {len(names)} methods are left out", file=sys.stderr)
             else:
-                others.append(pool.submit(theirs, environment, names, models, python, folder))
+                count = -(-len(names) // 4)  # slow types stand side by side, and go to different processes
+                parts = [(folder / f"{environment}-{i}", names[i::count]) for i in range(count)]
+                others += [pool.submit(theirs, part, models, python, place) for place, part in parts]
         found += [pool.submit(ours, title, options, model, folder) for title, options in OURS]
     return [future.result() for future in found] + [row for future in others for row in future.result()]
 
