@@ -4,7 +4,10 @@
 # make docs    the tables of README.md and of the topics of quantcli help, written from the code
 # make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md and README.md (12 minutes, and
 #              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: llama.cpp, MLX and others beside it
-#              (4 minutes); make bench-methods: the table of methods
+#              (4 minutes)
+# make bench-quality  what is lost in how many bits, beside llama.cpp, HQQ, MLX and others: SQNR of weights (20 minutes),
+#              and models that are run, with and without statistics (an hour; BENCH_OPTIONS="--model resnet=FOLDER
+#              --model silero=FOLDER": those too, which no package holds)
 # make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
 # make faults  an error, a call that comes short, a signal or a kill at every call of the system that a command makes
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
@@ -15,7 +18,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-methods emulated faults golden peers peers-fast clean
+.PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults golden peers peers-fast clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -73,8 +76,12 @@ bench: $(BIN)/.installed
 bench-peers: $(BIN)/.installed $(PEERS)/current/.installed $(PEERS)/llamacpp/.installed
 	$(BENCH) --peers $(PEERS) --runs 3 --write
 
-bench-methods: $(BIN)/.installed
-	$(BENCH) --methods
+QUALITY := current llamacpp hqq modelopt comfyui
+
+bench-quality: $(BIN)/.installed $(QUALITY:%=$(PEERS)/%/.installed)
+	$(BIN)/python tests/bench/quality.py --peers $(PEERS) --write
+	$(BIN)/python tests/bench/rounding.py --peers $(PEERS) --write $(BENCH_OPTIONS)
+	$(BIN)/python tests/write_tables.py
 
 emulated:
 	$(PYTHON) tests/kernels/emulated.py .aarch64

@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-import methods
 import peers
 import stages
 from figures import FIGURES, GROWTH, IN_DEFAULT_RUNS, MIB, PROFILED, SMALL, Figure
@@ -296,8 +295,6 @@ def main() -> None:
     parser.add_argument("--large", type=float, default=20.0, help="GB of the largest file of holes (20); 0: none")
     parser.add_argument("--tensors", type=int, default=100_000, help="how many small tensors (100,000); 0: none")
     parser.add_argument("--peers", type=Path, help="time other programs; the folder of their environments")
-    parser.add_argument("--methods", action="store_true", help="the table of methods too, with --minilm")
-    parser.add_argument("--minilm", default="", help="model.safetensors of all-MiniLM-L6-v2")
     parser.add_argument("--folder", help="where files are made; a file system in memory shows no disk")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     a = parser.parse_args()
@@ -314,8 +311,6 @@ def main() -> None:
         print(f"\n{(time.monotonic() - began) / 60:.1f} minutes")
         if a.write:
             write(bench.lines, "bench" if a.peers is None else "bench-peers")
-        if a.methods:
-            methods.table(Path(name), a.minilm, lambda command: timed(command, Path(name), a.runs).seconds)
 
 
 if __name__ == "__main__":

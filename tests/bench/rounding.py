@@ -1,10 +1,15 @@
-"""The table of roundings: models that are run with their weights quantized, with and without statistics of inputs.
+"""Models that are run with their weights quantized, with and without statistics of inputs, beside other programs.
 
-    python tests/bench/rounding.py --model resnet=FOLDER --model minilm=FOLDER --torch .venv-peers/current/bin/python
+    python tests/bench/rounding.py [--model resnet=FOLDER] [--model silero=FOLDER] [--only llama,minilm] [--write]
 
-Models are those of evaluated.py; the sample Llama is always among them. Statistics are collected by the script that
-`quantcli help statistics` has. A figure is a mean over samples that no statistics are of: for minilm the cosine of
-embeddings, for silero the distance of probabilities, for others the divergence from the float model in nats.
+Models are those of evaluated.py: the sample Llama, MiniLM and SmolLM2 from packages of the peers' environment, and
+those that are named. Statistics are collected by the script that `quantcli help statistics` has. A figure is a mean
+over samples that no statistics are of: for minilm the cosine of embeddings, for silero the distance of probabilities,
+for others the divergence from the float model in nats. Bits per weight are of the quantized weights, with scales.
+
+Other programs encode the same matrices (encoders.py); llama.cpp's types with importances of ones, and with the mean
+squares of the same statistics. --write puts what was measured into models.json, beside what other models have there,
+and all of it into RESULTS.md.
 """
 
 from __future__ import annotations
@@ -16,7 +21,19 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import write
+from encoders import METHODS as PEERS
+from peers import python_of
+from quality import encoded, floats
+from safetensors.numpy import load_file, save_file
+
+Row = dict[str, Any]
+"""A method on a model: model, program, method, given (what it knew of inputs), bits and figure."""
 
 HERE = Path(__file__).resolve().parent
 TOPIC = HERE.parent.parent / "quantcli" / "docs" / "statistics.md"
@@ -32,7 +49,26 @@ METHODS = {
 OF_NETS = {"batch norms": "--statistics batch-norm"}
 """Those of convolutional networks besides."""
 
-SCHEMES = {"int g64": "--group-size 64", "int g64 zero point": "--group-size 64 --asymmetric"}
+SCHEMES = {"int g64": "--group-size 64", "codebook g32": "--type codebook --group-size 32"}
+
+STORED = HERE / "models.json"
+
+TYPES = ("IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K")
+BESIDE = {
+    **{f"llama.cpp {kind}": True for kind in TYPES},
+    **dict.fromkeys(("HQQ 2 bits g64", "HQQ 3 bits g64", "HQQ 4 bits g64", "bitsandbytes NF4 g64, nested"), False),
+    **dict.fromkeys(("MLX affine 3 bits g64", "MLX affine 4 bits g64", "ModelOpt NVFP4"), False),
+}
+"""Methods of other programs, and whether importances say anything to them."""
+
+PACKAGED = {"minilm": "minilm", "llm": "smollm2"}
+"""Models that packages hold, and their names in hf_packaged.py."""
+
+ORDER = ("minilm", "resnet", "silero", "llama", "llm")
+"""Of the models in tables."""
+
+GREATER = ("minilm",)
+"""Models whose figure is better when it is greater."""
 
 
 def script(python: str, *words: object) -> str:
@@ -74,47 +110,189 @@ def figures(python: str, name: str, folder: Path, made: list[Path]) -> list[floa
     return [json.loads(line)["figure"] for line in lines]
 
 
-def rows(name: str, folder: Path, work: Path, python: str, widths: tuple[str, ...]) -> list[list[str]]:
-    """The rows of a model: its name, scheme, bits per weight, and a figure for every method; what was refused as -."""
-    statistics = observed(name, folder, work, python)
-    methods = METHODS | (OF_NETS if name == "resnet" else {})
-    cells, found, made = dict[Path, tuple[int, str]](), list[list[str]](), list[Path]()
+def own(name: str, folder: Path, statistics: dict[str, Path], work: Path, widths: tuple[str, ...]) -> Iterator[Row]:
+    """Quantized by every method: what it is, its bits, and the decoded file."""
     for scheme, options in SCHEMES.items():
         for bits in widths:
-            row = [name, f"{scheme}, {bits} bits", "", *["-"] * (len(METHODS) + len(OF_NETS))]
-            for at, (method, more) in enumerate(methods.items()):
+            for method, more in (METHODS | (OF_NETS if name == "resnet" else {})).items():
                 more = re.sub("VECTORS|MATRICES", lambda m: str(statistics[m[0]]), more)
-                codes, floats = work / "codes.safetensors", work / f"{len(found)}-{at}.safetensors"
+                codes, out = (
+                    work / "codes.safetensors",
+                    work / f"{scheme}-{bits}-{method}.safetensors".replace(" ", "-"),
+                )
                 given = ["--bits", bits, *options.split(), *more.split(), "-o", codes, "--force", "--json", "-q"]
                 done = quantcli("quantize", weights_of(folder), *given)
                 if done.returncode:
                     print(f"{name} {bits} {method}: {done.stderr.strip()}", file=sys.stderr)
                     continue
-                row[2] = f"{json.loads(done.stdout)['summary']['bits_per_weight']:.2f}"
-                assert not quantcli("dequantize", codes, "--dtype", "float32", "-o", floats, "-q").returncode
-                cells[floats] = (len(found), method)
-                made.append(floats)
-            found.append(row)
-    for path, figure in zip(made, figures(python, name, folder, made), strict=True):
-        number, method = cells[path]
-        found[number][3 + [*METHODS, *OF_NETS].index(method)] = f"{figure:.4g}"
-    return found
+                tensors = [t for t in json.loads(done.stdout)["tensors"] if t["disposition"] == "quantized"]
+                assert not quantcli("dequantize", codes, "--dtype", "float32", "-o", out, "-q").returncode
+                yield {
+                    "program": "quantcli", "method": f"{scheme}, {bits} bits", "given": method, "floats": out,
+                    "bits": 8 * sum(t["bytes_out"] for t in tensors) / sum(int(np.prod(t["shape"])) for t in tensors),
+                    "names": [t["name"] for t in tensors],
+                }  # fmt: skip
+
+
+def others(name: str, folder: Path, names: set[str], vectors: Path, work: Path, peers: Path) -> Iterator[Row]:
+    """The same for methods of other programs, on the matrices of these names."""
+    tensors, known = floats(weights_of(folder), names), load_file(vectors)
+    weights = {key: value.reshape(len(value), -1) for key, value in tensors.items()}
+    second = {key: known.get(f"{key.removesuffix('.weight')}.second") for key in weights}
+    importance = {key: v for key, v in second.items() if v is not None and v.shape == weights[key].shape[1:]}
+    np.savez(work / "weights.npz", **weights)
+    np.savez(work / "importance.npz", **importance)
+    count = sum(w.size for w in weights.values())
+    for environment in sorted({PEERS[method].environment for method in BESIDE}):
+        python = python_of(peers, environment)
+        if python is None:
+            print(f"{environment}: not made; its methods are left out", file=sys.stderr)
+            continue
+        for given in ("without", "importances"):
+            methods = [m for m, takes in BESIDE.items() if PEERS[m].environment == environment]
+            methods = [m for m in methods if given == "without" or BESIDE[m]]
+            order: dict[str, Any] = {
+                "sources": {name: str(work / "weights.npz")},
+                "methods": methods,
+                "decoded": str(work),
+            }
+            if given == "importances":
+                order["importance"] = str(work / "importance.npz")
+            for found in encoded(python, order | {"prefix": f"{environment}-{given}-"}, work) if methods else ():
+                out = Path(found["decoded"]).with_suffix(".safetensors")
+                save_file({key: v.reshape(tensors[key].shape) for key, v in np.load(found["decoded"]).items()}, out)
+                Path(found["decoded"]).unlink()
+                program = PEERS[found["method"]].program
+                yield {"program": program, "method": found["method"].removeprefix(f"{program} "), "given": given,
+                       "floats": out, "bits": 8 * found["bytes"] / count}  # fmt: skip
+
+
+def measured(name: str, folder: Path, work: Path, peers: Path, widths: tuple[str, ...]) -> list[Row]:
+    """All rows of a model, with figures."""
+    python = python_of(peers, "current")
+    assert python is not None, f"{peers}/current is not made"
+    statistics = observed(name, folder, work, python)
+    made = list(own(name, folder, statistics, work, widths))
+    made += others(name, folder, set(made[0]["names"]), statistics["VECTORS"], work, peers)
+    found = figures(python, name, folder, [row["floats"] for row in made])
+    kept = ("program", "method", "given", "bits")
+    return [{"model": name, **{k: row[k] for k in kept}, "figure": f} for row, f in zip(made, found, strict=True)]
+
+
+GOALS = {
+    ("minilm", 3): 0.950, ("minilm", 4): 0.986, ("resnet", 3): 0.10, ("resnet", 4): 0.028, ("silero", 4): 0.010,
+}  # fmt: skip
+"""What int g64 with matrices was to reach, by model and bits."""
+
+LOWER = 0.65
+"""What it was to leave of the divergence of the sample Llama: 35 % less."""
+
+THIRD = 1 / 3
+"""The part of the gain that vectors were to bring."""
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def own_table(rows: list[Row]) -> Iterator[str]:
+    titles = [*METHODS, *OF_NETS]
+    yield "| model | scheme | bits/w | " + " | ".join(titles) + " |"
+    yield "| --- " * (3 + len(titles)) + "|"
+    cells: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row["program"] == "quantcli":
+            cells.setdefault((row["model"], row["method"]), {})[row["given"]] = row
+    for (model, method), found in cells.items():
+        said = [f"{found[t]['figure']:.4g}" if t in found else "-" for t in titles]
+        yield f"| {model} | {method} | {found['without']['bits']:.2f} | {' | '.join(said)} |"
+
+
+def peer_table(rows: list[Row]) -> Iterator[str]:
+    """Beside other programs: quantcli's best of no more bits, with matrices, and without any statistics."""
+    yield "| model | program | method | bits/w | ones | importances | quantcli without | quantcli matrices |"
+    yield "| --- " * 8 + "|"
+    models: dict[str, dict[tuple[str, str], dict[str, Row]]] = {}
+    for row in rows:
+        if row["program"] != "quantcli":
+            models.setdefault(row["model"], {}).setdefault((row["program"], row["method"]), {})[row["given"]] = row
+    for model, methods in models.items():
+        choose = max if model in GREATER else min
+        for (program, method), found in sorted(methods.items(), key=lambda one: one[1]["without"]["bits"]):
+            bits, said = found["without"]["bits"], []
+            for given in ("without", "matrices"):
+                at_most = [r["figure"] for r in rows if r["model"] == model and r["program"] == "quantcli"
+                           and r["given"] == given and r["bits"] <= bits + 0.03]  # fmt: skip
+                said.append(choose(at_most, default=None))
+            theirs = [found[g]["figure"] if g in found else None for g in ("without", "importances")]
+            cells = [told(f, pair, choose) for f, pair in zip([*theirs, *said], [said[0], said[1], None, None])]
+            yield f"| {model} | {program} | {method} | {bits:.2f} | {' | '.join(cells)} |"
+
+
+def goal_table(rows: list[Row]) -> Iterator[str]:
+    """What was aimed for with statistics, and what came of it."""
+    yield "| model | int g64 | matrices: goal | matrices | met | vectors bring, of that gain | a third |"
+    yield "| --- " * 7 + "|"
+    found = {(r["model"], r["method"], r["given"]): r["figure"] for r in rows if r["program"] == "quantcli"}
+    for model in ORDER:
+        for bits in (3, 4):
+            method = f"int g64, {bits} bits"
+            if (model, method, "matrices") not in found:
+                continue
+            without, vectors, matrices = (found[model, method, given] for given in METHODS)
+            goal = LOWER * without if model == "llama" else GOALS.get((model, bits))
+            met = None if goal is None else matrices >= goal if model in GREATER else matrices <= goal
+            part = (without - vectors) / (without - matrices)
+            cells = [f"{goal:.4g}" if goal is not None else "-", f"{matrices:.4g}", yes(met)]
+            yield f"| {model} | {bits} bits | {' | '.join(cells)} | {100 * part:.0f} % | {yes(part >= THIRD)} |"
+
+
+def yes(met: bool | None) -> str:
+    return "-" if met is None else "yes" if met else "**no**"
+
+
+def told(figure: float | None, beside: float | None, choose: Any) -> str:
+    """A figure, bold where it is better than what stands beside it."""
+    if figure is None:
+        return "-"
+    wins = beside is not None and choose(figure, beside) == figure != beside
+    return f"**{figure:.4g}**" if wins else f"{figure:.4g}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER")
-    parser.add_argument("--torch", default=".venv-peers/current/bin/python", help="the Python that has torch")
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers"), help="the folder of environments")
+    parser.add_argument("--only", default="", help="names of models")
     parser.add_argument("--bits", default=",".join(WIDTHS))
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--again", action="store_true", help="make the tables of models.json, and measure nothing")
     asked = parser.parse_args()
-    models = dict(pair.split("=", 1) for pair in asked.model)
-    models.setdefault("llama", str(HERE.parent.parent / "sample_models" / "tiny-llama"))
-    print("| model | scheme | bits/w | " + " | ".join([*METHODS, *OF_NETS]) + " |")
-    print("| --- " * (3 + len(METHODS) + len(OF_NETS)) + "|", flush=True)
-    for name, folder in models.items():
-        with tempfile.TemporaryDirectory() as work:
-            for row in rows(name, Path(folder), Path(work), asked.torch, tuple(asked.bits.split(","))):
-                print("| " + " | ".join(row) + " |", flush=True)
+    models = {"llama": str(HERE.parent.parent / "sample_models" / "tiny-llama"), "minilm": "", "llm": ""}
+    models |= dict(pair.split("=", 1) for pair in asked.model)
+    wanted = asked.only.split(",") if asked.only else list(models)
+    for name in () if asked.again else wanted:
+        with tempfile.TemporaryDirectory() as place:
+            work, folder = Path(place), Path(models[name])
+            if not models[name]:
+                folder = work / "model"
+                packaged = HERE.parent / "peers" / "hf_packaged.py"
+                subprocess.run([str(python_of(asked.peers, "current")), packaged, PACKAGED[name], folder], check=True)
+            rows = measured(name, folder, work, asked.peers, tuple(asked.bits.split(",")))
+        print("\n".join([*own_table(rows), "", *peer_table(rows), ""]), flush=True)
+        if asked.write:
+            keep(rows, name)
+    if asked.write:
+        rows = json.loads(STORED.read_text(encoding="utf-8"))
+        write(list(own_table(rows)), "bench-quality, models")
+        write(list(goal_table(rows)), "bench-quality, goals of statistics")
+        write(list(peer_table(rows)), "bench-quality, models of other programs")
+
+
+def keep(rows: list[Row], name: str) -> None:
+    """Put the rows of a model into models.json in place of its last ones."""
+    stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else []
+    found = sorted([row for row in stored if row["model"] != name] + rows, key=lambda row: ORDER.index(row["model"]))
+    STORED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

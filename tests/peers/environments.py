@@ -57,6 +57,10 @@ ENVIRONMENTS = {
         pins=("torch==2.13.0", "nvidia-modelopt==0.47.0"),
         extras=("numpy", "safetensors", "requests", "huggingface_hub"),  # it imports both without saying so
     ),
+    "hqq": Environment(
+        pins=("torch==2.13.0",), extras=("numpy", "tqdm", "termcolor", "setuptools"),
+        alone=("hqq==0.2.8.post1",),  # its arithmetic alone is run
+    ),
     "llamacpp": Environment(pins=("llama-cpp-python==0.3.36", "gguf==0.19.0"), extras=("numpy",)),
     "gptqmodel": Environment(
         pins=("torch==2.13.0", "gptqmodel==7.2.0", "transformers==5.23.0"),

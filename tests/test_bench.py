@@ -1,0 +1,49 @@
+"""The plot of what is lost in how many bits: it shows the figures that are stored, below limits that hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from bench import plot
+from making import ROOT
+from numpy.typing import NDArray
+
+FOLDER = ROOT / "tests" / "bench"
+
+DENSITIES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "normal": lambda x: np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi),
+    "laplace": lambda x: np.exp(-np.abs(x)) / 2,
+    "student": lambda x: 3 / 8 * (1 + x**2 / 4) ** -2.5,
+}
+
+
+@pytest.mark.parametrize("source", DENSITIES)
+def test_limits_are_those_of_the_densities(source: str) -> None:
+    """Shannon's lower bound, from the entropy and the variance of the density by integration."""
+    x = np.sinh(np.linspace(-12, 12, 400_001))
+    p = DENSITIES[source](x)
+
+    def integral(y: NDArray[np.float64]) -> float:
+        return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum())
+
+    entropy = integral(-p * np.log(np.where(p > 0, p, 1)))
+    lift = 10 * math.log10(2 * math.pi * math.e * integral(p * x * x) / math.exp(2 * entropy))
+    assert plot.LIFT[source] == pytest.approx(lift, abs=2e-3)
+
+
+def test_no_method_is_above_the_limit() -> None:
+    rows = json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["program"] for row in rows} == set(plot.SHAPES)
+    for row in rows:
+        assert 0 < row["db"]["normal"] < plot.limit("normal", row["bits"]["normal"]), row["method"]
+
+
+def test_the_plot_shows_the_stored_figures() -> None:
+    stored = (FOLDER / "quality.svg").read_text(encoding="utf-8")
+    assert stored == plot.svg(json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"])
+    ET.fromstring(stored)
