@@ -7,6 +7,7 @@
 #              (4 minutes); make bench-methods: the table of methods
 # make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
+# make mutate  600 small changes of the code, each against the tests of its module: what they miss (MUTATE: areas)
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-methods emulated golden peers peers-fast clean
+.PHONY: demo test check lint docs bench bench-peers bench-methods emulated golden mutate peers peers-fast clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -81,6 +82,9 @@ emulated:
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py
 	$(BIN)/python tests/golden/write_outputs.py
+
+mutate: $(BIN)/.installed
+	PYTHONPATH=tests $(BIN)/python -m mutation.run $(MUTATE)
 
 peers: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS)
