@@ -1,4 +1,4 @@
-"""What is mutated, how much of it, and the tests that should notice: for each file those of its own, the fastest first."""
+"""What is mutated, how much of it, and the tests that should notice: for each file its own, the fastest first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "settle": {"quantcli/tensors/settle.py": _CORE},
     "metrics": {"quantcli/metrics.py": ["tests/test_metrics.py"]},
     "container": {
-        f"quantcli/layouts/native/{name}.py": _NATIVE for name in ("document", "held", "model", "parts", "stored", "write")
+        f"quantcli/layouts/native/{name}.py": _NATIVE
+        for name in ("document", "held", "model", "parts", "stored", "write")
     },
     "safetensors": {f"quantcli/stores/{name}.py": _FILES for name in ("safetensors", "safetensors_check")},
     "allocation": {

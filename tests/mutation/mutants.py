@@ -100,15 +100,15 @@ class _Edits(ast.NodeVisitor):
             if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
                 self.visit(statement)
 
-    def visit_Module(self, node: ast.Module) -> None:  # noqa: N802
+    def visit_Module(self, node: ast.Module) -> None:
         self._body(node)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._within.append(node.name)
         self._body(node)
         self._within.pop()
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self._within.append(node.name)
         for default in [*node.args.defaults, *node.args.kw_defaults]:
             if default is not None:
@@ -116,26 +116,26 @@ class _Edits(ast.NodeVisitor):
         self._body(node)
         self._within.pop()
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
             self.visit(node.value)
 
     def _skip(self, node: ast.AST) -> None:
         """Nothing in it is changed."""
 
-    visit_Assert = visit_Raise = visit_JoinedStr = visit_Import = visit_ImportFrom = _skip
+    visit_Assert = visit_Raise = visit_JoinedStr = visit_Import = visit_ImportFrom = _skip  # noqa: N815
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802
+    def visit_If(self, node: ast.If) -> None:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return
         self._negate(node.test)
         self.generic_visit(node)
 
-    def visit_While(self, node: ast.While) -> None:  # noqa: N802
+    def visit_While(self, node: ast.While) -> None:
         self._negate(node.test)
         self.generic_visit(node)
 
-    def visit_IfExp(self, node: ast.IfExp) -> None:  # noqa: N802
+    def visit_IfExp(self, node: ast.IfExp) -> None:
         self._negate(node.test)
         self.generic_visit(node)
 
@@ -144,36 +144,36 @@ class _Edits(ast.NodeVisitor):
             self._negate(test)
         self.generic_visit(node)
 
-    def visit_Compare(self, node: ast.Compare) -> None:  # noqa: N802
+    def visit_Compare(self, node: ast.Compare) -> None:
         operands = [node.left, *node.comparators]
         for left, op, right in zip(operands, node.ops, node.comparators):
             for new in COMPARED[type(op)]:
                 self._between(left, right, type(op), new)
         self.generic_visit(node)
 
-    def visit_BoolOp(self, node: ast.BoolOp) -> None:  # noqa: N802
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
         new = "or" if isinstance(node.op, ast.And) else "and"
         for left, right in zip(node.values, node.values[1:]):
             self._between(left, right, type(node.op), new)
         self.generic_visit(node)
 
-    def visit_BinOp(self, node: ast.BinOp) -> None:  # noqa: N802
+    def visit_BinOp(self, node: ast.BinOp) -> None:
         if type(node.op) in COMPUTED:
             self._between(node.left, node.right, type(node.op), COMPUTED[type(node.op)])
         self.generic_visit(node)
 
-    def visit_AugAssign(self, node: ast.AugAssign) -> None:  # noqa: N802
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
         if type(node.op) in COMPUTED:
             self._between(node.target, node.value, type(node.op), COMPUTED[type(node.op)])
         self.visit(node.value)
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:  # noqa: N802
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, (ast.Not, ast.USub)):
             start = self._span(node)[0]
             self._add(start, start + (1 if isinstance(node.op, ast.USub) else 4), "")
         self.generic_visit(node)
 
-    def visit_Constant(self, node: ast.Constant) -> None:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> None:
         start, end = self._span(node)
         value = node.value
         if isinstance(value, bool):
@@ -183,12 +183,12 @@ class _Edits(ast.NodeVisitor):
         elif isinstance(value, str) and NAME.fullmatch(value):
             self._add(start, end, f'"XX{value}"')
 
-    def visit_Expr(self, node: ast.Expr) -> None:  # noqa: N802
+    def visit_Expr(self, node: ast.Expr) -> None:
         if isinstance(node.value, ast.Call):
             self._add(*self._span(node), "pass")
         self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Name) and node.func.id in CALLED:
             self._add(*self._span(node.func), CALLED[node.func.id])
         elif isinstance(node.func, ast.Attribute) and node.func.attr in CALLED:
@@ -201,10 +201,10 @@ class _Edits(ast.NodeVisitor):
             if keyword.arg not in ("hint", "place"):
                 self.visit(keyword.value)
 
-    def visit_Break(self, node: ast.Break) -> None:  # noqa: N802
+    def visit_Break(self, node: ast.Break) -> None:
         self._add(*self._span(node), "continue")
 
-    def visit_Continue(self, node: ast.Continue) -> None:  # noqa: N802
+    def visit_Continue(self, node: ast.Continue) -> None:
         self._add(*self._span(node), "break")
 
 

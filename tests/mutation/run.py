@@ -1,8 +1,8 @@
 """Run the sample of mutants against the tests of their own modules, and write what survived to RESULTS.md.
 
 Every mutant is a process forked from one that has imported the libraries, but not the package: an import hook gives it
-the changed source, and pytest runs the module's tests up to the first failure. That takes half a second of processor time
-where the tests are fast.
+the changed source, and pytest runs the module's tests up to the first failure. That takes half a second of processor
+time where the tests are fast.
 
 Why a runner of our own, by the documentation of the usual ones: mutmut changes bodies of functions only, not the
 constants and tables of a module, takes no fixed sample, and learns from one run of the whole suite (13 minutes) which
@@ -13,6 +13,7 @@ Python for every mutant (1.4 s of imports).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -108,7 +109,8 @@ def _become(mutant: Mutant | None, tests: Sequence[str], folder: Path, seconds: 
         os.dup2(out, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(
-        TMPDIR=str(folder), HOME=str(folder), HYPOTHESIS_PROFILE="mutants", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTHONDONTWRITEBYTECODE="1",
+        TMPDIR=str(folder), HOME=str(folder), HYPOTHESIS_PROFILE="mutants",
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTHONDONTWRITEBYTECODE="1",
         HYPOTHESIS_STORAGE_DIRECTORY=str(folder / "hypothesis"),
     )  # fmt: skip
     sys.dont_write_bytecode, tempfile.tempdir = True, None
@@ -196,10 +198,8 @@ def outcomes(
                     os.killpg(process, signal.SIGKILL)
                 continue
             del running[process]
-            try:
-                os.killpg(process, signal.SIGKILL)  # what it started and left
-            except ProcessLookupError:
-                pass
+            with contextlib.suppress(ProcessLookupError):  # what it started and left
+                os.killpg(process, signal.SIGKILL)
             found[number] = _outcome(state, status, usage.ru_utime + usage.ru_stime)
             shutil.rmtree(state.folder, ignore_errors=True)
             mutant = state.job[0]
@@ -216,13 +216,13 @@ def chosen(names: Sequence[str]) -> dict[str, list[Mutant]]:
 
 
 def limits(files: Mapping[str, Sequence[str]], at_once: int) -> dict[str, int]:
-    """Seconds for the mutants of each file: three times what its tests take as it is, and ten. Exits where they fail."""
+    """Seconds for the mutants of each file: three times its tests without a mutant, and ten. Exits if they fail."""
     sets = sorted({tuple(tests) for tests in files.values()})
     found = outcomes([(None, tests, UNMUTATED_LIMIT) for tests in sets], at_once)
     for tests, outcome in zip(sets, found):
         if outcome.killed:
             raise SystemExit(f"without a mutant these tests fail ({outcome.how}): {' '.join(tests)}\n{outcome.output}")
-        print(f"{outcome.seconds:6.1f} s without a mutant: {' '.join(tests)}")
+        print(f"{outcome.seconds:6.1f} s without a mutant: {' '.join(tests)}", flush=True)
     known = {tests: outcome.seconds for tests, outcome in zip(sets, found)}
     return {file: int(10 + 3 * known[tuple(tests)]) for file, tests in files.items()}
 

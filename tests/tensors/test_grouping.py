@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +22,8 @@ def plain(height: int, width: int, group: int) -> Grouping:
 
 @pytest.mark.parametrize(("shape", "side", "scale_shape", "height", "group"), [
     ((256, 384), 128, (2, 3), 128, 128), ((257, 385), 128, (3, 4), 128, 128), ((5, 7), 128, (1, 1), 128, 7),
-    ((256, 1), 128, (2, 1), 128, 1), ((4, 256, 256), 128, (4, 2, 2), 128, 128), ((4, 100, 300), 128, (4, 1, 3), 100, 128),
+    ((256, 1), 128, (2, 1), 128, 1), ((4, 256, 256), 128, (4, 2, 2), 128, 128),
+    ((4, 100, 300), 128, (4, 1, 3), 100, 128),
     ((4, 128, 7), 128, (4, 1, 1), 128, 7), ((4, 100, 1), 128, (4, 1, 1), 100, 1),
 ])  # fmt: skip
 def test_blocks(shape: tuple[int, ...], side: int, scale_shape: tuple[int, ...], height: int, group: int) -> None:
@@ -94,7 +94,7 @@ def test_a_sample_is_spread_evenly(height: int, width: int, group: int, size: tu
         assert found == list(plan.tiles())
         return
     assert len(found) == pieces
-    assert all(0 <= s.row and s.row + s.rows <= height and 0 <= s.col and s.col + s.cols <= width for s in found)
+    assert all(s.row >= 0 and s.row + s.rows <= height and s.col >= 0 and s.col + s.cols <= width for s in found)
     unit = math.lcm(32, plan.group)
     assert all(s.col % unit == 0 for s in found), "a piece begins a word and a group"
     taken = sum(s.rows * s.cols for s in found)
