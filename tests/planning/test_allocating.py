@@ -110,3 +110,4 @@ def test_how_far_from_the_optimum() -> None:
         return Allocation(choice=(), size=0, cost=cost, bound=bound, optimal=optimal).gap
 
     assert (gap(3.0, 2.0), gap(2.0, 2.0), gap(3.0, 2.0, True), gap(3.0, 0.0), gap(0.0, 0.0)) == (0.5, 0, 0, np.inf, 0)
+    assert gap(0.75, 0.5) == 0.5

@@ -13,7 +13,7 @@ from quantcli.scheme import MAX_GROUP
 from quantcli.tensors import rows
 from quantcli.tensors.rows import Grouping, grouping_of
 
-AXIS_1 = {"granularity": "channel", "axis": 1}
+AXIS_1: dict[str, Any] = {"granularity": "channel", "axis": 1}
 
 
 def plain(height: int, width: int, group: int) -> Grouping:
@@ -111,3 +111,10 @@ def test_a_sample_of_all_at_the_limit() -> None:
     """up to twice as many weights as asked for are all taken"""
     assert list(plain(2, 1024, 32).sample(1024, 8)) == list(plain(2, 1024, 32).tiles())
     assert len(list(plain(1, 2049, 32).sample(1024, 8))) == 8
+
+
+def test_sets_of_weights_that_share_parameters() -> None:
+    """One for a tensor, though its scale is stored for every row; else one for each scale."""
+    whole, groups = Scheme(bits=4, granularity="tensor"), Scheme(bits=4, group_size=32)
+    assert (grouping_of((6, 64), whole).sets, grouping_of((6, 64), whole).scales) == (1, 6)
+    assert grouping_of((6, 64), groups).sets == 12
