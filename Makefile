@@ -11,6 +11,7 @@
 # make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
 # make faults  an error, a call that comes short, a signal or a kill at every call of the system that a command makes
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
+# make mutate  600 small changes of the code, each against the tests of its module: what they miss (MUTATE: areas)
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults golden peers peers-fast clean
+.PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults fuzz golden mutate peers peers-fast clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -92,6 +93,9 @@ faults: $(BIN)/.installed
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py
 	$(BIN)/python tests/golden/write_outputs.py
+
+mutate: $(BIN)/.installed
+	PYTHONPATH=tests $(BIN)/python -m mutation.run $(MUTATE)
 
 peers: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from making import GOLDEN_FILES
 
 from quantcli.kernels import Sums
-from quantcli.metrics import NOTHING, Metrics, ordered_sum, total
+from quantcli.metrics import DB_PER_BIT, NOTHING, Metrics, decibels, ordered_sum, together, total
 
 GOLDEN = json.loads((GOLDEN_FILES / "minmax.json").read_text())["metrics"]
 
@@ -75,3 +75,39 @@ def test_ordered_sums_are_made_by_halves(rows: int, n: int, seed: int) -> None:
     width = 1 << (n - 1).bit_length()
     expected = [halves([*row, *[0.0] * (width - n)]) for row in values.tolist()]
     assert ordered_sum(values).tolist() == expected
+
+
+def test_decibels_of_a_bit() -> None:
+    """6.0206 dB: the known figure for twice as many steps."""
+    assert pytest.approx(6.0206, abs=1e-4) == DB_PER_BIT
+
+
+@pytest.mark.parametrize(("sse", "power"), [(0.0, 1.0), (1.0, 0.0), (math.inf, 1.0), (1.0, math.inf), (math.nan, 1.0)])
+def test_no_ratio(sse: float, power: float) -> None:
+    assert decibels(sse, power) is None
+
+
+@pytest.mark.parametrize(("found", "expected"), [
+    (Metrics(8.0, 1.0, 8, 1.0, 8), True),  # eight errors of 1
+    (Metrics(1.0, 1.0, 8, 1.0, 0), True),  # one of them, seven of 0
+    (Metrics(8.004, 1.0, 8, 1.0, 0), True), (Metrics(8.02, 1.0, 8, 1.0, 0), False),
+    (Metrics(0.9995, 1.0, 8, 1.0, 0), True), (Metrics(0.998, 1.0, 8, 1.0, 0), False),
+    (Metrics(4.0, 1.0, 1, 2.0, 1), True), (Metrics(1.0, 1.0, 1, 2.0, 0), False), (Metrics(2.0, 1.0, 1, 0.5, 0), False),
+    (Metrics(0.0, 1.0, 8, 0.0, 8), True), (Metrics(0.0, 1.0, 8, 0.0, 9), False), (Metrics(1.0, 1.0, 8, 0.0, 0), False),
+])  # fmt: skip
+def test_figures_that_contradict_each_other(found: Metrics, expected: bool) -> None:
+    """n errors of which the largest is m have squares that sum to m^2 at least and n m^2 at most, but for the last
+    digits; no more weights are clipped than there are."""
+    assert (found.contradiction is None) == expected
+
+
+def test_metrics_of_tensors_together() -> None:
+    several = [Metrics(1.0, 10.0, 4, 0.5, 2), Metrics(2.0, 20.0, 6, 0.25, 1), Metrics(4.0, 40.0, 7, 0.75, 3)]
+    assert together(several) == Metrics(7.0, 70.0, 17, 0.75, 6) == several[0] + several[1] + several[2]
+    assert together([]) == NOTHING
+
+
+def test_what_is_exact() -> None:
+    assert Metrics(0.0, 0.0, 3, 0.0, 0).exact and not Metrics(1.0, 1.0, 3, 0.0, 0).exact
+    assert Metrics(1.0, 0.0, 1, 1.0, 0).nmse is None and Metrics(0.0, 0.0, 1, 0.0, 0).nmse == 0
+    assert Metrics(1.0, 4.0, 2, 1.0, 1).mse == 0.5 and Metrics(1.0, 4.0, 2, 1.0, 1).clipped_fraction == 0.5

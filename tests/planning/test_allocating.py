@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import GOLDEN_FILES
 
-from quantcli.planning.allocate import allocate, smallest
+from quantcli.planning.allocate import Allocation, _item, _relaxed, allocate, smallest
 
 GOLDEN = json.loads((GOLDEN_FILES / "allocation.json").read_text())
 
@@ -89,3 +89,25 @@ def test_more_room_never_costs_more() -> None:
         if (found := allocate(options, int(sum(o[-1][0] for o in options) * b / 160))) is not None
     ]
     assert len(costs) > 10 and costs == sorted(costs, reverse=True)
+
+
+def test_a_budget_that_is_met_exactly() -> None:
+    """The best step, 6 bytes, leaves no room for another one; the two others cost less together and take all 10."""
+    options = [[(0, 10.0), (6, 0.0)], [(0, 8.0), (5, 0.0)], [(0, 8.0), (5, 0.0)]]
+    found = allocate(options, 10)
+    assert found is not None and found.optimal
+    assert (found.choice, found.size, found.cost) == ((0, 1, 1), 10, 10.0)
+
+
+def test_the_bound_takes_the_last_step_in_part() -> None:
+    """By hand: of 10 bytes the step of 6 saves 10, and 4 of the 5 of the next one save 6.4 of its 8: 26 - 16.4."""
+    whole = _relaxed([_item(o) for o in ([(0, 10.0), (6, 0.0)], [(0, 8.0), (5, 0.0)], [(0, 8.0), (5, 0.0)])])
+    assert whole.bound(np.array([10, 0, -1, 16, 99])).tolist() == pytest.approx([9.6, 26.0, np.inf, 0.0, 0.0])
+
+
+def test_how_far_from_the_optimum() -> None:
+    def gap(cost: float, bound: float, optimal: bool = False) -> float:
+        return Allocation(choice=(), size=0, cost=cost, bound=bound, optimal=optimal).gap
+
+    assert (gap(3.0, 2.0), gap(2.0, 2.0), gap(3.0, 2.0, True), gap(3.0, 0.0), gap(0.0, 0.0)) == (0.5, 0, 0, np.inf, 0)
+    assert gap(0.75, 0.5) == 0.5

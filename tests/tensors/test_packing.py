@@ -94,3 +94,11 @@ def test_codes_as_people_count_them() -> None:
     assert packing.signed(np.array([[0, 1]], np.uint8), Scheme(bits=1)).tolist() == [[-1, 1]]
     wide = packing.signed(np.array([[0, 65535]], np.uint16), Scheme(bits=16))
     assert wide.tolist() == [[-32768, 32767]] and wide.dtype == np.int16
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(7, np.int8), (8, np.int8), (9, np.int16), (16, np.int16)])
+def test_signed_codes_have_the_smallest_dtype_that_holds_them(bits: int, dtype: type) -> None:
+    """int8, or int16 above 8 bits"""
+    ends = np.array([[0, (1 << bits) - 1]], np.uint8 if bits <= 8 else np.uint16)
+    found = packing.signed(ends, Scheme(bits=bits))
+    assert found.dtype == dtype and found.tolist() == [[-(1 << bits - 1), (1 << bits - 1) - 1]]
