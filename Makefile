@@ -6,6 +6,9 @@
 #              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: llama.cpp, MLX and others beside it
 #              (4 minutes); make bench-methods: the table of methods
 # make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
+# make fuzz    damaged files of every kind, and arrays and schemes, for ten minutes each (SECONDS=30 TARGET=gguf: fewer;
+#              with atheris installed in the environment, guided by the code that is reached); findings go to .fuzz/
+# make sanitize  the kernels and their tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, cmake)
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
@@ -14,7 +17,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-methods emulated golden peers peers-fast clean
+.PHONY: demo test check lint docs bench bench-peers bench-methods emulated fuzz sanitize golden peers peers-fast \
+	clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -78,6 +82,12 @@ bench-methods: $(BIN)/.installed
 emulated:
 	$(PYTHON) tests/kernels/emulated.py .aarch64
 
+fuzz: $(BIN)/.installed
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),600) $(addprefix --target ,$(TARGET))
+
+sanitize: $(BIN)/.installed
+	$(BIN)/python tests/kernels/sanitized.py .sanitized
+
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py
 	$(BIN)/python tests/golden/write_outputs.py
@@ -89,4 +99,4 @@ peers-fast: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS) --fast
 
 clean:
-	rm -rf $(VENV) .venv-3.* .aarch64 $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-3.* .aarch64 .fuzz .sanitized $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
