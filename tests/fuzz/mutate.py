@@ -12,6 +12,7 @@ import io
 import json
 import random
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -175,7 +176,8 @@ def as_zip(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
         members[at] = (name, damaged(raw, chance, [m for _, m in members]))
     stream = io.BytesIO()
     method = zipfile.ZIP_DEFLATED if chance.random() < 0.1 else zipfile.ZIP_STORED
-    with zipfile.ZipFile(stream, "w", method) as archive:
+    with zipfile.ZipFile(stream, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a name occurs twice
         for name, raw in members:
             archive.writestr(zipfile.ZipInfo(name), raw, method)
     return stream.getvalue()

@@ -90,16 +90,21 @@ def wrong(array: np.ndarray, path: Path) -> str | None:
     if "scheme" not in entry or document["version"] != 1:
         return None
     x = array.astype(np.float32).astype(np.float64)
-    program, seen = reader(), []
+    program, seen = reader(), list[Any]()
     decode = program["decode"]
-    program["decode"] = lambda *arguments: seen.append(arguments) or decode(*arguments)
+
+    def decoded(*arguments: Any) -> Any:
+        seen.extend(arguments)
+        return decode(*arguments)
+
+    program["decode"] = decoded
     ((_, values),) = program["read"](path)
     error = x - values.astype(np.float64)
     told, power = float((error**2).sum()), float((x**2).sum())
     for key, own in (("sse", told), ("power", power), ("max_abs_error", float(np.abs(error).max()))):
         if not np.isclose(entry[key], own, rtol=1e-5, atol=1e-37):
             return f"{key} is {entry[key]!r} in the header, and {own!r} of what was decoded"
-    _, scheme, stored = seen[0]
+    _, scheme, stored = seen
     if scheme["format"] != "int" or scheme["bits"] == 1 or scheme.get("axis") or "scale" not in stored:
         return None
     raw, _, packed = stored["packed"]
@@ -107,7 +112,7 @@ def wrong(array: np.ndarray, path: Path) -> str | None:
     cols = x.size // rows
     u = program["codes"](raw.reshape(rows, -1), cols, bits)
     scale = program["floats"](*stored["scale"][:2]).astype(np.float64).reshape(rows, -1)
-    step = np.repeat(scale, min(scheme.get("group_size", cols), cols), axis=1)[:, :cols]
+    step = np.repeat(np.abs(scale), min(scheme.get("group_size", cols), cols), axis=1)[:, :cols]
     inner = (u > 1) & (u < (1 << bits) - 1)
     most = step * (0.5 if scheme["rounding"] == "nearest" else 1.0)
     slack = 4e-7 * (np.abs(x).reshape(rows, cols) + step * (1 << bits)) + 1e-44

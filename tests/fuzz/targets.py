@@ -131,7 +131,7 @@ def _legacy() -> list[bytes]:
 def _statistics() -> list[bytes]:
     found = []
     for full in (False, True):
-        entries = {}
+        entries: dict[str, np.ndarray] = {}
         for name, cols in ((LAYER, 64), ("model.layers.0.mlp.down_proj", 32), ("conv.weight", 36)):
             x = gaussian(99, cols, seed=5)
             second = x.T @ x / 99
