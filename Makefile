@@ -10,6 +10,8 @@
 #              --model silero=FOLDER": those too, which no package holds)
 # make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
 # make faults  an error, a call that comes short, a signal or a kill at every call of the system that a command makes
+# make fuzz    damaged files of every kind, and arrays and schemes, for ten minutes each (SECONDS=30 TARGET=gguf: fewer;
+#              with atheris installed in the environment, guided by the code that is reached); findings go to .fuzz/
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make mutate  600 small changes of the code, each against the tests of its module: what they miss (MUTATE: areas)
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
@@ -90,6 +92,9 @@ emulated:
 faults: $(BIN)/.installed
 	FAULTS=all $(BIN)/python -m pytest -n auto tests/test_faults.py tests/test_interrupts.py
 
+fuzz: $(BIN)/.installed
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),600) $(addprefix --target ,$(TARGET))
+
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py
 	$(BIN)/python tests/golden/write_outputs.py
@@ -104,4 +109,4 @@ peers-fast: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS) --fast
 
 clean:
-	rm -rf $(VENV) .venv-3.* .aarch64 $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-3.* .aarch64 .fuzz $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError, QuantcliError, UsageError, listed, printable
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
@@ -17,7 +18,6 @@ from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import COMFYUI, is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, left_out
-from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 
@@ -152,11 +152,14 @@ def _undecoded(source: Source, found: evidence.Evidence) -> DataError:
     return DataError(problem, place=[source.path], hint=hint)
 
 
+_LONG = {short: long for long, short in LONG_NAMES.items()}
+
+
 def described(views: Iterable[View]) -> str:
     """The schemes of quantized tensors, and what they are decoded to, the most frequent first."""
     counts = Counter((view.scheme or "", view.info.dtype) for view in views)
     shown = [
-        f"{in_words(scheme)} ({n} tensor{'s' if n > 1 else ''}, decoded to {scale_dtype_of(dtype)})"
+        f"{in_words(scheme)} ({n} tensor{'s' if n > 1 else ''}, decoded to {_LONG.get(dtype, dtype)})"
         for (scheme, dtype), n in counts.most_common()
     ]
     return listed(shown)

@@ -25,6 +25,10 @@ LIMITS = (512, 24, 64, 2047)
 """Limits of the searches: candidate scales, places of an end of the range, trial scales, and how much a column may
 count. common.h has the same numbers with the reasons; a library built with others is refused."""
 
+INTERFACE = 0x338A6BAC
+"""Stands for the functions of the library and the structures they take, as common.h has it: a library that was built
+from sources with others would crash Python. tests/kernels/test_interface.py says what it has to be."""
+
 
 class Library(NamedTuple):
     """The functions of the library, and the variant to use of them."""
@@ -71,7 +75,8 @@ def runnable(functions: ctypes.CDLL) -> list[str]:
 def of_another_version() -> UsageError:
     """The error about a library that was built from another version: with numpy in its place all would be slow."""
     problem = "the native kernels were built from another version of quantcli"
-    return UsageError(problem, hint=f"install quantcli again, or set {FORCE}=numpy, which is several times slower")
+    again = "install quantcli again (pip install . in its sources)"
+    return UsageError(problem, hint=f"{again}, or set {FORCE}=numpy, which is several times slower")
 
 
 def opened() -> ctypes.CDLL | None:
@@ -87,10 +92,11 @@ def opened() -> ctypes.CDLL | None:
                     functions = ctypes.CDLL(path)
                 except OSError:  # built for another machine
                     return None
-                limits = (ctypes.c_int32 * len(LIMITS))()
-                with contextlib.suppress(AttributeError):  # of one that was built before there were limits
+                limits, interface = (ctypes.c_int32 * len(LIMITS))(), None
+                with contextlib.suppress(AttributeError):  # of one that was built before there were these
                     functions.qk_limits(limits)
-                if tuple(limits) != LIMITS:
+                    interface = functions.qk_interface()
+                if tuple(limits) != LIMITS or interface != INTERFACE:
                     raise of_another_version()
                 return functions
     return None

@@ -52,6 +52,10 @@ constexpr Limits LIMITS = {
     2047,  // importance of a column: with weights of 16 bits and codes of 16 sums stay exact in 64
 };
 
+// Stands for the functions that Python calls and the structures it passes; library.py has the same number and refuses a
+// library with another one, which would crash. tests/kernels/test_interface.py says what it has to be.
+constexpr int32_t INTERFACE = 0x338a6bac;
+
 // The arguments that Python passes, field by field as records.py declares them.
 
 struct Tile {

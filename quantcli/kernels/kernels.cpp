@@ -150,6 +150,8 @@ bool has_f16c() {
 // Limits of the searches.
 QK_EXPORT void qk_limits(Limits* limits) { *limits = LIMITS; }
 
+QK_EXPORT int32_t qk_interface() { return INTERFACE; }
+
 // Highest instruction set of this CPU that a variant was compiled for: 4 (AVX-512 of Ice Lake and Zen 4), 3 (AVX2, F16C,
 // BMI2), 2 (SSE4.2) or 0.
 QK_EXPORT int32_t qk_cpu_level() {

@@ -74,7 +74,8 @@ def _entry(name: str, fields: Any, shapes: dict[tuple[int, ...], tuple[int, ...]
     begin, end = _count(offsets[0], "offset"), _count(offsets[1], "offset")
     bits = math.prod(dims) * DTYPES[dtype].bits
     if bits % 8 or end - begin != bits // 8:
-        raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, but its offsets leave {end - begin}")
+        size = f"{bits / 8:g}" if bits < 1 << 64 else "more than 2^61"
+        raise DataError(f"its {dtype} elements take {size} bytes, but its offsets leave {end - begin}")
     return Entry(TensorInfo(name, DTYPES[dtype].name, dims), begin)  # one text for all, not one of the header's
 
 

@@ -289,9 +289,14 @@ def test_the_table_in_use_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None
 @needs_native
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where numpy took its place without a word, all would be several times slower."""
-    load, problem = kernels.load.__wrapped__, "built from another version of quantcli; install quantcli again, or set"
+    load, problem = kernels.load.__wrapped__, "built from another version of quantcli; install quantcli again"
     monkeypatch.setenv("QUANTCLI_KERNELS", "native")
     monkeypatch.setattr(library, "LIMITS", (0, *library.LIMITS[1:]))
+    with pytest.raises(UsageError, match=problem):
+        load()
+    monkeypatch.undo()
+    monkeypatch.setenv("QUANTCLI_KERNELS", "native")
+    monkeypatch.setattr(library, "INTERFACE", library.INTERFACE ^ 1)
     with pytest.raises(UsageError, match=problem):
         load()
     monkeypatch.setattr(library, "find", lambda: library.Library(ctypes.CDLL(None), "base"))  # without any kernel

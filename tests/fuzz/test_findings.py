@@ -1,0 +1,26 @@
+"""What fuzzing found, each as small as it gets: refused in one line now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from golden.models import DTYPES, weights
+from making import one_line, raw_file, run, save
+
+
+def test_a_dimension_beyond_float64(tmp_path: Path) -> None:
+    """The size in the message was a float: OverflowError."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw_file({"w": {"dtype": "F32", "shape": [10**400], "data_offsets": [0, 4]}}, bytes(4)))
+    assert "take more than 2^61 bytes, but its offsets leave 4" in one_line(run("inspect", path), 1)
+
+
+def test_codes_of_a_weight_that_was_in_floats_of_8_bits(tmp_path: Path) -> None:
+    """The line about what they are decoded to had no name for that dtype: StopIteration."""
+    source = save(tmp_path / "x.safetensors", {"w": np.clip(weights(3, 70), -1, 1).astype(DTYPES["F8_E5M2"])})
+    native, options = tmp_path / "native.safetensors", "--to native --source-layout plain --bits 5 --group-size 32 -q"
+    made = run("quantize", source, "-o", native, "--no-default-keep", *options.split())
+    assert made.code == 0, made
+    moved = run("export", native, "--to", "compressed-tensors", "-o", tmp_path / "out.safetensors", "-q")
+    assert "compressed-tensors cannot store it" in one_line(moved, 2)
