@@ -75,7 +75,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     """A folder of three shards, each of which becomes two parts of an upload at 8 bits."""
-    folder, homes = tmp_path / "large", {}
+    folder, homes = tmp_path / "large", dict[str, str]()
     folder.mkdir()
     weights = (np.random.default_rng(0).standard_normal((2048, 1024)) * 0.02).astype("<f2")
     for shard in range(3):
