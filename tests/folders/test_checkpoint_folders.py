@@ -26,6 +26,7 @@ import quantcli
 from quantcli import QuantcliError
 from quantcli import open as open_model
 from quantcli.folders import resume
+from quantcli.folders import write as folders
 from quantcli.passes import quantize
 from quantcli.stores import destinations, workspace
 
