@@ -388,9 +388,10 @@ def _naming_leftovers(real: str, *, parts: bool) -> Iterator[None]:
     except UsageError:
         raise
     except BaseException:
-        from quantcli.folders import spread, write
+        from quantcli.folders import spread
+        from quantcli.stores import destinations
 
-        if left := write.left_over(real):
+        if left := destinations.left_over(real):
             options.inform(f"finished files are in {left}: run the same command with --resume to continue")
         elif parts and (made := spread.finished(real)):
             options.inform(f"finished parts are in {made}: the same command continues after them")
