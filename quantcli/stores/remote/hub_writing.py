@@ -11,8 +11,8 @@ import contextlib
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from quantcli import __version__
@@ -32,17 +32,16 @@ WEIGHTS = re.compile(
 
 T = TypeVar("T")
 
-private: ContextVar[bool] = ContextVar("private", default=False)
-"""Whether a repository that is made is private."""
-
 _settings = threading.Lock()
 
 
 @contextlib.contextmanager
 def _plainly(url: str) -> Iterator[None]:
-    """Uploads without hf_xet, and without bars of their own."""
+    """Uploads without hf_xet, bars of their own, and warnings, which tell of the library itself or of a model card that
+    is as its original was."""
     found = hub.library(url)
-    with _settings:
+    with _settings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         xet, bars = found.constants.HF_HUB_DISABLE_XET, found.utils.are_progress_bars_disabled()
         found.constants.HF_HUB_DISABLE_XET = True
         if not bars:
@@ -116,7 +115,7 @@ class HubSink:
         self._head = self._branches.get(self._branch) or self._branches.get("main") or ""
         if self._head:
             self._held = self._call(self._tree)
-        if private.get() and not self._call(lambda: self._api.model_info(self.named.repo)).private:
+        if remote.private.get() and not self._call(lambda: self._api.model_info(self.named.repo)).private:
             hint = "leave out --private, or make it private in its settings"
             raise UsageError("the repository exists and is public", place=[self.url, "--private"], hint=hint)
 
@@ -157,7 +156,7 @@ class HubSink:
         def made() -> None:
             errors = hub.library(self.url).errors
             try:
-                self._api.create_repo(self.named.repo, private=private.get() or None)
+                self._api.create_repo(self.named.repo, private=remote.private.get() or None)
             except errors.HfHubHTTPError as error:
                 status = getattr(error.response, "status_code", 0)
                 if status == 409:
@@ -176,9 +175,6 @@ class HubSink:
 
     def send(self, name: str, path: str) -> None:
         """Upload a file. Raises QuantcliError."""
-        size = os.path.getsize(path)
-        if size > LARGEST:
-            raise too_large(f"{self.url}/{name}" if self._folder else self.url, size)
         place, found = self._path(name), hub.library(self.url)
 
         def uploaded() -> Any:
@@ -252,18 +248,14 @@ class HubSink:
         def committed() -> None:
             nonlocal tries
             tries += 1
-            import warnings
-
             try:
-                with warnings.catch_warnings():  # of the model card, which is as its original was
-                    warnings.simplefilter("ignore")
-                    self._api.create_commit(
-                        self.named.repo,
-                        operations,
-                        commit_message=f"Written by quantcli {__version__}",
-                        revision=self._branch,
-                        parent_commit=self._head or None,
-                    )
+                self._api.create_commit(
+                    self.named.repo,
+                    operations,
+                    commit_message=f"Written by quantcli {__version__}",
+                    revision=self._branch,
+                    parent_commit=self._head or None,
+                )
             except found.errors.HfHubHTTPError as error:
                 if getattr(error.response, "status_code", 0) != 412:
                     raise
@@ -295,10 +287,4 @@ def _line(error: Exception) -> str:
     return " ".join(line.strip("- ") for line in str(error).splitlines() if line.strip())[:300]
 
 
-def too_large(place: str, size: int) -> UsageError:
-    """The error for a file that is too large for the hub."""
-    problem = f"{size} bytes are more than the hub takes in a file, which is {LARGEST}"
-    return UsageError(problem, place=[place], hint="split it with --max-shard-size 40GB")
-
-
-WRITER = SpooledKind(HubSink)
+WRITER = SpooledKind(HubSink, LARGEST)

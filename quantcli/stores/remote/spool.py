@@ -167,10 +167,11 @@ class SpooledFolder:
 
 
 class SpooledFile:
-    """A file that is made in the spool and sent when it is published, as an OutputFile."""
+    """A file that is made in the spool and sent when it is published, as an OutputFile. alone: whether it is all of its
+    output."""
 
-    def __init__(self, path: str, size: int, hidden: HiddenSpool) -> None:
-        self.path, self.size, self.force = path, size, True
+    def __init__(self, path: str, size: int, hidden: HiddenSpool, *, alone: bool = False) -> None:
+        self.path, self.size, self.force, self._alone = path, size, True, alone
         self._hidden, self._name = hidden, os.path.basename(path)
         self._file = files.OutputFile(os.path.join(hidden.folder, self._name), size, force=True)
 
@@ -198,6 +199,8 @@ class SpooledFile:
         self._hidden.sink.send(self._name, self._file.temp)
         self._hidden.sent = True
         self._file.discard()
+        if self._alone:
+            self._hidden.close(published=True)
 
     def withdraw(self) -> None:
         """Nothing: it has not appeared."""
@@ -205,6 +208,8 @@ class SpooledFile:
     def discard(self) -> None:
         """Remove it from the spool."""
         self._file.discard()
+        if self._alone:
+            self._hidden.close(published=False)
 
 
 class HiddenSpool:
@@ -235,10 +240,15 @@ class HiddenSpool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._open[self.folder]
         _renamed(error, self.folder, os.path.dirname(self.path))
+        self.close(published=error is None and self.sent)
+
+    def close(self, *, published: bool) -> None:
+        """Remove the spool, and make the output of what was sent, or drop it; nothing where it is closed already."""
+        if self._open.pop(self.folder, None) is None:
+            return
         self._spool.close()
-        if error is not None or not self.sent:
+        if not published:
             self.sink.abandon()
             return
         try:
@@ -252,15 +262,24 @@ class HiddenSpool:
 
 
 class SpooledKind:
-    """A kind of place to which files are sent one at a time."""
+    """A kind of place to which files are sent one at a time. most: bytes of the largest file that it takes."""
 
-    def __init__(self, sink: MakeSink) -> None:
-        self._sink = sink
+    def __init__(self, sink: MakeSink, most: int | None = None) -> None:
+        self._sink, self._most = sink, most
+
+    def check_space(self, path: str, room: int, largest: int, source: str) -> None:
+        """Raise QuantcliError where so many bytes have no room in the temporary folder, UsageError where a file of
+        `largest` bytes is not taken."""
+        if self._most is not None and largest > self._most:
+            problem = f"a file of {largest} bytes is more than the {self._most} that are taken"
+            raise UsageError(problem, place=[path], hint="split it with --max-shard-size, such as 40GB")
+        files.check_space(os.path.join(tempfile.gettempdir(), os.path.basename(path)), room, source)
 
     def file(self, path: str, size: int, *, force: bool, within: str | None) -> SpooledFile:
-        """A file to write, in the spool `within`."""
-        assert within is not None
-        return SpooledFile(path, size, HiddenSpool.of(within))
+        """A file to write, in the spool `within`, or in one of its own."""
+        if within is not None:
+            return SpooledFile(path, size, HiddenSpool.of(within))
+        return SpooledFile(path, size, self.hidden(path, force=force), alone=True)
 
     def folder(self, path: str, *, force: bool, in_place: bool) -> SpooledFolder:
         """A folder to write."""

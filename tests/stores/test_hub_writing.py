@@ -1,0 +1,250 @@
+"""Models written to the hub: one commit with all of them or none, the bytes of a local run, one line for a fault."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import contents, made
+from hub_parts import WritableHub, writable_hub
+from making import environment, one_line, run, save
+from strategies import gaussian
+
+from quantcli.stores.remote import hub_writing, reading, spool
+
+WEIGHTS = (".safetensors", ".index.json", "config.json")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
+    """A hub on which `me` and `org` may write. What huggingface_hub tries again waits for nothing."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    http = pytest.importorskip("huggingface_hub.utils._http")
+    monkeypatch.setenv("HF_TOKEN", "hf_write")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(reading, "PAUSES", [0.01])
+    spools = tmp_path / "spools"
+    spools.mkdir()
+    monkeypatch.setattr(spool.tempfile, "tempdir", str(spools))
+    with writable_hub(tmp_path / "store") as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        yield found
+    assert not list(spools.iterdir()), "a spool was left behind"
+
+
+def quantized(source: Path, output: object, *options: object) -> Any:
+    return run("quantize", source, "-o", output, "--bits", 4, *options)
+
+
+def weights(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files that do not name the output."""
+    return {name: content for name, content in files.items() if name.endswith(WEIGHTS)}
+
+
+def test_a_repository_holds_the_bytes_of_a_local_run_in_one_commit(hub: WritableHub, tmp_path: Path) -> None:
+    """Quote: "a commit to the hub at the end (`-o hf://me/repo`, `--private`, model card included)"."""
+    folder = made(tmp_path / "model")
+    assert quantized(folder, tmp_path / "local").code == 0
+    ran = quantized(folder, "hf://me/small", "--private")
+    assert ran.code == 0, ran.err
+    assert "-> hf://me/small" in ran.out
+    repo, found, local = hub.repos["me/small"], hub.content("me/small"), contents(tmp_path / "local")
+    assert repo.private and len(repo.messages) == 1
+    assert weights(found) == weights(local) and set(found) - {".gitattributes"} == set(local)
+    assert b"## How it was made" in found["README.md"]
+    assert run("verify", "hf://me/small", "--source", folder).code == 0
+
+
+def test_only_one_file_is_in_the_spool_at_a_time(
+    hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quote: "ONE file at a time"."""
+    seen, sent = [], spool.SpooledFolder.flush
+
+    def counted(self: spool.SpooledFolder) -> None:
+        seen.append(sum(len(names) for _, _, names in os.walk(self.temp)))
+        sent(self)
+
+    monkeypatch.setattr(spool.SpooledFolder, "flush", counted)
+    assert quantized(made(tmp_path / "model"), "hf://me/small").code == 0
+    assert max(seen) == 1 and len(hub.uploaded) >= 4
+
+
+@pytest.mark.parametrize("command", ["export", "dequantize"])
+def test_export_and_dequantize_write_to_the_hub(hub: WritableHub, tmp_path: Path, command: str) -> None:
+    assert quantized(made(tmp_path / "model"), tmp_path / "q", "--group-size", 32).code == 0
+    how = ["--to", "mlx"] if command == "export" else []
+    assert run(command, tmp_path / "q", *how, "-o", tmp_path / "local").code == 0
+    ran = run(command, tmp_path / "q", *how, "-o", "hf://org/out")
+    assert ran.code == 0, ran.err
+    assert weights(hub.content("org/out")) == weights(contents(tmp_path / "local"))
+
+
+def test_a_single_file_is_put_beside_others(hub: WritableHub, tmp_path: Path) -> None:
+    source = save(tmp_path / "model.safetensors", {"w": gaussian(64, 256)})
+    hub.put("me/files", {"other.gguf": b"other"})
+    assert quantized(source, tmp_path / "a.safetensors").code == 0
+    for _ in range(2):
+        ran = quantized(source, "hf://me/files/sub/a.safetensors")
+    assert ran.code == 2 and "the output exists" in one_line(ran.err)
+    assert quantized(source, "hf://me/files/sub/a.safetensors", "--force").code == 0
+    assert run("dequantize", tmp_path / "a.safetensors", "-o", "hf://me/files/float.safetensors").code == 0
+    found = hub.content("me/files")
+    assert found["sub/a.safetensors"] == (tmp_path / "a.safetensors").read_bytes()
+    assert found["other.gguf"] == b"other" and "float.safetensors" in found
+
+
+def test_an_old_model_is_replaced_whole_and_only_with_force(hub: WritableHub, tmp_path: Path) -> None:
+    """Quote: "one commit replaces the old weights and deletes those no longer belonging"."""
+    folder = made(tmp_path / "model")
+    old = {"model-00009-of-00009.safetensors": b"old", "onnx/model.onnx": b"old", "LICENSE": b"mine"}
+    hub.put("me/old", old)
+    before = hub.content("me/old")
+    ran = quantized(folder, "hf://me/old")
+    assert ran.code == 2 and "the repository has a model already" in one_line(ran.err)
+    assert hub.content("me/old") == before and not hub.uploaded
+    assert quantized(folder, "hf://me/old", "--force").code == 0
+    found = hub.content("me/old")
+    assert not {"model-00009-of-00009.safetensors", "onnx/model.onnx"} & set(found) and found["LICENSE"] == b"mine"
+    assert len(hub.repos["me/old"].messages) == 2
+
+
+def test_a_branch_is_made_with_the_commit_and_main_stays(hub: WritableHub, tmp_path: Path) -> None:
+    hub.put("me/model", {"model-old.safetensors": b"float", "LICENSE": b"mine"})
+    main = hub.content("me/model")
+    assert quantized(made(tmp_path / "model"), "hf://me/model@w4").code == 0
+    assert hub.content("me/model") == main
+    found = hub.content("me/model", "w4")
+    assert "model-old.safetensors" not in found and found["LICENSE"] == b"mine" and "config.json" in found
+    assert run("verify", "hf://me/model@w4").code == 0
+
+
+def test_what_was_uploaded_by_a_run_that_failed_is_not_sent_again(hub: WritableHub, tmp_path: Path) -> None:
+    """Quote: "what was preuploaded is not uploaded again"."""
+    folder, failing = made(tmp_path / "model"), [True]
+    hub.fault = lambda method, path, number: b"" if failing[0] and method == "PUT" and len(hub.uploaded) >= 2 else None
+    ran = quantized(folder, "hf://me/again")
+    assert ran.code == 1 and "the hub cannot be reached" in one_line(ran.err)
+    assert set(hub.content("me/again")) == {".gitattributes"}, "an unfinished model can be seen"
+    first, failing[0] = list(hub.uploaded), False
+    assert quantized(folder, "hf://me/again", "--resume").code == 0
+    assert len(first) == 2 and len(hub.uploaded) == len(set(hub.uploaded))
+    assert quantized(folder, tmp_path / "local").code == 0
+    assert weights(hub.content("me/again")) == weights(contents(tmp_path / "local"))
+
+
+def test_large_files_go_in_parts(hub: WritableHub, tmp_path: Path) -> None:
+    hub.chunk = 10_000
+    source = save(tmp_path / "model.safetensors", {"w": gaussian(256, 512)})
+    assert quantized(source, tmp_path / "a.safetensors").code == 0
+    assert quantized(source, "hf://me/parts/a.safetensors").code == 0
+    assert hub.content("me/parts")["a.safetensors"] == (tmp_path / "a.safetensors").read_bytes()
+    assert any(path.endswith("/complete") for _, path in hub.log)
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "said"),
+    [
+        ("no token", 1, "a token is needed; set HF_TOKEN"),
+        ("reads only", 1, "the token may only read"),
+        ("unknown token", 1, "no access (401)"),
+        ("no organisation", 1, "this token may not create a repository of nobody"),
+        ("a public one", 2, "the repository exists and is public"),
+        ("a tag", 2, "this is a tag"),
+        ("a commit", 2, "outputs are written to branches"),
+        ("not a repository", 2, "not the URL of a model on the hub"),
+        ("too large", 2, "split it with --max-shard-size"),
+        ("no room", 1, "not enough space"),
+        ("not of the hub", 2, "only repositories of the hub are private"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_before_a_weight_is_read(
+    hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, code: int, said: str
+) -> None:
+    output, options = "hf://me/new", list[object]()
+    if what in ("no token", "reads only", "unknown token"):
+        monkeypatch.setenv("HF_TOKEN", {"no token": "", "reads only": "hf_read"}.get(what, "hf_else"))
+    elif what == "no organisation":
+        output = "hf://nobody/new"
+    elif what in ("a public one", "a tag"):
+        hub.put("me/new", {"LICENSE": b"mine"})
+        hub.repos["me/new"].tags["v1"] = "c" * 40
+        output, options = ("hf://me/new@v1", []) if what == "a tag" else (output, ["--private"])
+    elif what == "a commit":
+        output = f"hf://me/new@{'1' * 40}"
+    elif what == "not a repository":
+        output = "hf://me"
+    elif what == "too large":
+        monkeypatch.setattr(hub_writing.WRITER, "_most", 1000)
+    elif what == "no room":
+        full = os.statvfs_result((4096, 4096, 100, 0, 0, 100, 0, 0, 0, 255))
+        monkeypatch.setattr(os, "statvfs", lambda path: full)
+    else:
+        output, options = str(tmp_path / "new"), ["--private"]
+    ran = quantized(made(tmp_path / "model"), output, *options)
+    assert ran.code == code and said in one_line(ran.err)
+    assert not hub.uploaded and not any("/commit/" in path for _, path in hub.log)
+
+
+def test_a_branch_that_moved_keeps_what_came_in_between(hub: WritableHub, tmp_path: Path) -> None:
+    hub.put("me/busy", {"LICENSE": b"mine"})
+
+    def meanwhile(method: str, path: str, number: int) -> None:
+        if path.endswith("/objects/batch") and len(hub.repos["me/busy"].messages) == 1:
+            hub.put("me/busy", {"model.safetensors": b"theirs"})
+
+    hub.fault = meanwhile
+    ran = quantized(made(tmp_path / "model"), "hf://me/busy")
+    assert ran.code == 1 and "the branch has moved since the run began" in one_line(ran.err)
+    assert hub.content("me/busy")["model.safetensors"] == b"theirs" and "config.json" not in hub.content("me/busy")
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: WritableHub, tmp_path: Path) -> None:
+    commit = WritableHub.commit
+
+    def answered(repo: Any, branch: str, files: Any, message: str) -> str:
+        sha = commit(repo, branch, files, message)
+        hub.fault = lambda method, path, number: None
+        raise ConnectionResetError(sha)
+
+    hub.commit = answered  # type: ignore[method-assign]
+    ran = quantized(made(tmp_path / "model"), "hf://me/lost")
+    assert ran.code == 0, ran.err
+    assert len(hub.repos["me/lost"].messages) == 1 and "config.json" in hub.content("me/lost")
+
+
+def test_what_the_hub_refuses_is_told(hub: WritableHub, tmp_path: Path) -> None:
+    source = save(tmp_path / "model.safetensors", {"w": gaussian(64, 256)})
+    hub.largest = 100
+    ran = quantized(source, "hf://me/new/a.safetensors")
+    assert ran.code == 1 and "the hub does not take the file" in one_line(ran.err)
+    hub.largest, hub.ignored = 1 << 40, "a.safetensors"
+    ran = quantized(source, "hf://me/new/a.safetensors")
+    assert ran.code == 1 and "the .gitignore of the repository leaves this file out" in one_line(ran.err)
+    assert set(hub.content("me/new")) == {".gitattributes"}
+
+
+def test_a_dry_run_asks_the_hub_for_nothing(hub: WritableHub, tmp_path: Path) -> None:
+    assert quantized(made(tmp_path / "model"), "hf://me/new", "--dry-run").code == 0
+    assert not hub.log
+
+
+def test_memory_does_not_grow_with_what_is_uploaded(hub: WritableHub, tmp_path: Path) -> None:
+    """Quote: "tens of MiB": a file of 128 MiB, sent whole, with what huggingface_hub itself takes."""
+    source = save(tmp_path / "model.safetensors", {f"w{i}": gaussian(4096, 1024) for i in range(16)})
+    program = (
+        "import resource, sys; from quantcli.__main__ import main; sys.argv = ['quantcli', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    words = ["quantize", source, "--bits", "8", "-o", "hf://me/big/a.safetensors", "-q", "--threads", "1"]
+    env = environment() | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write"}
+    ran = subprocess.run([sys.executable, "-c", program, *map(str, words)], env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stderr.split()[-1]) < 128 << 10
