@@ -23,6 +23,7 @@ from quantcli.planning.order import Order, made, named_by, with_usual
 from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
 from quantcli.stores import need_file, signals
+from quantcli.stores.destinations import writable
 from quantcli.stores.pipelines import others
 from quantcli.stores.places import local, pinned
 
@@ -287,7 +288,8 @@ def _ready(
     say: Callable[[str], None],
 ) -> Iterator[job.Job]:
     """The run that is asked for, ready to begin."""
-    path, name, named = pinned(fspath(src)), _path(dst), _path(asked.recipe)
+    path, named = pinned(fspath(src)), _path(asked.recipe)
+    name = None if dst is None else writable(fspath(dst))
     order = asked.order(name)
     with components.opened(path, order, asked.reading, output=name, say=say) as found:
         chosen, requests = components.requested(found, say)

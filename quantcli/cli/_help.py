@@ -32,6 +32,23 @@ class _File(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _Output(click.Path):
+    """A model to write, by its path or by a URL that can be written to."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value and not (ctx is not None and ctx.resilient_parsing):
+            from quantcli.stores.destinations import writable
+
+            try:
+                value = writable(value)
+            except UsageError as error:
+                raise error.within(param.opts[0]) if isinstance(param, click.Option) else error from None
+        return super().convert(value, param, ctx)
+
+
+OUTPUT = _Output(path_type=str)
+"""The type of an option that takes the name of a model to write."""
+
 FILE = _File(path_type=str)
 """The type of an option that takes the name of a file."""
 
@@ -69,7 +86,7 @@ class Option(click.Option):
     def __init__(self, *names: Any, group: str, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.group = group
-        if self.metavar is None and (self.words or self.type in (FILE, MODEL)):
+        if self.metavar is None and (self.words or self.type in (FILE, MODEL, OUTPUT)):
             self.metavar = "NAME" if self.words else "FILE"
 
     @property

@@ -27,7 +27,7 @@ from quantcli.errors import UsageError, listed, printable
     help="Samples: an .npz file with an array for each input of the model, whose first axis is samples.",
     group="Common",
 )
-@options.output
+@options.local_output
 @_help.option(
     "--moments",
     type=_help.Names(full="the mean product of every two inputs of a weight", diagonal="means and mean squares alone"),

@@ -32,7 +32,7 @@ def _file(_: click.Context, parameter: click.Parameter, value: str | None) -> st
 source = click.argument("src", metavar="SRC", type=_help.MODEL, callback=_file)
 """The SRC argument."""
 
-destination = click.argument("dst", metavar="DST", type=_help.FILE, callback=_file)
+destination = click.argument("dst", metavar="DST", type=_help.OUTPUT, callback=_file)
 """The DST argument, of an output that is made in several steps."""
 
 
@@ -65,18 +65,26 @@ def standard_output(output: str | None, console: Console) -> Iterator[str | None
         interrupts.forget(clean)
 
 
-def _output(text: str) -> Callable[[F], F]:
+def _output(text: str, kind: click.ParamType) -> Callable[[F], F]:  # type: ignore[type-arg,unused-ignore]
     """-o."""
-    return _help.option("-o", "--output", type=_help.FILE, callback=_file, help=text, group="Common")
+    return _help.option("-o", "--output", type=kind, callback=_file, help=text, group="Common")
 
 
-output = _help.options(
-    _output("The file to write; - is standard output."),
-    _help.option("--force", is_flag=True, help="Replace an existing output.", group="Output"),
+def _written(kind: click.ParamType) -> Callable[[F], F]:  # type: ignore[type-arg,unused-ignore]
+    """-o and --force."""
+    force = _help.option("--force", is_flag=True, help="Replace an existing output.", group="Output")
+    return _help.options(_output("The file to write; - is standard output.", kind), force)
+
+
+output = _written(_help.OUTPUT)
+"""-o and --force, of a model that may be written to a URL."""
+
+local_output = _written(_help.FILE)
+"""-o and --force, of a file of this machine."""
+
+document = _output(
+    "Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.", _help.FILE
 )
-"""-o and --force."""
-
-document = _output("Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.")
 """-o, for a file of what the command prints."""
 
 show_all = _help.option("--all", "show_all", is_flag=True, help="Show every tensor.", group="Output")

@@ -383,14 +383,15 @@ def _print_held(ready: Job) -> None:
 @contextlib.contextmanager
 def _naming_leftovers(real: str, *, parts: bool) -> Iterator[None]:
     """Say where finished files, or parts that this run's workers make, are, if an error leaves some."""
-    from quantcli.folders import spread, write
+    from quantcli.folders import spread
+    from quantcli.stores import destinations
 
     try:
         yield
     except UsageError:
         raise
     except BaseException:
-        if left := write.left_over(real):
+        if left := destinations.left_over(real):
             options.inform(f"finished files are in {left}: run the same command with --resume to continue")
         elif parts and (made := spread.finished(real)):
             options.inform(f"finished parts are in {made}: the same command continues after them")

@@ -13,7 +13,9 @@ from quantcli.layouts.loaders import decoded_experts
 from quantcli.models import Model
 from quantcli.passes import decode, outputs
 from quantcli.passes.tiles import Progress
-from quantcli.stores.folder import OutputFolder, json_bytes
+from quantcli.stores import destinations
+from quantcli.stores.destinations import Part
+from quantcli.stores.folder import json_bytes
 from quantcli.stores.pipelines import prefixed
 
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
@@ -36,13 +38,15 @@ def write(
     told = card.beside(home, side)
     original = card.original(told) if told is not None else None
     size = 0
-    with OutputFolder(path, force=force) as out:
+    with destinations.output_folder(path, force=force) as out:
         out.begin(())
         side.copy_to(out)
         for name, model in models.items():
-            part = out.part(name)
+            part = Part.of(out, name)
             place = os.path.join(part.temp, _name(model))
-            size += decode.write(model, model, place, dtype=dtype, force=True, threads=threads, progress=progress)
+            size += decode.write(
+                model, model, place, dtype=dtype, force=True, threads=threads, progress=progress, within=part.temp
+            )
             config = json_beside(model.source.beside, CONFIG)
             if config is not None:
                 part.write(CONFIG, json_bytes(without_quantization(config)))

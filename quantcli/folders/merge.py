@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,14 +21,14 @@ from quantcli.folders.shares import Share
 from quantcli.folders.write import State, WrittenFile
 from quantcli.layouts.native.document import Result
 from quantcli.passes import outputs, quantize
-from quantcli.passes.outputs import OneFile, Outgoing
+from quantcli.passes.outputs import OneFile, Outgoing, Results
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.write import publish
 from quantcli.planning.plan import check
-from quantcli.stores import assembled
+from quantcli.stores import assembled, destinations, places
 from quantcli.stores.assembled import Run
-from quantcli.stores.files import OutputFile
-from quantcli.stores.workspace import parts_of, remove
+from quantcli.stores.destinations import OutputFile, OutputFolder
+from quantcli.stores.workspace import parts_of
 from quantcli.tensors.info import TensorInfo
 
 MISSING_SHOWN = 12
@@ -139,18 +139,9 @@ def _assembled(
     file: OneFile, path: str, model: Outgoing, pieces: Pieces, results: Mapping[str, Result], *, within: str | None
 ) -> OutputFile:
     """A file that has all its bytes, but not yet its name."""
-    runs = dict[str, list[Run]]()
-    for name in file.tensors:
-        piece = pieces[name]
-        for output, (*_, home, start) in zip(model.conversion.jobs[name].outputs, piece.values["outputs"]):
-            run = int(start), file.offsets[output.name], output.nbytes
-            runs.setdefault(os.path.join(piece.folder, home), []).append(run)
-    alike = [p for p, own in runs.items() if os.path.getsize(p) == file.size and all(a == b for a, b, _ in own)]
-    base = max(alike, key=lambda p: sum(size for *_, size in runs[p]), default=None)
-    out = assembled.begin(path, file.size, within=within, base=base, runs=runs.pop(base) if base is not None else ())
+    runs = _runs(file, model, pieces)
+    out = assembled.begin(path, file.size, within=within, runs=runs)
     try:
-        for other, own in runs.items():
-            assembled.copy(out, other, own)
         for offset, text in file.between(results):
             out.write(offset, text)
         out.sync()
@@ -161,15 +152,41 @@ def _assembled(
     return out
 
 
+def _runs(file: OneFile, model: Outgoing, pieces: Pieces) -> dict[str, list[Run]]:
+    """What of a file is where in the files of parts, by their paths."""
+    runs = dict[str, list[Run]]()
+    for name in file.tensors:
+        piece = pieces[name]
+        for output, (*_, home, start) in zip(model.conversion.jobs[name].outputs, piece.values["outputs"]):
+            run = int(start), file.offsets[output.name], output.nbytes
+            runs.setdefault(os.path.join(piece.folder, home), []).append(run)
+    return runs
+
+
+def _taken(file: OneFile, name: str, out: OutputFolder, runs: Mapping[str, Sequence[Run]], results: Results) -> bool:
+    """Take over a file that one part has written whole, where that costs no copy; whether it was. name: in the output
+    folder."""
+    if len(runs) != 1:
+        return False
+    [(path, own)] = runs.items()
+    if not places.is_url(path) or any(there != here for there, here, _ in own):
+        return False
+    with closing(places.opened(path)) as made:
+        same = made.size == file.size and all(made.read(at, len(text)) == text for at, text in file.between(results))
+    return same and out.take(name, path)
+
+
 def fill(planned: Planned, pieces: Pieces, options: Options, state: State) -> None:
     """Put the files of a model into its part of a folder."""
     final = _final(planned, pieces, options)
     state.plan, state.model, state.results = final.plan, final.model, results_of(pieces)
     for unit in shares.units(final, folder=True, base=""):
         for file in outputs.files(final.model, unit.cut, final.source.path):
-            target = os.path.join(state.part.temp, file.name)
-            with _assembled(file, target, final.model, pieces, state.results, within=None) as out:
-                out.publish()
+            runs = _runs(file, final.model, pieces)
+            if not _taken(file, state.part.named(file.name), state.part.out, runs, state.results):
+                target = os.path.join(state.part.temp, file.name)
+                with _assembled(file, target, final.model, pieces, state.results, within=state.part.temp) as out:
+                    out.publish()
             state.files.append(WrittenFile(file.name, file.size, file.tensors))
 
 
@@ -178,7 +195,7 @@ def to_file(planned: Planned, pieces: Pieces, path: str, options: Options) -> Wr
     final, results = _final(planned, pieces, options), results_of(pieces)
     folder, base = os.path.split(path)
     with ExitStack() as stack:
-        within = stack.enter_context(quantize.cleared(path, force=options.force))
+        within = stack.enter_context(destinations.cleared(path, force=options.force))
         [unit] = shares.units(final, folder=False, base=base)
         files = outputs.files(final.model, unit.cut, final.source.path)
         quantize.check_second(files, path, final.source, force=options.force)
@@ -208,4 +225,4 @@ def share_of(planned: Planned, pieces: Pieces, options: Options) -> Written:
 
 def cleared(path: str) -> None:
     """Remove the parts of an output that is complete."""
-    remove(parts_of(path), strict=False)
+    destinations.remove(parts_of(path))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,11 +27,10 @@ from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished, Journal, Ledger
 from quantcli.folders.shares import Share, Task, Unit
 from quantcli.passes import outputs
-from quantcli.passes.outputs import OneFile
+from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.quantize import Options, write_part
-from quantcli.stores import Source
-from quantcli.stores.files import check_space
-from quantcli.stores.folder import OutputFolder
+from quantcli.stores import Source, destinations, places
+from quantcli.stores.destinations import Part
 from quantcli.stores.places import read_small
 from quantcli.stores.workspace import is_own, parts_of
 from quantcli.tensors.info import TensorInfo
@@ -97,9 +96,10 @@ class Made:
 
     def damaged(self, *, threads: int = 0) -> str | None:
         """The first file that is missing or has another size, or with threads other bytes, than was written."""
+        there = destinations.sizes(self.folder)
         for name, known in self.files.items():
             path = os.path.join(self.folder, name)
-            if not os.path.isfile(path) or os.path.getsize(path) != known.size:
+            if there.get(name) != known.size:
                 return name
             if threads and not resume.is_intact(path, known, threads, runs_of(known, name)):
                 return name
@@ -109,6 +109,9 @@ class Made:
 def found(path: str) -> list[Share]:
     """The parts of an output that are complete. path: its real path."""
     hidden = parts_of(path)
+    if places.is_url(path):
+        ends = [name.split("/") for name in destinations.sizes(hidden)]
+        return _shares(end[0] for end in ends if end[1:] == [FINISHED])
     if os.path.lexists(hidden) and not is_own(hidden, stat.S_ISDIR):
         raise QuantcliError("not a folder of this user", place=[path, hidden], hint="remove it")
     try:
@@ -117,6 +120,11 @@ def found(path: str) -> list[Share]:
         return []
     except OSError as error:
         raise os_error(error, path) from None
+    return _shares(names)
+
+
+def _shares(names: Iterable[str]) -> list[Share]:
+    """The parts that folders of these names hold."""
     read = [name.split("-of-") for name in names if not name.startswith(".")]
     known = [Share(int(p[0]), int(p[1])) for p in read if len(p) == 2 and p[0].isdigit() and p[1].isdigit()]
     return sorted(known, key=lambda share: (share.count, share.number))
@@ -206,16 +214,17 @@ def run(
     notes = [] if known is None else [f"part {share.name} was damaged and is made again"]
     hidden = parts_of(path)
     try:
-        os.makedirs(hidden, exist_ok=True)
+        if not places.is_url(path):
+            os.makedirs(hidden, exist_ok=True)
     except OSError as error:
         raise os_error(error, path) from None
-    with OutputFolder(folder_of(path, share), force=True) as out:
+    with destinations.output_folder(folder_of(path, share), force=True, in_place=True) as out:
         size = sum(parts[task.model].model.nbytes(name) for task in tasks for name in task.tensors)
         plain = {"asked": dict(request.asked), "source": dict(request.source)}
         ledger = Ledger(out, plain, resumed=True, hint=f"remove {hidden}")
         ledger.earlier = {name: f for name, f in ledger.earlier.items() if _usable(name, f)}
         held = sum(n for name, f in ledger.earlier.items() for _, n in runs_of(f, name))
-        check_space(out.path, max(size - held, 0), source)
+        destinations.check_space(out.path, max(size - held, 0), source)
         for task in tasks:
             _do(task, parts[task.model], units[task.model][task.unit], ledger, options)
         text = json.dumps({**plain, "line": list(request.line), "folder": request.folder}, indent=1).encode()
@@ -248,7 +257,7 @@ def _known(path: str, share: Share, request: Request) -> Made | None:
 
 def _do(task: Task, planned: Planned, unit: Unit, ledger: Ledger, options: Options) -> None:
     """Do a task, unless an interrupted run has, and record it."""
-    part, own = ledger.out.part(task.model), set(task.tensors)
+    part, own = Part.of(ledger.out, task.model), set(task.tensors)
     earlier = {
         name: f
         for name, f in ledger.earlier.items()
@@ -276,8 +285,9 @@ def make(planned: Planned, unit: Unit, task: Task, folder: str, options: Options
     plan, model = planned.plan, planned.model
     own = replace(options, force=True)
     while True:
-        files = _files(outputs.files(model, unit.cut, planned.source.path), task)
-        outcome = write_part(unit.source, model, files, folder, own, whole=planned.source)
+        whole = outputs.files(model, unit.cut, planned.source.path)
+        files = _files(whole, task, None if destinations.has_holes(folder) else model)
+        outcome = write_part(unit.source, model, files, folder, own, within=folder, whole=planned.source)
         if not outcome.amendments:
             break
         plan = plan.amended(outcome.amendments)
@@ -301,27 +311,34 @@ def make(planned: Planned, unit: Unit, task: Task, folder: str, options: Options
     return made
 
 
-def _files(files: Sequence[OneFile], task: Task) -> list[OneFile]:
-    """The files of a task, with its own tensors alone."""
+def _files(files: Sequence[OneFile], task: Task, packed: Outgoing | None) -> list[OneFile]:
+    """The files of a task, with its own tensors alone, where they will be. packed: the model of which they follow each
+    other instead, where files cannot have holes."""
     if task.whole:
         return list(files)
     own = set(task.tensors)
     held = [(file, tuple(name for name in file.tensors if name in own)) for file in files]
-    return [file if names == file.tensors else file.fragment(names) for file, names in held if names]
+
+    def cut(file: OneFile, names: tuple[str, ...]) -> OneFile:
+        if packed is None:
+            return file.fragment(names)
+        return file.packed(names, {o.name: o.nbytes for name in names for o in packed.conversion.jobs[name].outputs})
+
+    return [file if names == file.tensors else cut(file, names) for file, names in held if names]
 
 
 def runs_of(finished: Finished, name: str) -> list[tuple[int, int]]:
     """The bytes that tensors take in a file, in order, each run by its place and size. name: of the file, with or
     without the folder that it is in."""
     own_file = os.path.basename(name)
-    places = sorted(
+    placed = sorted(
         (int(at), TensorInfo(own, dtype, tuple(shape)).nbytes)
         for values in finished.made.values()
         for own, dtype, shape, file, at in values["outputs"]
         if file == own_file
     )
     runs = list[tuple[int, int]]()
-    for at, size in places:
+    for at, size in placed:
         if runs and sum(runs[-1]) == at:
             runs[-1] = runs[-1][0], runs[-1][1] + size
         elif size:

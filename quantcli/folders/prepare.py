@@ -5,7 +5,6 @@ A pipeline is written as a folder of the same components, with all files around 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.scopes import scope
-from quantcli.stores import Source
+from quantcli.stores import Source, places
 from quantcli.stores.pipelines import prefixed
 
 
@@ -82,9 +81,9 @@ def destination(
     if home:
         real = target if dry_run else export.check_output_folder(home, target, [home, *read], force=force)
         known = components.weights(sources, kept)
-        return os.path.realpath(real), sidefiles.of_folder(home, os.path.realpath(real), known)
+        return places.real(real), sidefiles.of_folder(home, places.real(real), known)
     real = target if dry_run else export.check_output(sources[""], target, folder=folder, force=force, read=read)
-    return real, sidefiles.of(sources[""], os.path.realpath(real), folder=folder)
+    return real, sidefiles.of(sources[""], places.real(real), folder=folder)
 
 
 def ready(

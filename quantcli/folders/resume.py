@@ -28,6 +28,7 @@ from quantcli.passes.quantize import Options
 from quantcli.passes.tiles import COPY, once, walk
 from quantcli.planning.entry import UNTOLD, with_float32_scales, without_statistics
 from quantcli.planning.plan import Plan
+from quantcli.stores import destinations, places
 from quantcli.stores.files import InputFile
 from quantcli.tensors.decided import Decided, Kept
 from quantcli.tensors.digest import Digested
@@ -35,7 +36,7 @@ from quantcli.tensors.second_order import Output
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
-    from quantcli.stores.folder import OutputFolder, Part
+    from quantcli.stores.destinations import OutputFolder, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,10 @@ class Ledger:
     @property
     def size(self) -> int:
         """Bytes of the files that an interrupted run has finished."""
-        taken = [os.path.join(self.out.temp, name) for name in self.earlier]
-        return sum(os.path.getsize(path) for path in taken if os.path.isfile(path))
+        if not self.earlier:
+            return 0
+        there = destinations.sizes(self.out.temp)
+        return sum(there.get(name, 0) for name in self.earlier)
 
     def restart(self, part: Part) -> None:
         """Declare that all files of a part are made again."""
@@ -178,8 +181,12 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def file_digest(path: str, threads: int, runs: Sequence[tuple[int, int]] | None = None) -> str:
-    """The digest of a file's bytes; runs: of these alone, one after another, each by its place and size."""
-    with contextlib.closing(InputFile(path)) as file:
+    """The digest of a file's bytes; runs: of these alone, one after another, each by its place and size. Of a file
+    behind a URL what its server tells that it has: only the server knows when it changes, and reading all of it again
+    would take as long as writing it."""
+    with contextlib.closing(places.opened(path)) as file:
+        if places.is_url(path):
+            return file.stamp.replace(path, "")
         read = file.read_into if runs is None else _Runs(file, runs).read
         whole = Digested(read, file.size if runs is None else sum(size for _, size in runs), "xxh3")
         walk([once(whole.alone(COPY))], threads=threads)
@@ -279,7 +286,7 @@ def check_same(path: str, file: OneFile, found: Mapping[str, Made], source: Sour
     results = {name: m.result for name, m in found.items()}
     wrong = _changed(source, found, options)
     if not wrong:
-        with contextlib.closing(InputFile(path)) as written:
+        with contextlib.closing(places.opened(path)) as written:
             same = written.size == file.size
             same = same and all(written.read(at, len(piece)) == piece for at, piece in file.between(results))
         if same:

@@ -27,7 +27,7 @@ from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.terminal import size as shown_size
 
 if TYPE_CHECKING:
-    from quantcli.stores.folder import OutputFolder
+    from quantcli.stores.destinations import OutputFolder
 
 CONFIG, CARD = "config.json", "README.md"
 

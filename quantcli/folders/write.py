@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -29,13 +28,12 @@ from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.planning.plan import Plan, check
-from quantcli.stores import Source
+from quantcli.stores import Source, destinations
 from quantcli.stores.checkpoint import INDEX, output_name
-from quantcli.stores.files import check_space
-from quantcli.stores.folder import OutputFolder, Part, json_bytes
+from quantcli.stores.destinations import OutputFolder, Part
+from quantcli.stores.folder import json_bytes
 from quantcli.stores.pipelines import prefixed
 from quantcli.stores.places import read_small
-from quantcli.stores.workspace import is_own, partial_of
 from quantcli.strict import strict_json
 
 if TYPE_CHECKING:
@@ -107,13 +105,13 @@ def quantized(
     """
     configs = {name: json_beside(part.source.beside, CONFIG) for name, part in parts.items()}
     asked = {name: resume.asked(part.source, part.plan, options) for name, part in parts.items()}
-    with OutputFolder(path, force=options.force) as out:
+    with destinations.output_folder(path, force=options.force) as out:
         ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed)
         size = sum(part.model.nbytes(t.info.name) for part in parts.values() for t in part.model.tensors)
-        check_space(out.path, side.size + (max(size - ledger.size, 0) if fill is None else 0), src)
+        destinations.check_space(out.path, side.size + (max(size - ledger.size, 0) if fill is None else 0), src)
         side.copy_to(out)
         written = {
-            name: _filled(name, part, out.part(name), options, ledger, configs[name], fill)
+            name: _filled(name, part, Part.of(out, name), options, ledger, configs[name], fill)
             for name, part in parts.items()
         }
         notes = [prefixed(name, line) for name, part in written.items() for line in part.notes]
@@ -188,7 +186,9 @@ def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: 
     """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
     file = cutter.file(piece)
     own = replace(options, force=True)
-    outcome = write_part(piece.source, state.model, [file], state.part.temp, own, whole=state.source)
+    outcome = write_part(
+        piece.source, state.model, [file], state.part.temp, own, within=state.part.temp, whole=state.source
+    )
     if not outcome.amendments:
         path = os.path.join(state.part.temp, piece.cut.name)
         made = {name: resume.as_values(state.model.by_name[name], r) for name, r in outcome.results.items()}
@@ -311,12 +311,6 @@ def _index(source: Source, model: Outgoing, files: Sequence[WrittenFile]) -> byt
     return json_bytes({**found, "metadata": metadata, "weight_map": dict(sorted(homes.items()))})
 
 
-def left_over(path: str) -> str | None:
-    """The hidden folder that an interrupted run on a destination has left, if there is one to go on with."""
-    partial = partial_of(path)
-    return partial if is_own(os.path.join(partial, "journal"), stat.S_ISREG) else None
-
-
 # ---- codes that are only moved ----------------------------------------------------------------------------------
 
 
@@ -337,16 +331,16 @@ def move(
     planned = {name: _files_of(export) for name, export in exports.items()}
     sizes = {name: sum(file.size for _, file in files) for name, files in planned.items()}
     first, original = next(iter(exports.values())), card.beside(home, side)
-    check_space(path, sum(sizes.values()) + side.size, home or first.model.source.path)
+    destinations.check_space(path, sum(sizes.values()) + side.size, home or first.model.source.path)
     found = {}
-    with OutputFolder(path, force=force) as out:
+    with destinations.output_folder(path, force=force) as out:
         out.begin(())
         side.copy_to(out)
         for name, export in exports.items():
-            source, model, part = export.model.source, export.outgoing, out.part(name)
+            source, model, part = export.model.source, export.outgoing, Part.of(out, name)
             exact: dict[str, bool] = {}
             for shard, file in planned[name]:
-                exact |= export.files(shard, [file], part.temp, force=True).exact
+                exact |= export.files(shard, [file], part.temp, force=True, within=part.temp).exact
             files = [WrittenFile(file.name, file.size, file.tensors) for _, file in planned[name]]
             _describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
             found[name] = Moved(sizes[name], exact)

@@ -13,7 +13,7 @@ from quantcli.errors import DataError, printable
 from quantcli.floats import plain_metadata
 from quantcli.models import Model, View
 from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
-from quantcli.stores.files import OutputFile, check_space
+from quantcli.stores import destinations
 from quantcli.stores.safetensors import lay_out
 from quantcli.tensors.info import TensorInfo
 
@@ -27,10 +27,12 @@ def write(
     force: bool,
     threads: int,
     progress: Progress | None,
+    within: str | None = None,
 ) -> int:
     """Write the tensors of a model, as `views` shows them, to a safetensors file; its size in bytes.
 
-    dtype: the safetensors dtype of decoded tensors instead of their own. Raises QuantcliError.
+    dtype: the safetensors dtype of decoded tensors instead of their own. within: the hidden folder in which the file is
+    made, None for one of its own. Raises QuantcliError.
     """
     infos = {name: _target(view, dtype) for name, view in views.items()}
     metadata = plain_metadata(model.source)
@@ -38,8 +40,8 @@ def write(
         places = lay_out(list(infos.values()), metadata)
     except DataError as error:
         raise error.within(model.source.path) from None
-    check_space(path, places.size, model.source.path)
-    with OutputFile(path, places.size, force=force) as out:
+    destinations.check_space(path, places.size, model.source.path)
+    with destinations.file(path, places.size, force=force, within=within) as out:
         advance = begun(progress, sum(i.nbytes for i in infos.values()))
 
         def visit(view: View, at: int) -> Visit:

@@ -21,16 +21,14 @@ from quantcli.models import view_of
 from quantcli.passes import compare, outputs
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
-from quantcli.passes.quantize import check_second, cleared
+from quantcli.passes.quantize import check_second
 from quantcli.passes.requantize import decoded
 from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning.entry import quantized
 from quantcli.scheme import scale_dtype_of
-from quantcli.stores import Source, places
+from quantcli.stores import Source, destinations, places
 from quantcli.stores.derived import Derived
-from quantcli.stores.files import check_destination, check_space
-from quantcli.stores.folder import check_folder
 from quantcli.tensors.decided import Decided, Kept
 from quantcli.tensors.fit import Misfit
 
@@ -72,13 +70,13 @@ def check_output(source: Source, output: str, *, folder: bool, force: bool, read
         others = [
             stack.enter_context(closing(places.opened(path, hold=False))) for path in read if places.is_file(path)
         ]
-        return check_destination(output, force=force, sources=[*inputs, *others])
+        return destinations.check_file(output, force=force, sources=[*inputs, *others])
 
 
 def check_output_folder(source: str, output: str, paths: Sequence[str], *, force: bool) -> str:
     """The real path of a folder to write, in which none of these inputs lies. source: the input. Raises UsageError or
     QuantcliError."""
-    real = check_folder(output, force=force, source=source)
+    real = destinations.check_folder(output, force=force, source=source)
     if any(places.real(path).startswith(os.path.join(real, "")) for path in paths):
         raise UsageError("the input is in this folder, which would be replaced", place=[output])
     return real
@@ -206,7 +204,7 @@ def to_file(export: Export, path: str, *, force: bool) -> tuple[int, dict[str, b
         model = replace(model, document="none")
     files = outputs.files(model, outputs.whole(source, model, base), source.path)
     check_second(files, path, source, force=force)
-    check_space(path, sum(f.size for f in files), source.path)
-    with cleared(path, force=force) as within:
+    destinations.check_space(path, sum(f.size for f in files), source.path)
+    with destinations.cleared(path, force=force) as within:
         outcome = export.files(source, files, folder, force=force, within=within)
     return sum(f.size for f in files), outcome.exact

@@ -213,6 +213,18 @@ class OneFile:
         tensors are written is a placeholder."""
         return replace(self, tensors=tensors, between=lambda results: self.between(None), sparse=True)
 
+    def packed(self, tensors: tuple[str, ...], nbytes: Mapping[str, int]) -> OneFile:
+        """Only some of its tensors, one after another in their order and without a header, for places where files
+        have no holes. nbytes: of its outputs."""
+        own = sorted((at, name) for name, at in self.offsets.items() if name in nbytes)
+        offsets, end = dict[str, int](), 0
+        for _, name in own:
+            offsets[name] = end
+            end += nbytes[name]
+        return replace(
+            self, tensors=tensors, size=end, offsets=offsets, between=_always(()), check=lambda path, name: None
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:

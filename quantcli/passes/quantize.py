@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,9 +24,7 @@ from quantcli.passes.write import write as write_files
 from quantcli.planning.entry import with_float32_scales, without_statistics
 from quantcli.planning.plan import Plan, check
 from quantcli.scheme import AUTO
-from quantcli.stores import Source, is_stream
-from quantcli.stores.files import check_destination, check_space
-from quantcli.stores.workspace import Workspace
+from quantcli.stores import Source, destinations, is_stream, places
 from quantcli.tensors import api
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.fit import NotFinite
@@ -73,12 +71,13 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
     """
     folder, base = os.path.split(path)
     with ExitStack() as stack:
-        within = None if model.to is None else stack.enter_context(cleared(path, force=options.force))
+        own = model.to is None and not places.is_url(path)
+        within = None if own else stack.enter_context(destinations.cleared(path, force=options.force))
         while True:
             files = outputs.files(model, outputs.whole(source, model, base), source.path)
             check_second(files, path, source, force=options.force)
             size = sum(f.size for f in files)
-            check_space(path, size, source.path)
+            destinations.check_space(path, size, source.path)
             outcome = write_part(source, model, files, folder, options, within=within)
             if not outcome.amendments:
                 model.written()
@@ -89,19 +88,11 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
             model = outputs.planned(plan, source, digest=options.digest)
 
 
-@contextmanager
-def cleared(path: str, *, force: bool) -> Iterator[str]:
-    """A hidden folder beside a file to write, emptied of what a run that was killed has left in it."""
-    with Workspace(path, force=force) as workspace:
-        workspace.clear()
-        yield workspace.folder
-
-
 def check_second(files: list[OneFile], path: str, source: Source, *, force: bool) -> None:
     """Raise UsageError where a file of an output beside the one that was named is in the way."""
     folder, base = os.path.split(path)
     for file in (file for file in files if file.name != base):
-        check_destination(os.path.join(folder, file.name), force=force, sources=list(source.files()))
+        destinations.check_file(os.path.join(folder, file.name), force=force, sources=list(source.files()))
 
 
 def write_part(

@@ -24,8 +24,8 @@ from quantcli.passes.outputs import OneFile
 from quantcli.passes.producing import Produce, Producer
 from quantcli.passes.stacking import Stacked
 from quantcli.passes.tiles import Progress, Visit, begun, finish, once, walk
-from quantcli.stores.files import OutputFile
-from quantcli.stores.workspace import remove
+from quantcli.stores import destinations
+from quantcli.stores.destinations import OutputFile
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.second_order import Degenerate
@@ -86,7 +86,7 @@ def write(
     with ExitStack() as stack:
         outs = [
             stack.enter_context(
-                OutputFile(os.path.join(folder, f.name), f.size, force=force, within=within, sparse=f.sparse)
+                destinations.file(os.path.join(folder, f.name), f.size, force=force, within=within, sparse=f.sparse)
             )
             for f in files
         ]
@@ -116,7 +116,7 @@ def publish(outs: Sequence[OutputFile], *, force: bool) -> None:
         for out in reversed(outs):
             out.publish()
             if not force:
-                undo.callback(remove, out.path)
+                undo.callback(out.withdraw)
         undo.pop_all()
 
 
@@ -212,7 +212,7 @@ class _Pass:
 
     def _piece(self, producer: Producer, job: Job, piece: Piece, share: int) -> bool:
         with producer.piece() as codes:
-            same = piece(codes, partial(self._put, job, OutputFile.write))
+            same = piece(codes, partial(self._put, job, _at_once))
         self._advance(share)
         return same
 
@@ -231,6 +231,10 @@ class _Pass:
             if (at := file.offsets.get(name)) is not None:
                 return out, at
         raise AssertionError(f"{name}: in no file")
+
+
+def _at_once(out: OutputFile, offset: int, data: memoryview) -> None:
+    out.write(offset, data)
 
 
 class _Gathered:

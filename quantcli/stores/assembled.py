@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from quantcli import interrupts
 from quantcli.errors import DataError, os_error
+from quantcli.stores import destinations, places
+from quantcli.stores.destinations import OutputFile as Destination
 from quantcli.stores.files import InputFile, OutputFile
 
 _COPY = 1 << 23
@@ -20,24 +22,55 @@ Run = tuple[int, int, int]
 _UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
 
 
-def begin(path: str, size: int, *, within: str | None, base: str | None, runs: Sequence[Run]) -> OutputFile:
-    """A file to complete at `path`. base: a file of the same size that has some of its bytes in place, in these runs;
-    it is the same file from now on where the file system has links, else they are copied. within: as of OutputFile."""
+def begin(path: str, size: int, *, within: str | None, runs: Mapping[str, Sequence[Run]]) -> Destination:
+    """A file at `path` that has these runs of other files, by their paths, and is still to be completed. within: as of
+    destinations.file.
+
+    Of files that have their bytes where they will be, and the same size, the one that has most of them is the same file
+    from now on, where the file system has links.
+    """
+    if places.is_url(path):
+        return _begun_remote(path, size, within, runs)
+    alike = [p for p, own in runs.items() if os.path.getsize(p) == size and all(a == b for a, b, _ in own)]
+    base = max(alike, key=lambda p: sum(nbytes for *_, nbytes in runs[p]), default=None)
     out = OutputFile(path, size, force=True, within=within, sparse=base is not None)
-    if base is None:
-        return out
     try:
-        with interrupts.deferred():
-            linked = f"{out.temp}.link"
-            try:
-                os.link(base, linked, follow_symlinks=False)
-                os.replace(linked, out.temp)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.unlink(linked)
-                copy(out, base, runs)
-            else:
-                out.reopen()
+        if base is not None and not _linked(out, base):
+            copy(out, base, runs[base])
+        for other, own in runs.items():
+            if other != base:
+                copy(out, other, own)
+    except BaseException:
+        out.discard()
+        raise
+    return out
+
+
+def _linked(out: OutputFile, base: str) -> bool:
+    """Have an output be the same file as another one; whether the file system can do that."""
+    with interrupts.deferred():
+        linked = f"{out.temp}.link"
+        try:
+            os.link(base, linked, follow_symlinks=False)
+            os.replace(linked, out.temp)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(linked)
+            return False
+        out.reopen()
+        return True
+
+
+def _begun_remote(path: str, size: int, within: str | None, runs: Mapping[str, Sequence[Run]]) -> Destination:
+    """A file behind a URL, filled from its beginning to its end: whatever is begun is in memory until it is full."""
+    out = destinations.file(path, size, force=True, within=within)
+    try:
+        with contextlib.ExitStack() as stack:
+            opened = {p: stack.enter_context(contextlib.closing(places.opened(p))) for p in runs}
+            joined = [(at, start, nbytes, p) for p, own in runs.items() for start, at, nbytes in _joined(own)]
+            for at, start, nbytes, p in sorted(joined):
+                for done in range(0, nbytes, _COPY):
+                    out.write(at + done, opened[p].read(start + done, min(_COPY, nbytes - done)))
     except BaseException:
         out.discard()
         raise

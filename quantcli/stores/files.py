@@ -350,6 +350,11 @@ class OutputFile:
             raise os_error(error, self.path) from None
         sync_folder(self.folder)
 
+    def withdraw(self) -> None:
+        """Remove the file that was published, as far as that is possible."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
     def discard(self) -> None:
         """Remove the hidden file, if it still exists."""
         if self._fd >= 0:

@@ -12,7 +12,6 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -83,14 +82,12 @@ class OutputFolder:
             elif os.path.relpath(path, self.temp) not in keep or not is_own(path, stat.S_ISREG):
                 remove(path)
 
-    def part(self, name: str) -> Part:
-        """A subfolder that one of several models fills; of an empty name the folder itself."""
-        part = Part(self, name)
+    def make(self, name: str) -> None:
+        """Make a subfolder, of an empty name the folder itself."""
         try:
-            os.makedirs(part.temp, exist_ok=True)
+            os.makedirs(os.path.join(self.temp, name), exist_ok=True)
         except OSError as error:
-            raise os_error(error, part.path) from None
-        return part
+            raise os_error(error, os.path.join(self.path, name) if name else self.path) from None
 
     def record(self, journal: bytes) -> None:
         """Record what has been finished: it is kept if the run is interrupted from now on."""
@@ -143,6 +140,10 @@ class OutputFolder:
         except OSError as error:
             raise os_error(error, os.path.join(self.path, new)) from None
 
+    def take(self, name: str, path: str) -> bool:
+        """No: files of this machine are linked (see assembled), which is as fast."""
+        return False
+
     def publish(self) -> None:
         """Move the folder into place; an old one is exchanged in one step, then removed."""
         sync_folder(self.temp)
@@ -163,36 +164,6 @@ class OutputFolder:
             with contextlib.suppress(OSError):
                 remove(self._workspace.journal)  # nothing is left to resume
         sync_folder(self.parent)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The part of an output folder that one model fills: names in it are those of its files."""
-
-    out: OutputFolder
-    name: str = ""
-
-    def named(self, name: str) -> str:
-        """The name in the whole folder of a file of this part."""
-        return os.path.join(self.name, name)
-
-    @property
-    def temp(self) -> str:
-        """Where it is made."""
-        return os.path.normpath(os.path.join(self.out.temp, self.name))
-
-    @property
-    def path(self) -> str:
-        """Where it will be."""
-        return os.path.normpath(os.path.join(self.out.path, self.name))
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a side file and sync it to disk."""
-        self.out.write(self.named(name), content)
-
-    def rename(self, old: str, new: str) -> None:
-        """Rename a file."""
-        self.out.rename(self.named(old), self.named(new))
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

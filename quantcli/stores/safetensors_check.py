@@ -8,15 +8,16 @@ Reference: safetensors, Format.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from json import loads
 from json.encoder import encode_basestring_ascii as quoted
-from typing import BinaryIO
 
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, os_error, printable
+from quantcli.errors import DataError, printable
+from quantcli.stores import places
+from quantcli.stores.files import InputFile
 from quantcli.tensors.info import TensorInfo
 
 _TEXT = rb'[^"\\\x00-\x1f\x80-\xff]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f\x80-\xff]*)'
@@ -36,13 +37,11 @@ _AT_ONCE = 512
 def check(path: str, shown: str, infos: Sequence[TensorInfo], offsets: Mapping[str, int], header: int) -> None:
     """Raise DataError unless a file holds these tensors, one after another at their offsets behind a header of so many
     bytes, and nothing else. shown: its name for the error."""
-    try:
-        with open(path, "rb") as file:
-            size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
-            wrong = None if 8 + length == header else "its header has another length"
-            wrong = wrong or _problem(_Text(file, length), infos, offsets, header, size)
-    except OSError as error:
-        raise os_error(error, shown) from None
+    with contextlib.closing(places.opened(path)) as file:
+        size = file.size
+        length = int.from_bytes(file.read(0, 8), "little") if size >= 8 else 0
+        wrong = None if 8 + length == header else "its header has another length"
+        wrong = wrong or _problem(_Text(file, length), infos, offsets, header, size)
     if wrong is not None:
         raise DataError(f"the output is not as it was written: {wrong}", place=[shown])
 
@@ -50,8 +49,9 @@ def check(path: str, shown: str, infos: Sequence[TensorInfo], offsets: Mapping[s
 class _Text:
     """The text of a header, read as it is needed."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: InputFile, size: int) -> None:
         self._file, self._left, self._text, self._at = file, size, b"", 0
+        self._end = 8 + size
 
     def passes(self, text: bytes) -> bool:
         """Whether this text comes next, which is passed then."""
@@ -84,7 +84,8 @@ class _Text:
         return not self._left and self._at == len(self._text)
 
     def _read(self) -> None:
-        block = self._file.read(min(_BLOCK, self._left))
+        start = self._end - self._left
+        block = self._file.read(start, min(_BLOCK, self._left, max(self._file.size - start, 0)))
         self._left = self._left - len(block) if block else 0
         self._text, self._at = self._text[self._at :] + block, 0
 

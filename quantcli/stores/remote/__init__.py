@@ -80,6 +80,13 @@ def store(url: str) -> Store:
     return found
 
 
+def forget() -> None:
+    """Believe no list of files and no content that was read before: something was written."""
+    with _lock:
+        _known.clear()
+        _contents.clear()
+
+
 def files(folder: str) -> Mapping[str, int | None]:
     """The files below a folder, listed at most once a minute."""
     scheme, _, rest = folder.partition("://")

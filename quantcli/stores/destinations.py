@@ -1,0 +1,310 @@
+"""Where outputs are written: folders of this machine, and places behind URLs that can be written to.
+
+All that writes a model asks here for a file, a folder or the hidden folder beside one, and gets one of this machine or
+one behind a URL by the path alone. What a kind of place must have is said by the protocols below:
+
+    OutputFile      takes bytes at any offset, from several threads, and appears when it is published
+    OutputFolder    takes files and small texts, remembers what is finished, and appears when it is published
+    HiddenFolder    the place beside an output in which it is made, used by one run at a time
+
+What is in a hidden folder can be read under `temp` by everything that reads models, a path or a URL as the output is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from quantcli.errors import UsageError
+from quantcli.stores import files, folder, places, remote, workspace
+from quantcli.stores.files import InputFile
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+
+WRITERS = {"s3": "bucket"}
+"""The module for each scheme of a URL that outputs are written to."""
+
+
+class OutputFile(Protocol):
+    """A file that takes its name only when it is complete. temp: where its bytes can be read once it is synced. Leaving
+    the context without `publish` leaves nothing behind."""
+
+    path: str
+    temp: str
+    size: int
+    force: bool
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def write(self, offset: int, data: memoryview | bytes | bytearray) -> None:
+        """Write all of `data` at `offset`; safe from several threads. No byte is written twice."""
+
+    def sync(self) -> None:
+        """Declare that all bytes are written: from now on they can be read at `temp`."""
+
+    def publish(self) -> None:
+        """Give the file its name; it appears at once and whole."""
+
+    def withdraw(self) -> None:
+        """Remove a file that was published, because others that belong to it could not be."""
+
+    def discard(self) -> None:
+        """Remove what is not published."""
+
+
+class HiddenFolder(Protocol):
+    """The place in which an output is made, used by one run at a time. folder: where it is."""
+
+    folder: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def clear(self) -> None:
+        """Remove what a run that was killed has left."""
+
+
+class OutputFolder(Protocol):
+    """A folder that appears only when it is complete. temp: where it is made, and its files can be read. found: the
+    journal of an interrupted run, None where there was none. hold: whether an error leaves what an interrupted run has
+    finished. Leaving the context without `publish` removes everything, unless files are finished that another run can
+    go on with. in_place: whether a file in it counts only once those of `write` are there, so that it is made where it
+    will be."""
+
+    path: str
+    temp: str
+    found: bytes | None
+    hold: bool
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def begin(self, keep: Collection[str]) -> None:
+        """Start with exactly these files of the interrupted run."""
+
+    def make(self, name: str) -> None:
+        """Make a subfolder, of an empty name the folder itself."""
+
+    def record(self, journal: bytes) -> None:
+        """Record what has been finished: it is kept if the run is interrupted from now on."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+
+    def copy(self, name: str, file: InputFile) -> None:
+        """Copy a file of any size."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file of the folder."""
+
+    def take(self, name: str, path: str) -> bool:
+        """Take over a finished file from elsewhere without copying its bytes; whether that is possible."""
+
+    def publish(self) -> None:
+        """Give the folder its name, with all its files."""
+
+
+class Kind(Protocol):
+    """A kind of place behind a URL that outputs are written to."""
+
+    def file(self, path: str, size: int, *, force: bool, within: str | None) -> OutputFile:
+        """A file to write. within: the hidden folder in which it is made; None to make one."""
+
+    def folder(self, path: str, *, force: bool, in_place: bool) -> OutputFolder:
+        """A folder to write."""
+
+    def hidden(self, path: str, *, force: bool) -> HiddenFolder:
+        """The hidden folder beside an output."""
+
+    def check(self, path: str, *, force: bool) -> None:
+        """Raise UsageError where there is an output already and `force` is not given, QuantcliError where nothing can
+        be written."""
+
+    def sizes(self, folder: str) -> Mapping[str, int]:
+        """Bytes of all files below a folder as they are now, by path below it."""
+
+    def remove(self, path: str) -> None:
+        """Remove a folder with its contents, if it exists."""
+
+    def resumable(self, path: str) -> bool:
+        """Whether an interrupted run has left finished files of an output folder."""
+
+
+def writable(path: str) -> str:
+    """A path that an output can be written to, of a URL without a slash at its end. Raises UsageError for URLs that
+    nothing is written to, and leaves out what may be secret in them."""
+    if not places.is_url(path):
+        return path
+    scheme = remote.scheme_of(path)
+    if scheme not in WRITERS:
+        kinds = ", ".join(f"{name}://" for name in WRITERS)
+        raise UsageError(
+            f"nothing is written to {scheme}://", place=[_shown(path)], hint=f"name a path, or a URL of {kinds}"
+        )
+    bucket, _, key = path.partition("://")[2].rstrip("/").partition("/")
+    if not bucket or not key or any(step in ("", ".", "..") for step in key.split("/")):
+        hint = f"it has the form {scheme}://bucket/folder or {scheme}://bucket/file.safetensors"
+        raise UsageError("an output needs a name in a bucket", place=[path], hint=hint)
+    return path.rstrip("/")
+
+
+def _shown(path: str) -> str:
+    return re.sub("://[^/@]*@", "://", path.partition("?")[0])
+
+
+def _kind(path: str) -> Kind:
+    """The kind of place that a URL names. Raises UsageError where what writes there is not installed."""
+    module = importlib.import_module(f"quantcli.stores.remote.{WRITERS[remote.scheme_of(writable(path))]}")
+    found: Kind = module.WRITER
+    return found
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def file(path: str, size: int, *, force: bool, within: str | None = None, sparse: bool = False) -> OutputFile:
+    """A file to write. within: the hidden folder in which it is made, of a file in an output folder that folder; None
+    for one of its own. sparse: whether much of it stays empty."""
+    if places.is_url(path):
+        return _kind(path).file(path, size, force=force, within=within)
+    return files.OutputFile(path, size, force=force, within=within, sparse=sparse)
+
+
+def output_folder(path: str, *, force: bool, in_place: bool = False) -> OutputFolder:
+    """A folder to write. in_place: as OutputFolder has it; folders of this machine are renamed at no cost."""
+    if places.is_url(path):
+        return _kind(path).folder(path, force=force, in_place=in_place)
+    return folder.OutputFolder(path, force=force)
+
+
+@contextmanager
+def cleared(path: str, *, force: bool) -> Iterator[str]:
+    """A hidden folder beside a file to write, emptied of what a run that was killed has left in it."""
+    hidden: AbstractContextManager[HiddenFolder] = (
+        _kind(path).hidden(path, force=force) if places.is_url(path) else workspace.Workspace(path, force=force)
+    )
+    with hidden as found:
+        found.clear()
+        yield found.folder
+
+
+def has_holes(path: str) -> bool:
+    """Whether a file may have bytes that nobody has written, which take no room: objects in buckets have no such."""
+    return not places.is_url(path)
+
+
+# ---- what may be written ----------------------------------------------------------------------------------------
+
+
+def check_file(path: str, *, force: bool, sources: Sequence[InputFile]) -> str:
+    """The real path of a file to write. Raises UsageError, DataError and QuantcliError as files.check_destination."""
+    if not places.is_url(path):
+        return files.check_destination(path, force=force, sources=list(sources))
+    path = writable(path)
+    if any(source.path == path for source in sources):
+        raise UsageError("output and input are the same file", place=[path], hint="choose another name with -o")
+    _kind(path).check(path, force=force)
+    return path
+
+
+def check_folder(path: str, *, force: bool, source: str) -> str:
+    """The real path of a folder to write. Raises UsageError and QuantcliError as folder.check_folder."""
+    if not places.is_url(path):
+        return folder.check_folder(path, force=force, source=source)
+    path = writable(path)
+    if places.real(source).rstrip("/") == path:
+        raise UsageError("output and input are the same folder", place=[path], hint="choose another name with -o")
+    _kind(path).check(path, force=force)
+    return path
+
+
+def check_space(path: str, size: int, source: str) -> None:
+    """Raise QuantcliError where there is no room for what is made from `source`, as far as that is known before."""
+    if not places.is_url(path):
+        files.check_space(path, size, source)
+
+
+# ---- what is there ----------------------------------------------------------------------------------------------
+
+
+def sizes(path: str) -> Mapping[str, int]:
+    """Bytes of all files below a folder as they are now, by path below it; empty where there is none."""
+    if places.is_url(path):
+        return _kind(path).sizes(path)
+    return {
+        os.path.relpath(os.path.join(inner, name), path): os.path.getsize(os.path.join(inner, name))
+        for inner, _, names in os.walk(path)
+        for name in names
+        if os.path.isfile(os.path.join(inner, name))
+    }
+
+
+def remove(path: str) -> None:
+    """Remove a folder with its contents as far as that is possible."""
+    if places.is_url(path):
+        _kind(path).remove(path)
+    else:
+        workspace.remove(path, strict=False)
+
+
+def left_over(path: str) -> str | None:
+    """The hidden folder that an interrupted run on an output folder has left, if there is one to go on with."""
+    hidden = workspace.partial_of(path)
+    if places.is_url(path):
+        return hidden if _kind(path).resumable(path) else None
+    return hidden if workspace.is_own(os.path.join(hidden, "journal"), stat.S_ISREG) else None
+
+
+# ---- parts of a folder --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of an output folder that one model fills: names in it are those of its files."""
+
+    out: OutputFolder
+    name: str = ""
+
+    @classmethod
+    def of(cls, out: OutputFolder, name: str) -> Part:
+        """The subfolder of this name, which is made; of an empty name the folder itself."""
+        out.make(name)
+        return cls(out, name)
+
+    def named(self, name: str) -> str:
+        """The name in the whole folder of a file of this part."""
+        return os.path.join(self.name, name)
+
+    @property
+    def temp(self) -> str:
+        """Where it is made."""
+        return os.path.join(self.out.temp, self.name) if self.name else self.out.temp
+
+    @property
+    def path(self) -> str:
+        """Where it will be."""
+        return os.path.join(self.out.path, self.name) if self.name else self.out.path
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        self.out.write(self.named(name), content)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file."""
+        self.out.rename(self.named(old), self.named(new))

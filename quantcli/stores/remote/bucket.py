@@ -1,0 +1,380 @@
+"""Outputs in buckets: made under hidden keys beside the destination, and copied to their names by the bucket itself.
+
+Of an output `models/w4` everything lies below `models/.w4.quantcli-partial/`:
+
+    lock          who is writing, renewed every 20 seconds
+    journal       what of a folder is finished
+    folder/...    the files of a folder, each an object that appeared when it was complete
+    publishing    there while files are copied to their names
+
+A bucket has no renaming of folders. So files of weights are copied first and config.json last: until then no loader
+takes the folder. A run that is killed while it copies leaves `publishing`, and the next one removes what it copied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
+
+from quantcli import interrupts
+from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.stores import remote
+from quantcli.stores.files import InputFile, another_created
+from quantcli.stores.remote import s3
+from quantcli.stores.workspace import partial_of
+
+BEAT, DEAD = 20.0, 120.0
+"""Seconds after which a lock is renewed, and after which one that was not is taken over."""
+
+_COPY = 1 << 22
+_AT_ONCE = 8
+"""Files that are copied to their names at a time."""
+
+
+# ---- one run at a time ------------------------------------------------------------------------------------------
+
+
+class _Lock:
+    """The lock of a destination. Raises QuantcliError where another run holds it."""
+
+    def __init__(self, url: str, shown: str) -> None:
+        self._url, self._shown = url, shown
+        self._ended, self.lost = threading.Event(), False
+        own = {"machine": _machine(), "process": os.getpid(), "run": os.urandom(8).hex()}
+        self._text = json.dumps(own).encode()
+        try:
+            self._tag = s3.put(url, self._text, create=True)
+        except s3.ExistsError:
+            self._tag = self._taken_over()
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def _taken_over(self) -> str:
+        found = s3.get(self._url)
+        try:
+            if found is None:
+                return s3.put(self._url, self._text, create=True)
+            if found.age < DEAD and not _dead(found.content):
+                hint = f"wait until it has ended; one that was killed is forgotten after {DEAD:.0f} s"
+                raise QuantcliError("another run is writing it", place=[self._shown], hint=hint)
+            return s3.put(self._url, self._text, match=found.tag)
+        except s3.ExistsError:
+            raise QuantcliError("another run is writing it", place=[self._shown], hint="wait until it ends") from None
+
+    def _renew(self) -> None:
+        while not self._ended.wait(BEAT):
+            try:
+                self._tag = s3.put(self._url, self._text, match=self._tag)
+            except s3.ExistsError:
+                self.lost = True
+                return
+            except QuantcliError:  # the next one may succeed; `check` finds out
+                continue
+
+    def check(self) -> None:
+        """Raise QuantcliError where another run has taken the lock over."""
+        found = s3.get(self._url)
+        if self.lost or found is None or found.content != self._text:
+            self.lost = True
+            hint = "this one did not answer for too long; the other one goes on"
+            raise QuantcliError("another run has taken over", place=[self._shown], hint=hint)
+
+    def end(self) -> None:
+        """Give the lock back."""
+        self._ended.set()
+        if not self.lost:
+            with suppress(QuantcliError):
+                s3.delete([self._url])
+
+
+def _machine() -> str:
+    """What tells this machine, since it was started, from all others; empty where that is not known."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return f"{platform.node()} {file.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    return ""
+
+
+def _dead(text: bytes) -> bool:
+    """Whether the holder of a lock was a process of this machine that is no more."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        held = json.loads(text)
+        if held["machine"] and held["machine"] == _machine() and held["process"] != os.getpid():
+            try:
+                os.kill(int(held["process"]), 0)
+            except ProcessLookupError:
+                return True
+            except OSError:
+                return False
+    return False
+
+
+class _Hidden:
+    """The hidden folder beside a destination, used by one run at a time."""
+
+    def __init__(self, path: str, *, force: bool) -> None:
+        self.path, self.folder = path, partial_of(path)
+        self.keep, self._closed = True, False
+        with interrupts.deferred():
+            self.lock = _Lock(f"{self.folder}/lock", path)
+            interrupts.remember(self.close)
+        try:
+            self.found = s3.get(f"{self.folder}/journal")
+            self.keep = self.found is not None
+            if s3.get(f"{self.folder}/publishing") is not None:
+                _delete_below(path)
+                s3.delete([f"{self.folder}/publishing"])
+            elif not force and s3.any_of(path):
+                raise another_created(path)
+            s3.abort_below(f"{self.folder}/")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> _Hidden:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def clear(self) -> None:
+        """Remove what a run that was killed has left."""
+        self.keep = False
+        s3.delete([f"{self.folder}/{name}" for name in s3.listed(f"{self.folder}/") if name != "lock"])
+
+    def close(self) -> None:
+        """Give the folder back, and remove what is in it unless that is worth keeping."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self.lock.lost:
+            with suppress(QuantcliError):
+                s3.abort_below(f"{self.folder}/")
+            if not self.keep:
+                with suppress(QuantcliError):
+                    self.clear()
+        self.lock.end()
+        remote.forget()
+        interrupts.forget(self.close)
+
+
+def _delete_below(url: str) -> None:
+    """Delete an object and all below it; what loaders look for first."""
+    names = sorted(s3.listed(f"{url}/"), key=_rank, reverse=True)
+    s3.delete([*(f"{url}/{name}" for name in names), url])
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """The order in which files of a folder get their names: what leads a loader to the others comes last."""
+    leads = ("config.json", "model_index.json", "modules.json", "finished.json")
+    return (3 if name in leads else 2 if name.endswith(".index.json") else 1 if name.endswith(".json") else 0), name
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+class _File:
+    """An object that takes its name only when it is complete; in an output folder it has its name, and the folder has
+    not."""
+
+    def __init__(self, path: str, size: int, *, force: bool, within: str | None) -> None:
+        self.path, self.size, self.force = path, size, force
+        folder, base = os.path.split(path)
+        self._hidden = _Hidden(path, force=force) if within is None else None
+        home = within or partial_of(path)
+        self._stays = home == folder
+        self.temp = path if self._stays else f"{home}/{os.urandom(4).hex()}-{base}"
+        self._there = self._published = False
+        self._upload = s3.Upload(self.temp, size, path)
+        interrupts.remember(self.discard)
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def write(self, offset: int, data: memoryview | bytes | bytearray) -> None:
+        """Write all of `data` at `offset`; safe from several threads."""
+        self._upload.write(offset, data)
+
+    def sync(self) -> None:
+        """Complete the upload: the object can be read at `temp`."""
+        self._upload.finish()
+        self._there = True
+        remote.forget()
+
+    def publish(self) -> None:
+        """Have the bucket copy the object to its name."""
+        if not self._stays:
+            if self._hidden is not None:
+                self._hidden.lock.check()
+            if not self.force and s3.any_of(self.path):
+                raise another_created(self.path)
+            s3.copy(self.temp, self.path, self.size)
+        self._published = True
+        remote.forget()
+
+    def withdraw(self) -> None:
+        """Remove the object that was published."""
+        with suppress(QuantcliError):
+            s3.delete([self.path])
+
+    def discard(self) -> None:
+        """Remove what is not published."""
+        self._upload.abort()
+        if self._there and not (self._stays and self._published):
+            with suppress(QuantcliError):
+                s3.delete([self.temp])
+        self._there = False
+        interrupts.forget(self.discard)
+        if self._hidden is not None:
+            self._hidden.close()
+
+
+# ---- folders ----------------------------------------------------------------------------------------------------
+
+
+class _Folder:
+    """A folder in a bucket that loaders take only when it is complete; see destinations.OutputFolder."""
+
+    def __init__(self, path: str, *, force: bool, in_place: bool) -> None:
+        self.path, self.force, self._in_place = path, force, in_place
+        self._hidden = _Hidden(path, force=force)
+        found = self._hidden.found
+        self.found = None if found is None else found.content
+        self.hold = self._hidden.keep
+        self.temp = path if in_place else f"{self._hidden.folder}/folder"
+        self._from: dict[str, str] = {}
+        self._texts: dict[str, bytes] = {}
+
+    def __enter__(self) -> _Folder:
+        return self
+
+    def begin(self, keep: Collection[str]) -> None:
+        """Start with exactly these files of the interrupted run."""
+        self._hidden.keep = bool(keep)
+        if not keep:
+            s3.delete([f"{self._hidden.folder}/journal"])
+        there = sorted(s3.listed(f"{self.temp}/"), key=_rank, reverse=True)
+        s3.delete([f"{self.temp}/{name}" for name in there if name not in keep])
+        remote.forget()
+        self.hold = False
+
+    def make(self, name: str) -> None:
+        """Nothing: buckets have no folders."""
+
+    def record(self, journal: bytes) -> None:
+        """Record what has been finished."""
+        s3.put(f"{self._hidden.folder}/journal", journal)
+        self._hidden.keep = True
+
+    def write(self, name: str, content: bytes) -> None:
+        """Keep a small file until the folder is published."""
+        self._texts[name] = content
+
+    def copy(self, name: str, file: InputFile) -> None:
+        """Upload a file of any size."""
+        with _File(f"{self.temp}/{name}", file.size, force=True, within=os.path.dirname(f"{self.temp}/{name}")) as out:
+            for start in range(0, file.size, _COPY):
+                out.write(start, file.read(start, min(_COPY, file.size - start)))
+            out.sync()
+            out.publish()
+
+    def rename(self, old: str, new: str) -> None:
+        """Remember that a file gets another name when it is copied."""
+        self._from[new] = self._from.pop(old, f"{self.temp}/{old}")
+
+    def take(self, name: str, path: str) -> bool:
+        """Remember that a file is copied from elsewhere."""
+        self._from[name] = path
+        return True
+
+    def publish(self) -> None:
+        """Give the files their names, those last that lead loaders to the others."""
+        self._hidden.lock.check()
+        if not self._in_place:
+            self._copied()
+        for name in sorted(self._texts, key=_rank):
+            s3.put(f"{self.path}/{name}", self._texts[name])
+        s3.delete([f"{self._hidden.folder}/publishing"])
+        self._hidden.keep = self.hold = False
+        remote.forget()
+
+    def _copied(self) -> None:
+        """Copy the files to their names."""
+        if not self.force and s3.any_of(self.path):
+            self._hidden.keep = self.hold = False
+            raise another_created(self.path)
+        renamed = {url: name for name, url in self._from.items()}
+        made = {f"{self.temp}/{name}": size for name, size in s3.listed(f"{self.temp}/").items()}
+        for url in self._from.values():
+            if url not in made:
+                made[url] = s3.listed(url)[""]
+        jobs = {renamed.get(url, url[len(self.temp) + 1 :]): (url, size) for url, size in made.items()}
+        s3.put(f"{self._hidden.folder}/publishing", b"")
+        self._hidden.keep = True
+        _delete_below(self.path)
+        first = [name for name in jobs if _rank(name)[0] == 0]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda name: s3.copy(jobs[name][0], f"{self.path}/{name}", jobs[name][1]), first))
+        for name in sorted(jobs.keys() - set(first), key=_rank):
+            s3.copy(jobs[name][0], f"{self.path}/{name}", jobs[name][1])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        fault = isinstance(error, (DataError, UsageError))  # running it again would fail the same way
+        if error is None or (fault and not self.hold):
+            self._hidden.keep = False
+        if self._in_place and error is not None and not self._hidden.keep and not self._hidden.lock.lost:
+            with suppress(QuantcliError):
+                _delete_below(self.path)
+        self._hidden.close()
+        if isinstance(error, QuantcliError):
+            error.place = [place.replace(self.temp, self.path, 1) for place in error.place]
+
+
+class _Bucket:
+    """Buckets of S3 as a kind of destination."""
+
+    def file(self, path: str, size: int, *, force: bool, within: str | None) -> _File:
+        """An object to write."""
+        return _File(path, size, force=force, within=within)
+
+    def folder(self, path: str, *, force: bool, in_place: bool) -> _Folder:
+        """A folder to write."""
+        return _Folder(path, force=force, in_place=in_place)
+
+    def hidden(self, path: str, *, force: bool) -> _Hidden:
+        """The hidden folder beside an output."""
+        return _Hidden(path, force=force)
+
+    def check(self, path: str, *, force: bool) -> None:
+        """Raise UsageError where there is an output already, QuantcliError where there is no such bucket."""
+        there = s3.any_of(path)
+        if there and not force and s3.get(f"{partial_of(path)}/publishing") is None:
+            raise UsageError("the output exists", place=[path], hint="use --force to replace it")
+
+    def sizes(self, folder: str) -> Mapping[str, int]:
+        """Bytes of all objects below a folder, by path below it."""
+        return s3.listed(f"{folder}/")
+
+    def remove(self, path: str) -> None:
+        """Remove all objects below a folder."""
+        with suppress(QuantcliError):
+            _delete_below(path)
+        remote.forget()
+
+    def resumable(self, path: str) -> bool:
+        """Whether an interrupted run has left finished files of an output folder."""
+        with suppress(QuantcliError):
+            return s3.get(f"{partial_of(path)}/journal") is not None
+        return False
+
+
+WRITER = _Bucket()
