@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from quantcli import registry
 from quantcli.errors import UsageError
+from quantcli.stores import remote
 
 _SAFETENSORS = "safetensors"
 _FORMATS = {
@@ -27,7 +28,10 @@ def extension(path: str) -> str:
 
 
 def check_model(output: str | None, to: str | None) -> None:
-    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target."""
+    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target, and
+    for --private where no repository is written."""
+    if remote.private.get() and not (output or "").startswith("hf://"):
+        raise UsageError("only repositories of the hub are private", place=["--private"], hint="leave it out")
     if output is None or output == "-":
         return
     from quantcli.layouts.writer import named

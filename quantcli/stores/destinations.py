@@ -16,7 +16,7 @@ import importlib
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-WRITERS = {"s3": "bucket"}
+WRITERS = {"s3": "bucket", "gs": "object_writing", "az": "object_writing", "hf": "hub_writing"}
 """The module for each scheme of a URL that outputs are written to."""
 
 
@@ -116,6 +116,9 @@ class OutputFolder(Protocol):
     def take(self, name: str, path: str) -> bool:
         """Take over a finished file from elsewhere without copying its bytes; whether that is possible."""
 
+    def flush(self) -> None:
+        """Declare that all files made by now are finished: places that are sent one file at a time send them."""
+
     def publish(self) -> None:
         """Give the folder its name, with all its files."""
 
@@ -132,9 +135,13 @@ class Kind(Protocol):
     def hidden(self, path: str, *, force: bool) -> HiddenFolder:
         """The hidden folder beside an output."""
 
-    def check(self, path: str, *, force: bool) -> None:
+    def check(self, path: str, *, force: bool, folder: bool) -> None:
         """Raise UsageError where there is an output already and `force` is not given, QuantcliError where nothing can
-        be written."""
+        be written. folder: whether the output is one."""
+
+    def check_space(self, path: str, room: int, largest: int, source: str) -> None:
+        """Raise QuantcliError where there is no room for so many bytes at a time, UsageError where a file of `largest`
+        bytes is not taken."""
 
     def sizes(self, folder: str) -> Mapping[str, int]:
         """Bytes of all files below a folder as they are now, by path below it."""
@@ -157,6 +164,11 @@ def writable(path: str) -> str:
         raise UsageError(
             f"nothing is written to {scheme}://", place=[_shown(path)], hint=f"name a path, or a URL of {kinds}"
         )
+    if scheme == "hf":
+        from quantcli.stores.remote.hub import parsed
+
+        parsed(path)
+        return path.rstrip("/")
     bucket, _, key = path.partition("://")[2].rstrip("/").partition("/")
     if not bucket or not key or any(step in ("", ".", "..") for step in key.split("/")):
         hint = f"it has the form {scheme}://bucket/folder or {scheme}://bucket/file.safetensors"
@@ -219,7 +231,7 @@ def check_file(path: str, *, force: bool, sources: Sequence[InputFile]) -> str:
     path = writable(path)
     if any(source.path == path for source in sources):
         raise UsageError("output and input are the same file", place=[path], hint="choose another name with -o")
-    _kind(path).check(path, force=force)
+    _kind(path).check(path, force=force, folder=False)
     return path
 
 
@@ -230,13 +242,19 @@ def check_folder(path: str, *, force: bool, source: str) -> str:
     path = writable(path)
     if places.real(source).rstrip("/") == path:
         raise UsageError("output and input are the same folder", place=[path], hint="choose another name with -o")
-    _kind(path).check(path, force=force)
+    _kind(path).check(path, force=force, folder=True)
     return path
 
 
-def check_space(path: str, size: int, source: str) -> None:
-    """Raise QuantcliError where there is no room for what is made from `source`, as far as that is known before."""
-    if not places.is_url(path):
+def check_space(
+    path: str, size: int, source: str, *, largest: Callable[[], int] | None = None, together: bool = False
+) -> None:
+    """Raise QuantcliError where there is no room for what is made from `source`, as far as that is known before.
+    largest: bytes of the largest file of an output that has several; together: whether they are made at once."""
+    if places.is_url(path):
+        most = size if largest is None else largest()
+        _kind(path).check_space(path, size if together else most, most, source)
+    else:
         files.check_space(path, size, source)
 
 

@@ -294,6 +294,9 @@ class _Folder:
         self._from[name] = path
         return True
 
+    def flush(self) -> None:
+        """Nothing: files are where they are made."""
+
     def publish(self) -> None:
         """Give the files their names, those last that lead loaders to the others."""
         self._hidden.lock.check()
@@ -354,7 +357,10 @@ class _Bucket:
         """The hidden folder beside an output."""
         return _Hidden(path, force=force)
 
-    def check(self, path: str, *, force: bool) -> None:
+    def check_space(self, path: str, room: int, largest: int, source: str) -> None:
+        """Nothing: buckets have no end, and S3 takes more than any plan has."""
+
+    def check(self, path: str, *, force: bool, folder: bool) -> None:
         """Raise UsageError where there is an output already, QuantcliError where there is no such bucket."""
         there = s3.any_of(path)
         if there and not force and s3.get(f"{partial_of(path)}/publishing") is None:
