@@ -291,7 +291,7 @@ def test_outputs_and_files_of_options_are_no_urls(tmp_path: Path) -> None:
     for option in (["-o", "https://me:secret@host/a?secret"], ["--importance", "https://host/a?secret"]):
         ran = run("quantize", made_of, *option)
         assert "URL" in one_line(ran, 2) and "secret" not in ran.err
-    with pytest.raises(UsageError, match="nothing is written to them") as raised:
+    with pytest.raises(UsageError, match="nothing is written to https") as raised:
         quantcli.quantize_file(str(made_of), "https://me:secret@host/a?secret", bits=4)
     assert "secret" not in str(raised.value)
 
@@ -514,10 +514,11 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nothing(model: Path, tmp_pat
     assert {p.name for p in tmp_path.iterdir()} == {"web"}
 
 
-def test_outputs_are_not_written_to_urls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("url", ["https://host/model", "gs://bucket/model", "hf://me/model"])
+def test_urls_that_nothing_is_written_to(tmp_path: Path, url: str) -> None:
     path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
-    said = one_line(run("quantize", path, "-o", "s3://bucket/model"), 2)
-    assert "nothing is written to them" in said
+    said = one_line(run("quantize", path, "-o", url), 2)
+    assert f"nothing is written to {url.partition(':')[0]}://" in said
 
 
 def test_a_read_that_waits_ends_with_the_run() -> None:

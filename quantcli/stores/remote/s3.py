@@ -21,8 +21,9 @@ from quantcli.stores import remote
 
 LEAST, MOST_PARTS = 5 << 20, 10_000
 """Bytes that S3 wants in every part but the last, and the parts that an object may have."""
-FLIGHTS = 3
-"""Parts of a file on their way at a time: with the bytes that are being gathered about 40 MiB of memory."""
+FLIGHTS = 2
+"""Parts of a file on their way at a time: with the bytes that are being gathered about 30 MiB of memory."""
+_ZEROS = bytes(1 << 16)
 COPIED = 256 << 20
 """Bytes that S3 copies by itself in one request: more may take longer than an answer is waited for."""
 
@@ -221,6 +222,7 @@ class Upload:
         self._count = -(-size // self._part)
         self._lock, self._room = threading.Lock(), threading.Semaphore(FLIGHTS)
         self._open: dict[int, _Gathering] = {}
+        self._spare: list[bytearray] = []
         self._sent: dict[int, Future[str]] = {}
         self._failed: BaseException | None = None
         self._client, self._upload, self._pool = client(url), "", None
@@ -246,7 +248,7 @@ class Upload:
             with self._lock:
                 assert number not in self._sent, "bytes are written once"
                 if number not in self._open:
-                    self._open[number] = _Gathering(bytearray(size), size)
+                    self._open[number] = _Gathering(self._zeros(size), size)
                 gathering = self._open[number]
             gathering.buffer[inside : inside + count] = view[:count]
             with self._lock:
@@ -257,6 +259,16 @@ class Upload:
             if full:
                 self._send(number, gathering.buffer)
             offset, view = offset + count, view[count:]
+
+    def _zeros(self, size: int) -> bytearray:
+        """A buffer of zeros, one that was used before where there is one: memory that is freed is not always given
+        back."""
+        if size < self._part or not self._spare:
+            return bytearray(size)
+        found = self._spare.pop()
+        for start in range(0, size, len(_ZEROS)):
+            found[start : start + len(_ZEROS)] = _ZEROS[: size - start]
+        return found
 
     def _send(self, number: int, content: bytearray) -> None:
         assert self._pool is not None
@@ -271,6 +283,8 @@ class Upload:
                 found = self._client.upload_part(
                     **place(self._url), UploadId=self._upload, PartNumber=number + 1, Body=content
                 )
+            with self._lock:
+                self._spare += [content] if len(content) == self._part else []
             return str(found["ETag"])
         except BaseException as error:
             self._failed = self._failed or error
