@@ -76,25 +76,7 @@ def _written(kind: click.ParamType) -> Callable[[F], F]:  # type: ignore[type-ar
     return _help.options(_output("The file to write; - is standard output.", kind), force)
 
 
-def _set_private(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Have a repository that is made be private, as long as the command runs."""
-    if wanted and not ctx.resilient_parsing:
-        from quantcli.stores import remote
-
-        ctx.with_resource(remote.made_private())
-
-
-private = _help.option(
-    "--private",
-    is_flag=True,
-    expose_value=False,
-    callback=_set_private,
-    help="Make the repository of an hf:// output private, where it is new.",
-    group="Output",
-)
-"""--private."""
-
-output = _help.options(_written(_help.OUTPUT), private)
+output = _help.options(_written(_help.OUTPUT), _naming.private)
 """-o, --force and --private, of a model that may be written to a URL."""
 
 local_output = _written(_help.FILE)
