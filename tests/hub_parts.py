@@ -141,7 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
                 with self.server.lock:
                     self._answer(200, self._api(method, path, body))
         except _RefusedError as refused:
-            self._answer(refused.status, {"error": refused.message}, refused.code, refused.message)
+            told = {"error": refused.message, "errors": [{"message": refused.message}]}
+            self._answer(refused.status, told, refused.code, refused.message)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -207,7 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
             return {"name": "me", "orgs": [{"name": "org"}], "auth": {"accessToken": {"role": role}}}
         if path == "/api/validate-yaml":
             bad = b"license: [" in body
-            return {"errors": [{"message": "bad YAML"}] if bad else [], "warnings": []}
+            if bad:
+                raise _RefusedError(400, message="bad YAML")
+            return {"errors": [], "warnings": []}
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):

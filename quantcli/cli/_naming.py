@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-import click
-
 from quantcli import registry
-from quantcli.cli import _help
 from quantcli.errors import UsageError
-from quantcli.stores import remote
 
 _SAFETENSORS = "safetensors"
 _FORMATS = {
@@ -31,10 +27,7 @@ def extension(path: str) -> str:
 
 
 def check_model(output: str | None, to: str | None) -> None:
-    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target, and
-    for --private where no repository is written."""
-    if remote.private.get() and not (output or "").startswith("hf://"):
-        raise UsageError("only repositories of the hub are private", place=["--private"], hint="leave it out")
+    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target."""
     if output is None or output == "-":
         return
     from quantcli.layouts.writer import named
@@ -85,20 +78,3 @@ def rendering(output: str, kind: type) -> str:
 
     known, able_to = renderings(), able(kind)
     return known[document(output, [end for end, name in known.items() if name in able_to])]
-
-
-def _set_private(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Have a repository that is made be private, as long as the command runs."""
-    if wanted and not ctx.resilient_parsing:
-        ctx.with_resource(remote.made_private())
-
-
-private = _help.option(
-    "--private",
-    is_flag=True,
-    expose_value=False,
-    callback=_set_private,
-    help="Make the repository of an hf:// output private, where it is new.",
-    group="Output",
-)
-"""--private."""

@@ -24,7 +24,7 @@ from quantcli.passes import batches, performing
 from quantcli.passes.batches import Crew
 from quantcli.passes.performing import Failed, Opened
 from quantcli.passes.tiles import Progress, begun
-from quantcli.stores import Source, need_file
+from quantcli.stores import Source, need_file, places
 from quantcli.stores.workspace import parts_of
 
 LEAST, MOST, USUAL = 32 << 20, 1 << 30, 64
@@ -66,7 +66,7 @@ def _count(size: int) -> int:
 
 def finished(path: str) -> str | None:
     """The folder of the parts of an output that are finished; None where there are none. path: its real path."""
-    return parts_of(path) if os.path.isdir(parts_of(path)) and parts.found(path) else None
+    return parts_of(path) if (places.is_url(path) or os.path.isdir(parts_of(path))) and parts.found(path) else None
 
 
 @dataclass(frozen=True, slots=True)

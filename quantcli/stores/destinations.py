@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 WRITERS = {"s3": "bucket", "gs": "object_writing", "az": "object_writing", "hf": "hub_writing"}
 """The module for each scheme of a URL that outputs are written to."""
 
+IN_STEPS = ("s3",)
+"""Schemes where a later run finds what an earlier one has finished: for --resume, --part and --dask."""
+
 
 class OutputFile(Protocol):
     """A file that takes its name only when it is complete. temp: where its bytes can be read once it is synced. Leaving
@@ -256,6 +259,49 @@ def check_space(
         _kind(path).check_space(path, size if together else most, most, source)
     else:
         files.check_space(path, size, source)
+
+
+def is_sent(path: str) -> bool:
+    """Whether a file is made on this machine and sent when it is published, which may take long."""
+    return places.is_url(path) and remote.scheme_of(path) not in IN_STEPS
+
+
+def check_parts(path: str, *option: str) -> None:
+    """Raise UsageError for an output that cannot be made of parts, or by several processes. option: what asks for
+    that."""
+    if places.is_url(path) and remote.scheme_of(path) not in IN_STEPS:
+        problem = f"outputs of {remote.scheme_of(path)}:// are made by one process, not of parts"
+        raise UsageError(problem, place=[path, *option], hint="name a folder or s3://, and copy the result")
+
+
+def resuming(path: str) -> str | None:
+    """What --resume does not do for an output folder; None where it continues after finished files. Raises UsageError
+    where it does nothing."""
+    if not places.is_url(path) or remote.scheme_of(path) in IN_STEPS:
+        return None
+    if remote.scheme_of(path) == "hf":
+        return f"{path}: all is computed again, and what the hub has already is not uploaded again"
+    problem = f"runs that write to {remote.scheme_of(path)}:// cannot be resumed"
+    raise UsageError(problem, place=[path, "--resume"], hint="leave it out, or name a folder or s3://")
+
+
+def make_private(path: str, *, dry_run: bool) -> None:
+    """Make the repository of an output, private, where there is none. Raises UsageError for an output that is in none,
+    or in a public one, QuantcliError where it cannot be made."""
+    if not places.is_url(path) or remote.scheme_of(path) != "hf":
+        raise UsageError("only repositories of the hub are private", place=["--private"], hint="leave it out")
+    if not dry_run:
+        from quantcli.stores.remote.hub_writing import HubSink
+
+        HubSink(path, folder=True).make_private()
+
+
+def check_card(path: str, content: bytes) -> None:
+    """Raise UsageError where the hub would refuse, at the end of a run, the front matter of a model card."""
+    if places.is_url(path) and remote.scheme_of(path) == "hf":
+        from quantcli.stores.remote.hub_writing import HubSink
+
+        HubSink(path, folder=True).check_card(content)
 
 
 # ---- what is there ----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from quantcli import open as open_model
 from quantcli.folders import resume
 from quantcli.folders import write as folders
 from quantcli.passes import quantize
-from quantcli.stores import workspace
+from quantcli.stores import destinations, workspace
 
 
 @pytest.fixture
@@ -492,7 +492,7 @@ def test_a_run_with_another_target_says_what_it_removed(source: Path, failing: A
 def test_long_names(source: Path) -> None:
     name = "\u00e9" * 120
     assert run("quantize", source, "-o", name).code == 0
-    assert folders.left_over(str(Path(name).resolve())) is None
+    assert destinations.left_over(str(Path(name).resolve())) is None
 
 
 # ---- killed -----------------------------------------------------------------------------------------------------

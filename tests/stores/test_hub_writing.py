@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from checkpoints import contents, made
+from cloud_parts import Storage, storage_server
 from hub_parts import WritableHub, writable_hub
 from making import environment, one_line, run, save
 from strategies import gaussian
 
-from quantcli.stores.remote import hub_writing, reading, spool
+import quantcli
+from quantcli.stores.remote import bucket, hub_writing, object_writing, reading, spool
 
 WEIGHTS = (".safetensors", ".index.json", "config.json")
 
@@ -31,7 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub
     monkeypatch.setattr(reading, "PAUSES", [0.01])
     spools = tmp_path / "spools"
     spools.mkdir()
-    monkeypatch.setattr(spool.tempfile, "tempdir", str(spools))
+    monkeypatch.setattr(tempfile, "tempdir", str(spools))
     with writable_hub(tmp_path / "store") as found:
         monkeypatch.setattr(constants, "ENDPOINT", found.url)
         yield found
@@ -133,7 +140,8 @@ def test_what_was_uploaded_by_a_run_that_failed_is_not_sent_again(hub: WritableH
     assert "the hub cannot be reached" in one_line(ran, 1)
     assert set(hub.content("me/again")) == {".gitattributes"}, "an unfinished model can be seen"
     first, failing[0] = list(hub.uploaded), False
-    assert quantized(folder, "hf://me/again", "--resume").code == 0
+    again = quantized(folder, "hf://me/again", "--resume")
+    assert again.code == 0 and "all is computed again" in again.err
     assert len(first) == 2 and len(hub.uploaded) == len(set(hub.uploaded))
     assert quantized(folder, tmp_path / "local").code == 0
     assert weights(hub.content("me/again")) == weights(contents(tmp_path / "local"))
@@ -230,6 +238,60 @@ def test_what_the_hub_refuses_is_told(hub: WritableHub, tmp_path: Path) -> None:
     assert set(hub.content("me/new")) == {".gitattributes"}
 
 
+@pytest.mark.parametrize("scheme", ["hf", "gs", "az"])
+def test_what_is_done_in_parts_is_not_written_here(hub: WritableHub, tmp_path: Path, scheme: str) -> None:
+    source, output = made(tmp_path / "model"), f"{scheme}://me/parts"
+    for option in (["--part", "1/2"], ["--dask", "local:2"]):
+        said = one_line(quantized(source, output, *option), 2)
+        assert "are made by one process, not of parts" in said and option[0] in said
+    assert "are made by one process, not of parts" in one_line(run("merge", output), 2)
+    if scheme != "hf":
+        assert "cannot be resumed" in one_line(quantized(source, output, "--resume"), 2)
+    assert not hub.log
+
+
+def test_a_private_repository_from_python(hub: WritableHub, tmp_path: Path) -> None:
+    folder = made(tmp_path / "model")
+    quantcli.quantize_file(folder, "hf://me/mine", bits=4, private=True)
+    assert hub.repos["me/mine"].private and "config.json" in hub.content("me/mine")
+    quantcli.quantize_file(folder, "hf://me/open", bits=4)
+    assert not hub.repos["me/open"].private
+
+
+def test_a_card_that_the_hub_refuses_is_told_before_the_work(hub: WritableHub, tmp_path: Path) -> None:
+    """Quote: "a wrong request ... is refused before the first weight is read"."""
+    folder = made(tmp_path / "model")
+    (folder / "README.md").write_text("---\nlicense: [\n---\n# Model\n")
+    said = one_line(quantized(folder, "hf://me/card"), 2)
+    assert "README.md" in said and "bad YAML" in said
+    assert not hub.uploaded and not hub.repos
+
+
+def test_ctrl_c_during_an_upload_leaves_nothing(hub: WritableHub, tmp_path: Path) -> None:
+    source = save(tmp_path / "model.safetensors", {"w": gaussian(64, 256)})
+    spools, there, go = tmp_path / "own", threading.Event(), threading.Event()
+    spools.mkdir()
+
+    def waiting(method: str, path: str, number: int) -> None:
+        if method == "PUT":
+            there.set()
+            go.wait(60)
+
+    hub.fault = waiting
+    env = environment() | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write", "TMPDIR": str(spools)}
+    words = ["quantize", str(source), "--bits", "4", "-o", "hf://me/stopped/a.safetensors"]
+    process = subprocess.Popen([sys.executable, "-m", "quantcli", *words], env=env, stderr=subprocess.PIPE)
+    try:
+        assert there.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        go.set()
+        process.kill()
+    assert process.returncode == -signal.SIGINT and b"Traceback" not in said
+    assert not list(spools.iterdir()) and set(hub.content("me/stopped")) == {".gitattributes"}
+
+
 def test_a_dry_run_asks_the_hub_for_nothing(hub: WritableHub, tmp_path: Path) -> None:
     assert quantized(made(tmp_path / "model"), "hf://me/new", "--dry-run").code == 0
     assert not hub.log
@@ -237,14 +299,26 @@ def test_a_dry_run_asks_the_hub_for_nothing(hub: WritableHub, tmp_path: Path) ->
 
 def test_memory_does_not_grow_with_what_is_uploaded(hub: WritableHub, tmp_path: Path) -> None:
     """Quote: "tens of MiB": a file of 64 MiB, sent whole, with what huggingface_hub itself takes."""
-    weight = gaussian(4096, 1024)
-    source = save(tmp_path / "model.safetensors", dict.fromkeys([f"w{i}" for i in range(16)], weight))
+    kept = np.zeros((16, 1 << 20), np.float32)
+    source = save(tmp_path / "model.safetensors", {"w": gaussian(64, 256), "kept": kept})
     program = (
         "import re, sys; from quantcli.__main__ import main; sys.argv = ['quantcli', *sys.argv[1:]]\n"
         "try: main()\n"
         "finally: print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1], file=sys.stderr)"
     )
-    words = ["quantize", source, "--bits", "8", "-o", "hf://me/big/a.safetensors", "-q", "--threads", "1"]
+    words = [
+        "quantize",
+        source,
+        "--bits",
+        "8",
+        "--exclude",
+        "kept",
+        "-o",
+        "hf://me/big/a.safetensors",
+        "-q",
+        "--threads",
+        "1",
+    ]
     env = environment() | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write"}
     ran = subprocess.run([sys.executable, "-c", program, *map(str, words)], env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -322,8 +396,94 @@ def test_what_makes_a_folder_whole_is_sent_last(objects: Any, tmp_path: Path, mo
     import obstore
 
     put, sent = obstore.put, list[str]()
-    monkeypatch.setattr(obstore, "put", lambda s, key, *a, **o: (sent.append(key), put(s, key, *a, **o))[1])
+
+    def noted(store: Any, key: str, *arguments: Any, **options: Any) -> Any:
+        sent.append(key)
+        return put(store, key, *arguments, **options)
+
+    monkeypatch.setattr(obstore, "put", noted)
     assert quantized(made(tmp_path / "model"), "gs://bucket/w4").code == 0
     others = [key for key in sent if not key.endswith(("config.json", "README.md"))]
     assert "w4/model.safetensors.index.json" in others
     assert max(map(sent.index, others)) < sent.index("w4/config.json") < sent.index("w4/README.md")
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_two_runs_on_one_output(objects: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """Quote: "two drivers on one destination: one line, nothing half-written that looks whole"."""
+    source, lock = made(tmp_path / "model"), ".w4.quantcli-partial/lock"
+    flush, second = spool.SpooledFolder.flush, list[Any]()
+
+    def meanwhile(self: spool.SpooledFolder) -> None:
+        if not second:
+            second.append(None)
+            second[0] = quantized(source, f"{scheme}://bucket/w4", "--force")
+        flush(self)
+
+    monkeypatch.setattr(spool.SpooledFolder, "flush", meanwhile)
+    assert quantized(source, f"{scheme}://bucket/w4").code == 0
+    assert "another run is writing it" in one_line(second[0], 1)
+    assert "w4/config.json" in listed(objects) and lock not in listed(objects)
+    objects.put(lock, b"{}")
+    assert "another run is writing it" in one_line(quantized(source, f"{scheme}://bucket/w4", "--force"), 1)
+    monkeypatch.setattr(bucket, "DEAD", -1.0)
+    assert quantized(source, f"{scheme}://bucket/w4", "--force").code == 0
+    assert lock not in listed(objects)
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """A server of Google Cloud Storage."""
+    pytest.importorskip("obstore")
+    monkeypatch.setattr(reading, "PAUSES", [0.01])
+    with storage_server() as found:
+        account = {"gcs_base_url": found.url, "disable_oauth": True, "client_email": "", "private_key": ""}
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps({**account, "private_key_id": ""}))
+        monkeypatch.setenv("GOOGLE_BASE_URL", found.url)
+        yield found
+
+
+def test_google_cloud_storage_over_the_network(
+    google: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are sent whole and in parts, and read again."""
+    monkeypatch.setattr(object_writing, "PART", 5 << 10)
+    folder = made(tmp_path / "model")
+    assert quantized(folder, tmp_path / "local").code == 0
+    ran = quantized(folder, "gs://bucket/a/w4")
+    assert ran.code == 0, ran.err
+    local = {f"a/w4/{name}": content for name, content in contents(tmp_path / "local").items()}
+    held = {key: content for key, (content, _) in google.objects.items()}
+    assert weights(held) == weights(local) and set(held) == set(local) and not google.parts
+    assert run("verify", "gs://bucket/a/w4", "--source", folder).code == 0
+    assert "no such bucket" in one_line(quantized(folder, "gs://other/w4"), 1)
+
+
+def test_what_a_killed_run_leaves_does_not_look_whole(google: Storage, tmp_path: Path) -> None:
+    """Quote: "nothing half-written that looks whole"; a run with --force then writes over it."""
+    folder, there, go = made(tmp_path / "model"), threading.Event(), threading.Event()
+
+    def waiting(method: str, key: str) -> None:
+        if method == "PUT" and key == "w4/config.json" and not there.is_set():
+            there.set()
+            go.wait(60)
+
+    google.before = waiting
+    words = ["quantize", str(folder), "--bits", "4", "-o", "gs://bucket/w4"]
+    process = subprocess.Popen([sys.executable, "-m", "quantcli", *words], env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        assert there.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+        left = dict(google.objects)
+        google.objects.clear()  # what the server still does is for nobody
+        go.set()
+    google.objects.update(left)
+    assert "w4/model.safetensors.index.json" in left
+    assert not {"w4/config.json", "w4/README.md"} & set(left), "it looks whole"
+    assert run("inspect", "gs://bucket/w4").code != 70
+    assert "the output exists" in one_line(quantized(folder, "gs://bucket/w4"), 2)
+    ran = quantized(folder, "gs://bucket/w4", "--force")
+    assert ran.code == 0, ran.err
+    assert run("verify", "gs://bucket/w4", "--source", folder).code == 0

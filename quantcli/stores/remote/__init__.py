@@ -10,13 +10,11 @@ goes through `reading`.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantcli.errors import QuantcliError, UsageError
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 
 SCHEMES = {"hf": "hub", "s3": "cloud", "gs": "cloud", "az": "cloud", "http": "http", "https": "http"}
 """The module for each scheme of a URL."""
-
-private: ContextVar[bool] = ContextVar("private", default=False)
-"""Whether a repository that is made is private."""
 
 _FRESH = 60.0
 """Seconds for which a list of files is believed: opening a model asks for it many times. What is read afterwards is
@@ -83,16 +78,6 @@ def store(url: str) -> Store:
     module = importlib.import_module(f"quantcli.stores.remote.{SCHEMES[scheme_of(url)]}")
     found: Store = module.STORE
     return found
-
-
-@contextlib.contextmanager
-def made_private() -> Iterator[None]:
-    """Have repositories that are made within the context be private."""
-    before = private.set(True)
-    try:
-        yield
-    finally:
-        private.reset(before)
 
 
 def forget() -> None:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from quantcli import __version__
-from quantcli.errors import QuantcliError, UsageError
+from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.stores import remote
 from quantcli.stores.remote import hub
 from quantcli.stores.remote.reading import PassingError
-from quantcli.stores.remote.spool import SpooledKind
+from quantcli.stores.remote.spool import SpooledKind, interruptible
 
 LARGEST = 50 * 10**9
 """Bytes of the largest file that the hub takes by LFS."""
@@ -115,9 +115,6 @@ class HubSink:
         self._head = self._branches.get(self._branch) or self._branches.get("main") or ""
         if self._head:
             self._held = self._call(self._tree)
-        if remote.private.get() and not self._call(lambda: self._api.model_info(self.named.repo)).private:
-            hint = "leave out --private, or make it private in its settings"
-            raise UsageError("the repository exists and is public", place=[self.url, "--private"], hint=hint)
 
     def _refs(self) -> Any:
         """The branches and tags of the repository; None where there is none."""
@@ -150,13 +147,25 @@ class HubSink:
     def begin(self, *, force: bool) -> None:
         """Make the repository, where there is none. Raises QuantcliError."""
         self.check(force=force)
-        if self._branches:
-            return
+        if not self._branches:
+            self._create(private=None)
+
+    def make_private(self) -> None:
+        """Make the repository, private, where there is none. Raises UsageError where there is a public one."""
+        self._look()
+        if not self._branches:
+            self._create(private=True)
+        elif not self._call(lambda: self._api.model_info(self.named.repo)).private:
+            hint = "leave out --private, or make it private in its settings"
+            raise UsageError("the repository exists and is public", place=[self.url, "--private"], hint=hint)
+
+    def _create(self, *, private: bool | None) -> None:
+        """Make the repository. private: None for what its owner has set."""
 
         def made() -> None:
             errors = hub.library(self.url).errors
             try:
-                self._api.create_repo(self.named.repo, private=remote.private.get() or None)
+                self._api.create_repo(self.named.repo, private=private)
             except errors.HfHubHTTPError as error:
                 status = getattr(error.response, "status_code", 0)
                 if status == 409:
@@ -173,6 +182,22 @@ class HubSink:
         if not self._branches:
             self._branches = {"main": ""}
 
+    def check_card(self, content: bytes) -> None:
+        """Raise UsageError where the hub does not take the front matter of a model card."""
+        found = hub.library(self.url)
+        asked = {"repoType": "model", "content": content.decode("utf-8", "replace")}
+
+        def answer() -> Any:
+            got = found.utils.get_session().post(f"{found.constants.ENDPOINT}/api/validate-yaml", json=asked)
+            if got.status_code != 400:
+                found.utils.hf_raise_for_status(got)
+            return got.json() if got.status_code == 400 else {}
+
+        wrong = [printable(str(one.get("message")), 200) for one in self._call(answer).get("errors", [])]
+        if wrong:
+            hint = "correct the lines between --- at its beginning"
+            raise UsageError(f"the hub does not take it: {wrong[0]}", place=["README.md"], hint=hint)
+
     def send(self, name: str, path: str) -> None:
         """Upload a file. Raises QuantcliError."""
         place, found = self._path(name), hub.library(self.url)
@@ -186,7 +211,7 @@ class HubSink:
             return one
 
         with _plainly(self.url):
-            one = self._call(uploaded)
+            one = self._call(lambda: interruptible(uploaded))
         if one._should_ignore:
             hint = "take it out of there"
             raise QuantcliError(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future
 from types import TracebackType
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError, UsageError, os_error
@@ -43,14 +45,30 @@ class Sink(Protocol):
         """Remove what was sent, as far as that is possible and needed, for there will be no output."""
 
 
+T = TypeVar("T")
+
 MakeSink = Callable[[str, bool], Sink]
 """Makes a sink for a URL; whether that is of a folder."""
 
 _COPY = 1 << 22
 """Bytes of a file that are copied at a time."""
 
-LAST = ("config.json", "model_index.json", "README.md")
+LAST = ("adapter_config.json", "config.json", "modules.json", "model_index.json", "README.md")
 """Files of a folder that are sent last: without them no loader takes it."""
+
+
+def interruptible(call: Callable[[], T]) -> T:
+    """What a call returns that may take long and lets no signal end it: it is made in another thread."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 class _Spool:
