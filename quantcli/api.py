@@ -221,6 +221,7 @@ def quantize_file(
     dst: Path | None = None,
     *,
     force: bool = False,
+    private: bool = False,
     resume: bool = False,
     threads: int = 0,
     progress: Progress | None = None,
@@ -230,8 +231,8 @@ def quantize_file(
     """Quantize a file or checkpoint folder as `quantcli quantize` does; the report on it.
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
-    force: whether an existing output is replaced; resume: as the option. threads: 0 for one on each processor.
-    progress: called with the bytes done so far; say: called with what the command says on standard error.
+    force: whether an existing output is replaced; private, resume: as the options. threads: 0 for one on each
+    processor. progress: called with the bytes done so far; say: called with what the command says on standard error.
 
     Asked may be, by keyword, recipe: a file or a preset; to: the target, such as `gguf`, which the extension of `dst`
     may tell; container, include, exclude, keep_defaults, keep_embeddings, importance, statistics, allow_unweighted,
@@ -250,7 +251,7 @@ def quantize_file(
     ...     report.tensors[0].scheme, os.path.exists(dst)
     ('w8g128', True)
     """
-    with _ready(Asked.of(asked), src, dst, force=force, resume=resume, say=say) as ready:
+    with _ready(Asked.of(asked), src, dst, force=force, private=private, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
         done = ready.run(threads=threads or default_threads(), progress=progress)
@@ -283,6 +284,7 @@ def _ready(
     dst: Path | None,
     *,
     force: bool = False,
+    private: bool = False,
     resume: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None],
@@ -296,5 +298,5 @@ def _ready(
         label = job.label(next(iter(requests.values())), named)
         target, folder = prepare.place(chosen, order, name, label)
         read = [named] if named is not None else []
-        how = prepare.Writing(force=force, resume=resume, dry_run=dry_run, read=read)
+        how = prepare.Writing(force=force, private=private, resume=resume, dry_run=dry_run, read=read)
         yield prepare.ready(chosen, requests, order, target, how, shown=target, folder=folder)

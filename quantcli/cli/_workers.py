@@ -41,8 +41,12 @@ class Workers:
             raise UsageError("workers cannot read standard input", place=["--dask"], hint="name a file")
 
     def check_writing(self, src: str, part: str | None, output: str | None, asked: Mapping[str, Any]) -> None:
-        """Raise UsageError for what of quantize's options workers cannot do."""
+        """Raise UsageError for what of quantize's options workers, and parts, cannot do."""
         self.check(src)
+        if output is not None and (part is not None or self.dask is not None):
+            from quantcli.stores import destinations
+
+            destinations.check_parts(output, "--part" if part is not None else "--dask")
         if self.dask is None:
             return
         if part is not None:

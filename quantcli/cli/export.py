@@ -92,6 +92,7 @@ def command(
     target: str,
     output: str | None,
     force: bool,
+    private: bool,
     requantizing: bool,
     scheme: str | None,
     variant: str | None,
@@ -132,7 +133,9 @@ def command(
         sources = {name: model.source for name, model in moving.items()}
         folder = bool(found.home) or export.as_folder(sources[""], target, named)
         place = named or default_name(found.home or src, "", target)
-        real, side = prepare.destination(found.home, sources, found.kept, place, folder=folder, force=force)
+        real, side = prepare.destination(
+            found.home, sources, found.kept, place, folder=folder, force=force, private=private
+        )
         began = time.perf_counter()
         with console.bar(os.path.basename(output or place)) as bar:
             count = options.thread_count(threads)

@@ -37,8 +37,9 @@ def command(
     from quantcli.cli import quantize
     from quantcli.folders import merge, parts
     from quantcli.reports.run import RunReport
-    from quantcli.stores import places
+    from quantcli.stores import destinations, places
 
+    destinations.check_parts(dst)
     path = places.real(dst)
     found = merge.complete(path)
     asked = parts.request_of(path, found[0])

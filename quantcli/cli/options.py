@@ -76,8 +76,15 @@ def _written(kind: click.ParamType) -> Callable[[F], F]:  # type: ignore[type-ar
     return _help.options(_output("The file to write; - is standard output.", kind), force)
 
 
-output = _written(_help.OUTPUT)
-"""-o and --force, of a model that may be written to a URL."""
+_private = _help.option(
+    "--private",
+    is_flag=True,
+    help="Make the repository of an hf:// output private, where it is new.",
+    group="Output",
+)
+
+output = _help.options(_written(_help.OUTPUT), _private)
+"""-o, --force and --private, of a model that may be written to a URL."""
 
 local_output = _written(_help.FILE)
 """-o and --force, of a file of this machine."""

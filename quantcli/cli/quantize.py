@@ -104,6 +104,7 @@ def command(
     reading: Reading,
     output: str | None,
     force: bool,
+    private: bool,
     workers: _workers.Workers,
     console: options.Console,
     show_all: bool,
@@ -126,6 +127,7 @@ def command(
         reading=reading,
         output=output,
         force=force,
+        private=private,
         threads=workers.threads,
         console=console,
         dry_run=dry_run,
@@ -148,8 +150,8 @@ def _typed(*, absolute: bool) -> tuple[str, ...]:
 
 
 OF_A_PROCESS = (
-    "part", "threads", "force", "show_all", "as_json", "color", "verbose", "quiet", "log_file", "dry_run", "dask",
-    "worker_memory", "resume", "save_recipe",
+    "part", "threads", "force", "private", "show_all", "as_json", "color", "verbose", "quiet", "log_file", "dry_run",
+    "dask", "worker_memory", "resume", "save_recipe",
 )  # fmt: skip
 """Parameters that may differ between processes that do parts of a run."""
 
@@ -163,11 +165,12 @@ class Called:
     reading: Reading
     output: str | None
     force: bool
+    private: bool = False
     threads: int | None
     console: options.Console
-    dry_run: bool
-    resume: bool
-    share: Share | None
+    dry_run: bool = False
+    resume: bool = False
+    share: Share | None = None
     line: tuple[str, ...]
     asked: Mapping[str, Any]
     shown: str | None = None
@@ -188,9 +191,6 @@ def again(
         force=force,
         threads=None,
         console=console,
-        dry_run=False,
-        resume=False,
-        share=None,
         line=tuple(line),
         shown=shown,
         asked={"save_recipe": None} | {n: value for n, value in asked.items() if n not in other},
@@ -243,15 +243,14 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
         components.opened(src, order, reading, output=output, say=say) as found,
     ):
         saved = None if dry_run else asked["save_recipe"]
-        named_files = [asked["recipe"], asked["codebook"], order.importance_path, order.activation_scales]
-        read = [src, *named_files, *reading.loras]
+        read = [src, asked["recipe"], asked["codebook"], order.importance_path, order.activation_scales, *reading.loras]
         _check_saved(saved, named, read)
-        beside = [path for path in read[1:] if path is not None]
         how = prepare.Writing(
             force=called.force,
+            private=called.private,
             resume=called.resume,
             dry_run=dry_run,
-            read=beside,
+            read=[path for path in read[1:] if path is not None],
             share=called.share,
             line=called.line,
         )

@@ -37,6 +37,7 @@ def write_floats(
     *,
     folder: bool,
     force: bool,
+    private: bool = False,
     dtype: str | None,
     threads: int,
     bar: Callable[[], AbstractContextManager[Progress]],
@@ -45,7 +46,9 @@ def write_floats(
     """Write the floats of a quantized model to a file or a folder: their bytes, and what there is to say of them, which
     `say` is told before. bar(): shows progress. Raises QuantcliError."""
     home = home_of(found)
-    real, side = prepare.destination(found.home, found.sources, found.kept, target, folder=folder, force=force)
+    real, side = prepare.destination(
+        found.home, found.sources, found.kept, target, folder=folder, force=force, private=private
+    )
     left = [prefixed(name, line) for name, model in found.models.items() for line in left_out(model.values())]
     loading = dequantize.notes(found.models) if folder else []
     warnings = [*found.warnings, *left, *loading, *side.warnings()]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, UsageError
-from quantcli.folders import components, job, sidefiles
+from quantcli.folders import card, components, job, sidefiles
 from quantcli.folders.components import Chosen
 from quantcli.folders.job import Job, Whole
 from quantcli.folders.planned import plan_model
@@ -22,7 +22,7 @@ from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.scopes import scope
-from quantcli.stores import Source, places
+from quantcli.stores import Source, destinations, places
 from quantcli.stores.pipelines import prefixed
 
 
@@ -30,13 +30,14 @@ from quantcli.stores.pipelines import prefixed
 class Writing:
     """How an output is to be written. force: in place of one there is; resume: after the finished files of an
     interrupted run; dry_run: not at all, so that its place need not be free. read: files that are read beside the
-    source, and stay. share: the part of it that this process does, None for all; line: the command line that asks for
-    it."""
+    source, and stay. private: in a private repository, of the hub. share: the part of it that this process does, None
+    for all; line: the command line that asks for it."""
 
     force: bool = False
     resume: bool = False
     dry_run: bool = False
     read: Sequence[str] = ()
+    private: bool = False
     share: Share | None = None
     line: tuple[str, ...] = ()
 
@@ -56,10 +57,20 @@ def checked(chosen: Chosen, order: Order, target: str, how: Writing, *, folder: 
     """The real path of an output that may be written, and what becomes of the files beside the source. Raises
     UsageError, DataError and QuantcliError."""
     job.check_folder_options(folder, order, resume=how.resume)
+    if how.resume:
+        destinations.resuming(target)
     read = [*how.read, *([order.importance_path] if order.importance_path else [])]
     sources = {n: one.source for n, one in chosen.models.items()}
     return destination(
-        chosen.folder, sources, chosen.kept, target, folder=folder, force=how.force, dry_run=how.dry_run, read=read
+        chosen.folder,
+        sources,
+        chosen.kept,
+        target,
+        folder=folder,
+        force=how.force,
+        private=how.private,
+        dry_run=how.dry_run,
+        read=read,
     )
 
 
@@ -71,19 +82,28 @@ def destination(
     *,
     folder: bool,
     force: bool,
+    private: bool = False,
     dry_run: bool = False,
     read: Sequence[str] = (),
 ) -> tuple[str, SideFiles]:
     """The real path of an output that may be written, and what becomes of the files beside the weights. home: the
     folder of a pipeline, empty where there is one model. sources, kept: the models that are written anew, and those
-    that are copied. folder: whether the output is one; read: files that are read beside the sources. Raises UsageError,
+    that are copied. folder: whether the output is one; private: whether it is in a private
+    repository, of the hub, which is made here; read: files that are read beside the sources. Raises UsageError,
     DataError and QuantcliError."""
     if home:
         real = target if dry_run else export.check_output_folder(home, target, [home, *read], force=force)
-        known = components.weights(sources, kept)
-        return places.real(real), sidefiles.of_folder(home, places.real(real), known)
-    real = target if dry_run else export.check_output(sources[""], target, folder=folder, force=force, read=read)
-    return real, sidefiles.of(sources[""], places.real(real), folder=folder)
+        real = places.real(real)
+        side = sidefiles.of_folder(home, real, components.weights(sources, kept))
+    else:
+        real = target if dry_run else export.check_output(sources[""], target, folder=folder, force=force, read=read)
+        side = sidefiles.of(sources[""], places.real(real), folder=folder)
+    told = card.beside(home or sources[""].folder, side) if folder and not dry_run else None
+    if told is not None:
+        destinations.check_card(real, told)
+    if private:
+        destinations.make_private(real, dry_run=dry_run)
+    return real, side
 
 
 def ready(
@@ -117,7 +137,10 @@ def ready(
         shown=shown,
         path=real,
         folder=folder,
-        notes=tuple(prefixed(n, line) for n, part in parts.items() for line in part.notes),
+        notes=(
+            *((again,) if how.resume and (again := destinations.resuming(target)) else ()),
+            *(prefixed(n, line) for n, part in parts.items() for line in part.notes),
+        ),
         force=how.force,
         resume=how.resume,
         share=how.share,

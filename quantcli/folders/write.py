@@ -108,7 +108,8 @@ def quantized(
     with destinations.output_folder(path, force=options.force) as out:
         ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed)
         size = sum(part.model.nbytes(t.info.name) for part in parts.values() for t in part.model.tensors)
-        destinations.check_space(out.path, side.size + (max(size - ledger.size, 0) if fill is None else 0), src)
+        room = side.size + (max(size - ledger.size, 0) if fill is None else 0)
+        destinations.check_space(out.path, room, src, largest=lambda: max(map(_largest, parts.values())))
         side.copy_to(out)
         written = {
             name: _filled(name, part, Part.of(out, name), options, ledger, configs[name], fill)
@@ -119,6 +120,12 @@ def quantized(
         for source in [*(part.source for part in parts.values()), *others]:
             source.check_unchanged()
         out.publish()
+
+
+def _largest(planned: Planned) -> int:
+    """Bytes of the largest file of weights of a model."""
+    cutter = Cutter(planned.source, planned.model, planned.request.max_shard_size)
+    return max(map(cutter.size, cutter.pieces()), default=0)
 
 
 def _filled(
@@ -328,7 +335,9 @@ def move(
     planned = {name: _files_of(export) for name, export in exports.items()}
     sizes = {name: sum(file.size for _, file in files) for name, files in planned.items()}
     first, original = next(iter(exports.values())), card.beside(home, side)
-    destinations.check_space(path, sum(sizes.values()) + side.size, home or first.model.source.path)
+    room = sum(sizes.values()) + side.size
+    largest = max((file.size for files in planned.values() for _, file in files), default=0)
+    destinations.check_space(path, room, home or first.model.source.path, largest=lambda: largest)
     found = {}
     with destinations.output_folder(path, force=force) as out:
         out.begin(())
@@ -338,6 +347,7 @@ def move(
             exact: dict[str, bool] = {}
             for shard, file in planned[name]:
                 exact |= export.files(shard, [file], part.temp, force=True, within=part.temp).exact
+                out.flush()
             files = [WrittenFile(file.name, file.size, file.tensors) for _, file in planned[name]]
             _describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
             found[name] = Moved(sizes[name], exact)

@@ -206,7 +206,8 @@ def to_file(export: Export, path: str, *, force: bool) -> tuple[int, dict[str, b
         model = replace(model, document="none")
     files = outputs.files(model, outputs.whole(source, model, base), source.path)
     check_second(files, path, source, force=force)
-    destinations.check_space(path, sum(f.size for f in files), source.path)
+    most = max(f.size for f in files)
+    destinations.check_space(path, sum(f.size for f in files), source.path, largest=lambda: most, together=True)
     with destinations.cleared(path, force=force) as within:
         outcome = export.files(source, files, folder, force=force, within=within)
     return sum(f.size for f in files), outcome.exact

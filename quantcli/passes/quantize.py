@@ -77,7 +77,8 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
             files = outputs.files(model, outputs.whole(source, model, base), source.path)
             check_second(files, path, source, force=options.force)
             size = sum(f.size for f in files)
-            destinations.check_space(path, size, source.path)
+            most = max(f.size for f in files)
+            destinations.check_space(path, size, source.path, largest=lambda: most, together=True)  # noqa: B023
             outcome = write_part(source, model, files, folder, options, within=within)
             if not outcome.amendments:
                 model.written()

@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,9 @@ def _write_between(file: OneFile, out: OutputFile, outcome: Outcome) -> None:
 
 def publish(outs: Sequence[OutputFile], *, force: bool) -> None:
     """Move all files into place, the first last because it names the others; or none, where none was before."""
-    with interrupts.deferred(), ExitStack() as undo:
+    long = any(destinations.is_sent(out.path) for out in outs)  # and drops what was sent, where it is interrupted
+    together: AbstractContextManager[None] = nullcontext() if long else interrupts.deferred()
+    with together, ExitStack() as undo:
         for out in reversed(outs):
             out.publish()
             if not force:

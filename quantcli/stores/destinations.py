@@ -16,7 +16,7 @@ import importlib
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-WRITERS = {"s3": "bucket"}
+WRITERS = {"s3": "bucket", "gs": "object_writing", "az": "object_writing", "hf": "hub_writing"}
 """The module for each scheme of a URL that outputs are written to."""
+
+IN_STEPS = ("s3",)
+"""Schemes where a later run finds what an earlier one has finished: for --resume, --part and --dask."""
 
 
 class OutputFile(Protocol):
@@ -117,6 +120,9 @@ class OutputFolder(Protocol):
     def take(self, name: str, path: str) -> bool:
         """Take over a finished file from elsewhere without copying its bytes; whether that is possible."""
 
+    def flush(self) -> None:
+        """Declare that all files made by now are finished: places that are sent one file at a time send them."""
+
     def publish(self) -> None:
         """Give the folder its name, with all its files."""
 
@@ -133,9 +139,13 @@ class Kind(Protocol):
     def hidden(self, path: str, *, force: bool) -> HiddenFolder:
         """The hidden folder beside an output."""
 
-    def check(self, path: str, *, force: bool) -> None:
+    def check(self, path: str, *, force: bool, folder: bool) -> None:
         """Raise UsageError where there is an output already and `force` is not given, QuantcliError where nothing can
-        be written."""
+        be written. folder: whether the output is one."""
+
+    def check_space(self, path: str, room: int, largest: int, source: str) -> None:
+        """Raise QuantcliError where there is no room for so many bytes at a time, UsageError where a file of `largest`
+        bytes is not taken."""
 
     def sizes(self, folder: str) -> Mapping[str, int]:
         """Bytes of all files below a folder as they are now, by path below it."""
@@ -158,6 +168,11 @@ def writable(path: str) -> str:
         raise UsageError(
             f"nothing is written to {scheme}://", place=[_shown(path)], hint=f"name a path, or a URL of {kinds}"
         )
+    if scheme == "hf":
+        from quantcli.stores.remote.hub import parsed
+
+        parsed(path)
+        return path.rstrip("/")
     bucket, _, key = path.partition("://")[2].rstrip("/").partition("/")
     if not bucket or not key or any(step in ("", ".", "..") for step in key.split("/")):
         hint = f"it has the form {scheme}://bucket/folder or {scheme}://bucket/file.safetensors"
@@ -220,7 +235,7 @@ def check_file(path: str, *, force: bool, sources: Sequence[InputFile]) -> str:
     path = writable(path)
     if any(source.path == path for source in sources):
         raise UsageError("output and input are the same file", place=[path], hint="choose another name with -o")
-    _kind(path).check(path, force=force)
+    _kind(path).check(path, force=force, folder=False)
     return path
 
 
@@ -231,14 +246,63 @@ def check_folder(path: str, *, force: bool, source: str) -> str:
     path = writable(path)
     if places.real(source).rstrip("/") == path:
         raise UsageError("output and input are the same folder", place=[path], hint="choose another name with -o")
-    _kind(path).check(path, force=force)
+    _kind(path).check(path, force=force, folder=True)
     return path
 
 
-def check_space(path: str, size: int, source: str) -> None:
-    """Raise QuantcliError where there is no room for what is made from `source`, as far as that is known before."""
-    if not places.is_url(path):
+def check_space(
+    path: str, size: int, source: str, *, largest: Callable[[], int] | None = None, together: bool = False
+) -> None:
+    """Raise QuantcliError where there is no room for what is made from `source`, as far as that is known before.
+    largest: bytes of the largest file of an output that has several; together: whether they are made at once."""
+    if places.is_url(path):
+        most = size if largest is None else largest()
+        _kind(path).check_space(path, size if together else most, most, source)
+    else:
         files.check_space(path, size, source)
+
+
+def is_sent(path: str) -> bool:
+    """Whether a file is made on this machine and sent when it is published, which may take long."""
+    return places.is_url(path) and remote.scheme_of(path) not in IN_STEPS
+
+
+def check_parts(path: str, *option: str) -> None:
+    """Raise UsageError for an output that cannot be made of parts, or by several processes. option: what asks for
+    that."""
+    if places.is_url(path) and remote.scheme_of(path) not in IN_STEPS:
+        problem = f"outputs of {remote.scheme_of(path)}:// are made by one process, not of parts"
+        raise UsageError(problem, place=[path, *option], hint="name a folder or s3://, and copy the result")
+
+
+def resuming(path: str) -> str | None:
+    """What --resume does not do for an output folder; None where it continues after finished files. Raises UsageError
+    where it does nothing."""
+    if not places.is_url(path) or remote.scheme_of(path) in IN_STEPS:
+        return None
+    if remote.scheme_of(path) == "hf":
+        return f"{path}: all is computed again, and what the hub has already is not uploaded again"
+    problem = f"runs that write to {remote.scheme_of(path)}:// cannot be resumed"
+    raise UsageError(problem, place=[path, "--resume"], hint="leave it out, or name a folder or s3://")
+
+
+def make_private(path: str, *, dry_run: bool) -> None:
+    """Make the repository of an output, private, where there is none. Raises UsageError for an output that is in none,
+    or in a public one, QuantcliError where it cannot be made."""
+    if not places.is_url(path) or remote.scheme_of(path) != "hf":
+        raise UsageError("only repositories of the hub are private", place=["--private"], hint="leave it out")
+    if not dry_run:
+        from quantcli.stores.remote.hub_writing import HubSink
+
+        HubSink(path, folder=True).make_private()
+
+
+def check_card(path: str, content: bytes) -> None:
+    """Raise UsageError where the hub would refuse, at the end of a run, the front matter of a model card."""
+    if places.is_url(path) and remote.scheme_of(path) == "hf":
+        from quantcli.stores.remote.hub_writing import HubSink
+
+        HubSink(path, folder=True).check_card(content)
 
 
 # ---- what is there ----------------------------------------------------------------------------------------------

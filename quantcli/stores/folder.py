@@ -148,6 +148,9 @@ class OutputFolder:
         """No: files of this machine are linked (see assembled), which is as fast."""
         return False
 
+    def flush(self) -> None:
+        """Nothing: files are where they are made."""
+
     def publish(self) -> None:
         """Move the folder into place; an old one is exchanged in one step, then removed."""
         system.sync_folder(self.temp)

@@ -17,10 +17,11 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
+from typing import Protocol
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError
@@ -40,36 +41,45 @@ _AT_ONCE = 8
 # ---- one run at a time ------------------------------------------------------------------------------------------
 
 
-class _Lock:
-    """The lock of a destination. Raises QuantcliError where another run holds it."""
+class Cells(Protocol):
+    """Small objects of a bucket: what `s3` has for them."""
 
-    def __init__(self, url: str, shown: str) -> None:
-        self._url, self._shown = url, shown
+    def put(self, url: str, content: bytes, *, create: bool = False, match: str | None = None) -> str: ...
+    def get(self, url: str) -> s3.Small | None: ...
+    def delete(self, urls: Sequence[str]) -> None: ...
+
+
+class Lock:
+    """The lock of a destination. cells: the objects of its kind of bucket. Raises QuantcliError where another run holds
+    it."""
+
+    def __init__(self, url: str, shown: str, cells: Cells = s3) -> None:
+        self._url, self._shown, self._cells = url, shown, cells
         self._ended, self.lost = threading.Event(), False
         own = {"machine": _machine(), "process": os.getpid(), "run": os.urandom(8).hex()}
         self._text = json.dumps(own).encode()
         try:
-            self._tag = s3.put(url, self._text, create=True)
+            self._tag = cells.put(url, self._text, create=True)
         except s3.ExistsError:
             self._tag = self._taken_over()
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _taken_over(self) -> str:
-        found = s3.get(self._url)
+        found = self._cells.get(self._url)
         try:
             if found is None:
-                return s3.put(self._url, self._text, create=True)
+                return self._cells.put(self._url, self._text, create=True)
             if found.age < DEAD and not _dead(found.content):
                 hint = f"wait until it has ended; one that was killed is forgotten after {DEAD:.0f} s"
                 raise QuantcliError("another run is writing it", place=[self._shown], hint=hint)
-            return s3.put(self._url, self._text, match=found.tag)
+            return self._cells.put(self._url, self._text, match=found.tag)
         except s3.ExistsError:
             raise QuantcliError("another run is writing it", place=[self._shown], hint="wait until it ends") from None
 
     def _renew(self) -> None:
         while not self._ended.wait(BEAT):
             try:
-                self._tag = s3.put(self._url, self._text, match=self._tag)
+                self._tag = self._cells.put(self._url, self._text, match=self._tag)
             except s3.ExistsError:
                 self.lost = True
                 return
@@ -78,7 +88,7 @@ class _Lock:
 
     def check(self) -> None:
         """Raise QuantcliError where another run has taken the lock over."""
-        found = s3.get(self._url)
+        found = self._cells.get(self._url)
         if self.lost or found is None or found.content != self._text:
             self.lost = True
             hint = "this one did not answer for too long; the other one goes on"
@@ -89,7 +99,7 @@ class _Lock:
         self._ended.set()
         if not self.lost:
             with suppress(QuantcliError):
-                s3.delete([self._url])
+                self._cells.delete([self._url])
 
 
 def _machine() -> str:
@@ -120,7 +130,7 @@ class _Hidden:
         self.path, self.folder = path, partial_of(path)
         self.keep, self._closed = True, False
         with interrupts.deferred():
-            self.lock = _Lock(f"{self.folder}/lock", path)
+            self.lock = Lock(f"{self.folder}/lock", path)
             interrupts.remember(self.close)
         try:
             self.found = s3.get(f"{self.folder}/journal")
@@ -296,6 +306,9 @@ class _Folder:
         self._from[name] = path
         return True
 
+    def flush(self) -> None:
+        """Nothing: files are where they are made."""
+
     def publish(self) -> None:
         """Give the files their names, those last that lead loaders to the others."""
         self._hidden.lock.check()
@@ -356,7 +369,10 @@ class _Bucket:
         """The hidden folder beside an output."""
         return _Hidden(path, force=force)
 
-    def check(self, path: str, *, force: bool) -> None:
+    def check_space(self, path: str, room: int, largest: int, source: str) -> None:
+        """Nothing: buckets have no end, and S3 takes more than any plan has."""
+
+    def check(self, path: str, *, force: bool, folder: bool) -> None:
         """Raise UsageError where there is an output already, QuantcliError where there is no such bucket."""
         there = s3.any_of(path)
         if there and not force and s3.get(f"{partial_of(path)}/publishing") is None:

@@ -48,6 +48,8 @@ def problem_of(error: Exception, url: str) -> Exception:
         if "NoSuchBucket" in text or "ContainerNotFound" in text or "bucket does not exist" in text:
             return QuantcliError("no such bucket", place=[url])
         return MissingError(url)
+    if "list request" in text and "404 Not Found" in text:
+        return QuantcliError("no such bucket", place=[url])
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or re.search(r"\b40[13] (?:Forbidden|Unauth)", text):
         if re.search("Expired|InvalidToken|TokenRefresh", text):
             hint = "renew them and run again; quantize --resume continues a folder"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
-from quantcli.errors import QuantcliError, UsageError
+from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.stores import remote
 from quantcli.stores.remote import MissingError
 from quantcli.stores.remote.http import Ranges
@@ -47,45 +47,60 @@ def parsed(url: str) -> Named:
     return Named(match[1], unquote(match[2] or ""), (match[3] or "").strip("/"))
 
 
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit, which does not change."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
 def library(url: str) -> Any:
     """huggingface_hub. Raises UsageError where it is not installed."""
     return remote.need("huggingface_hub", "hub", url)
 
 
+def problem_of(error: Exception, url: str) -> Exception:
+    """What a problem that huggingface_hub reports is for whoever asked: PassingError or a QuantcliError; any other
+    error as it is."""
+    errors = library(url).errors
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if isinstance(error, errors.GatedRepoError):
+        hint = "accept its conditions on its page, and log in with: hf auth login"
+        return QuantcliError("access to this repository is gated", place=[url], hint=hint)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        hint = "check the name; of a private one, set HF_TOKEN or log in with: hf auth login"
+        return QuantcliError("no such repository, or no access to it", place=[url], hint=hint)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return QuantcliError("no such revision in this repository", place=[url])
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        hint = "set HF_TOKEN, or log in with: hf auth login"
+        return QuantcliError("a token is needed", place=[url], hint=hint)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return QuantcliError("HF_HUB_OFFLINE forbids asking the hub", place=[url], hint="unset it")
+    if isinstance(error, errors.HFValidationError):
+        return UsageError(str(error), place=[url])
+    if status in (429, 500, 502, 503, 504):
+        return PassingError(f"the hub answers {status}")
+    if status in (401, 403):
+        hint = "its token may lack the right, or have expired; log in with: hf auth login"
+        return QuantcliError(f"no access ({status})", place=[url], hint=hint)
+    if isinstance(error, errors.HfHubHTTPError):
+        said = printable(getattr(error, "server_message", None) or "", 200)
+        return QuantcliError(f"the hub answers {status or error}" + (f": {said}" if said else ""), place=[url])
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests"):
+        return PassingError(f"the hub cannot be reached ({type(error).__name__})")
+    return error
+
+
 def called(call: Callable[[], T], url: str) -> T:
     """What a call of huggingface_hub returns, made again for as long as its problem may pass. Raises QuantcliError."""
-    errors = library(url).errors
+    library(url)
 
     def attempt() -> T:
         try:
             return call()
-        except errors.GatedRepoError:
-            hint = "accept its conditions on its page, and log in with: hf auth login"
-            raise QuantcliError("access to this repository is gated", place=[url], hint=hint) from None
-        except errors.RepositoryNotFoundError:
-            hint = "check the name; of a private one, set HF_TOKEN or log in with: hf auth login"
-            raise QuantcliError("no such repository, or no access to it", place=[url], hint=hint) from None
-        except errors.RevisionNotFoundError:
-            raise QuantcliError("no such revision in this repository", place=[url]) from None
-        except errors.LocalTokenNotFoundError:
-            hint = "set HF_TOKEN, or log in with: hf auth login"
-            raise QuantcliError("a token is needed", place=[url], hint=hint) from None
-        except errors.OfflineModeIsEnabled:
-            raise QuantcliError("HF_HUB_OFFLINE forbids asking the hub", place=[url], hint="unset it") from None
-        except errors.HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", 0)
-            if status in (429, 500, 502, 503, 504):
-                raise PassingError(f"the hub answers {status}") from None
-            if status in (401, 403):
-                hint = "its token may lack the right, or have expired; log in with: hf auth login"
-                raise QuantcliError(f"no access ({status})", place=[url], hint=hint) from None
-            raise QuantcliError(f"the hub answers {status or error}", place=[url]) from None
-        except errors.HFValidationError as error:
-            raise UsageError(str(error), place=[url]) from None
-        except Exception as error:
-            if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "requests"):
-                raise PassingError(f"the hub cannot be reached ({type(error).__name__})") from None
+        except QuantcliError:
             raise
+        except Exception as error:
+            raise problem_of(error, url) from None
 
     return retried(attempt, url)
 
@@ -100,7 +115,7 @@ class _Hub:
     def pinned(self, url: str) -> str:
         """The URL with the commit that its revision is now."""
         named = parsed(url)
-        if _COMMIT.fullmatch(named.revision):
+        if is_commit(named.revision):
             return url
         api = library(url).HfApi()
         info = called(lambda: api.model_info(named.repo, revision=named.revision or None), url)
