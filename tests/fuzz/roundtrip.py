@@ -56,7 +56,7 @@ CHOICES = 12
 def reader() -> dict[str, Any]:
     """The functions of the program in the description of the format, without what it does with them."""
     text = (ROOT / "quantcli" / "docs" / "file-format.md").read_text()
-    program = re.search(r"```python\n(.*?)\nfor number", text, re.S)
+    program = re.search(r"```python\n((?:(?!```).)*?)\nfor number", text, re.S)
     assert program is not None
     found: dict[str, Any] = {}
     exec(program[1], found)
@@ -157,9 +157,9 @@ def not_nearest(x: np.ndarray, error: np.ndarray, scheme: dict[str, Any], stored
     with np.errstate(divide="ignore", invalid="ignore"):
         at = np.searchsorted(levels, np.where(scale == 0, 0, weights / scale)).clip(1, len(levels) - 1)
     least = np.minimum(np.abs(weights - levels[at - 1] * scale), np.abs(weights - levels[at] * scale))
-    error = error.reshape(rows, cols)
-    slack = 2.0**-21 * (np.abs(weights) + np.abs(weights - error)) + 1e-44  # of divisions and products in float32
-    bad = np.abs(error) > least + slack
+    found = error.reshape(rows, cols)
+    slack = 2.0**-21 * (np.abs(weights) + np.abs(weights - found)) + 1e-44  # of divisions and products in float32
+    bad = np.abs(found) > least + slack
     return f"{int(bad.sum())} weights have another level than the nearest" if bad.any() else None
 
 
@@ -177,9 +177,8 @@ def wrong(array: np.ndarray, path: Path) -> str | None:
     error = x - values.astype(np.float64)
     told, power = float((error**2).sum()), float((x**2).sum())
     # What one rounding of the levels makes of the sums, where a power or a logarithm gave them.
-    last = 2.0**-22 if scheme["format"].endswith("-law") else 0.0
-    most = last * float(np.abs(x).max())
-    inexact = {"sse": 2 * most * float(np.abs(error).sum()) + most**2 * x.size, "power": 0.0, "max_abs_error": most}
+    last = (2.0**-22 if scheme["format"].endswith("-law") else 0.0) * float(np.abs(x).max())
+    inexact = {"sse": 2 * last * float(np.abs(error).sum()) + last**2 * x.size, "power": 0.0, "max_abs_error": last}
     for key, own in (("sse", told), ("power", power), ("max_abs_error", float(np.abs(error).max()))):
         if not np.isclose(entry[key], own, rtol=1e-5, atol=1e-37 + inexact[key]):
             return f"{key} is {entry[key]!r} in the header, and {own!r} of what was decoded"
