@@ -12,6 +12,7 @@
 # make faults  an error, a call that comes short, a signal or a kill at every call of the system that a command makes
 # make fuzz    damaged files of every kind, and arrays and schemes, for ten minutes each (SECONDS=30 TARGET=gguf: fewer;
 #              with atheris installed in the environment, guided by the code that is reached); findings go to .fuzz/
+# make sanitize  the kernels and their tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, cmake)
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make mutate  600 small changes of the code, each against the tests of its module: what they miss (MUTATE: areas)
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
@@ -21,7 +22,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults fuzz golden mutate peers peers-fast clean
+.PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults fuzz golden mutate peers peers-fast \
+	sanitize clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -95,6 +97,9 @@ faults: $(BIN)/.installed
 fuzz: $(BIN)/.installed
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),600) $(addprefix --target ,$(TARGET))
 
+sanitize: $(BIN)/.installed
+	$(BIN)/python tests/kernels/sanitized.py .sanitized
+
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py
 	$(BIN)/python tests/golden/write_outputs.py
@@ -109,4 +114,4 @@ peers-fast: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS) --fast
 
 clean:
-	rm -rf $(VENV) .venv-3.* .aarch64 .fuzz $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-3.* .aarch64 .fuzz .sanitized $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -2,7 +2,8 @@
 
     python tests/fuzz/run.py [--seconds 600] [--target NAME]... [--folder .fuzz] [--seed 0]
 
-With atheris installed (pip install atheris) inputs are chosen by what they reach in the code, else at random. Each
+With atheris installed (pip install atheris) inputs are chosen by what they reach in the code, else at random; it needs
+up to a minute for its changes to the code whenever a process starts, so leave it the ten minutes. Each
 target runs in a process of its own, of at most 1 GiB beyond what starting takes, and each input may take 10 seconds of
 processor time. Findings go to FOLDER/TARGET/: the input made as small as it gets, and what went wrong.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import os
+import pkgutil
 import random
 import resource
 import shutil
@@ -118,9 +121,14 @@ def work(name: str, seconds: float, seed: int, folder: Path) -> None:
 
 def guided(atheris: Any, name: str, seconds: float, seed: int, folder: Path) -> None:
     """As `work`, with atheris, which keeps inputs that reach something new in FOLDER/corpus."""
+    import quantcli
+
     with atheris.instrument_imports(
         include=["quantcli"], exclude=["quantcli.kernels.records"], enable_loader_override=False
     ):
+        for module in pkgutil.walk_packages(quantcli.__path__, "quantcli."):  # within a trial its time would count
+            if not module.name.endswith(("__main__", "_kernels")):
+                importlib.import_module(module.name)
         worker = Worker(name, folder)
         (folder / "corpus").mkdir(exist_ok=True)
         for data in worker.seeds:
@@ -131,8 +139,15 @@ def guided(atheris: Any, name: str, seconds: float, seed: int, folder: Path) -> 
             chance = random.Random(number)
             return worker.mutated(data if chance.random() < 0.8 else chance.choice(worker.seeds), chance)[:most]
 
-        flags = [f"-max_total_time={max(1, int(seconds))}", f"-seed={seed + 1}", "-max_len=1048576", "-rss_limit_mb=0"]
-        quiet = ["-verbosity=0", "-print_final_stats=0", "-len_control=0", f"-artifact_prefix={folder}/", "-timeout=0"]
+        flags = [f"-max_total_time={max(1, int(seconds))}", f"-seed={seed + 1}", "-rss_limit_mb=0"]
+        flags += ["-max_len=1048576", f"-artifact_prefix={folder}/"]
+        quiet = [
+            "-verbosity=0",
+            "-print_final_stats=0",
+            "-len_control=0",
+            f"-artifact_prefix={folder}/",
+            "-timeout=3600",
+        ]
         atheris.Setup(["fuzz", str(folder / "corpus"), *flags, *quiet], worker.one, custom_mutator=mutator)
         atheris.Fuzz()
 
