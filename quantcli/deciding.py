@@ -98,15 +98,13 @@ def decide(asked: Asked) -> dict[str, Any]:
 
 
 class _Codes(NamedTuple):
-    """The codes that a request asks for. one_grid: whether they always use the full grid; levels: how many a codebook
-    has, of other formats how many codes there are."""
+    """The codes that a request asks for. one_grid: whether they always use the full grid."""
 
     name: str
     form: Format
     family: Family
     bits: int
     symmetric: bool
-    levels: int
 
     @property
     def binary(self) -> bool:
@@ -161,13 +159,11 @@ def _codes(asked: Asked) -> _Codes:
         raise UsageError(f"{name} has {span} bits, not {bits}", place=["bits"], hint=hint)
     if needed is not None and needed > bits:
         raise UsageError(f"{count} levels do not fit {bits} bits", place=["bits"], hint=f"use {needed} bits")
-    return _Codes(name, form, family, bits, asked.symmetric, count or 1 << bits)
+    return _Codes(name, form, family, bits, asked.symmetric)
 
 
 def _label(what: _Codes) -> str:
     low, high, _ = what.form.bits
-    if what.levels != 1 << what.bits:
-        return f"levels-{what.levels}"
     return f"w{what.bits}" if what.name == "int" else what.name if low == high else f"{what.name}-{what.bits}"
 
 

@@ -136,9 +136,9 @@ def test_newer_versions_are_refused(
         line = one_line(run(command[0], path, *words), code)
         assert line.startswith(str(path)) and ("use a newer quantcli" in line or "start from the original" in line)
         if command[0] not in ("quantize", "plan", "sweep"):
-            assert "quantcli header: format version 4 is unknown, this quantcli reads versions up to 3; " in line
+            assert "quantcli header: format version 5 is unknown, this quantcli reads versions up to 4; " in line
         assert not (tmp_path / "out").exists()
-        with pytest.raises(quantcli.DataError, match="format version 4 is unknown"):
+        with pytest.raises(quantcli.DataError, match="format version 5 is unknown"):
             quantcli.open(str(path))
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_version_is_damage(version: str, tmp_path: Path) -> None:
     shutil.copy(NATIVE / version / "int4-g32.safetensors", tmp_path / "model.safetensors")
     change_header(tmp_path / "model.safetensors", lambda document: document.update(version=4), seal=False)
     ran = run("verify", tmp_path / "model.safetensors")
-    assert ran.code == 1 and "FAILED" in ran.out and "format version 4 is unknown" in ran.err
+    assert ran.code == 1 and "FAILED" in ran.out and "format version 5 is unknown" in ran.err
 
 
 # ---- make golden -------------------------------------------------------------------------------------------------
