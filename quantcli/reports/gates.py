@@ -18,22 +18,11 @@ from quantcli.patterns import compiled, matching
 from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, TensorReport, shown
 from quantcli.reports.run import RunReport
 
-_UNITLESS = (
-    "min_coverage",
-    "max_size",
-    "target_size",
-    "max_mse",
-    "max_nmse",
-    "max_bpw",
-    "target_bpw",
-    "max_shard_size",
-    "memory",
-    "min_eval",
-    "max_eval",
-)
 _EVALUATIONS = ("min_eval", "max_eval")
 _SIZES = ("max_size", "target_size", "max_shard_size", "memory", "worker_memory")
-_SIGNED = ("min_sqnr", "min_tensor_sqnr", "min_output_sqnr", *_EVALUATIONS)
+_RATIOS = ("min_sqnr", "min_tensor_sqnr", "min_output_sqnr")
+_DECIBELS = (*_RATIOS, "max_outlier_gap", "max_regression")
+_SIGNED = (*_RATIOS, *_EVALUATIONS)
 TENSOR_GATES = ("min_tensor_sqnr", "min_output_sqnr", "max_mse", "max_outlier_gap", "max_regression")
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -97,8 +86,6 @@ def parsed(name: str, value: Any) -> float:
     (3900000000.0, 0.95, 20.0)
     """
     place = [name]
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise UsageError(f"{printable(repr(value), 60)} is not a number", place=place)
     match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z%]*)\s*", str(value))
     if match is None:
         raise UsageError(f"{printable(repr(value), 60)} is not a number", place=place)
@@ -107,7 +94,7 @@ def parsed(name: str, value: Any) -> float:
         number *= _UNITS[unit]
     elif name == "min_coverage" and unit == "%":
         number /= 100
-    elif unit and unit != (None if name in _UNITLESS else "dB"):
+    elif unit and not (unit == "dB" and name in _DECIBELS):
         raise UsageError(f"{printable(repr(value), 60)} has an unknown unit", place=place, hint=_hint(name))
     if name == "min_coverage" and not 0 <= number <= 1:
         raise UsageError(f"{printable(str(value), 60)} is not a share", place=place, hint="write 95% or 0.95")
@@ -133,7 +120,7 @@ def compare(tensors: Sequence[TensorReport], baseline: Mapping[str, Any], name: 
     changes = [c for c in changes if c.before != c.after or c.before_db != c.after_db]
     return Comparison(
         baseline=name,
-        changes=sorted(changes, key=lambda c: (_loss_of(c) * -1, c.tensor)),
+        changes=sorted(changes, key=lambda c: (-_loss_of(c), c.tensor)),
         new=[key for key in now if key not in before],
         vanished=[key for key in before if key not in now],
     )

@@ -39,7 +39,7 @@ def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
         return "F8_E4M3"
     if scheme.bits > 8:
         return "F32"
-    return dtype if dtype in ("BF16", "F16") else "F16"
+    return "BF16" if dtype == "BF16" else "F16"
 
 
 def settle(ideal: Ideal, scheme: Scheme, store: Store) -> QuantParams | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -233,37 +234,48 @@ def accepted() -> dict[tuple[str, str, str, str], str]:
     return {(e["file"], e["function"], e["before"], e["after"]): e["reason"] for e in entries}
 
 
-def report(outcome: Mapping[str, Sequence[tuple[Mutant, Outcome]]]) -> str:
-    """RESULTS.md: a table of the areas, and a diff of each survivor."""
-    known = accepted()
+def section(area: str, results: Sequence[tuple[Mutant, Outcome]], known: Mapping[tuple[str, ...], str]) -> str:
+    """The part of RESULTS.md about an area: its figures, and a diff of each survivor."""
+    alive = [m for m, o in results if not o.killed]
+    excused = sum(m.key in known for m in alive)
+    figures = f"{len(results)} mutants, {len(results) - len(alive)} killed, {excused} accepted"
+    lines = [f"## {area}", "", f"{figures}, {len(alive) - excused} survived.", ""]
+    for mutant in alive:
+        reason = known.get(mutant.key)
+        lines += [f"`{mutant.file}`, {mutant.function or 'module'}{': ' + reason if reason else ''}", "", "```diff"]
+        lines += [f"- {line}" for line in mutant.before.split("\n")] + [
+            f"+ {line}" for line in mutant.after.split("\n")
+        ]
+        lines += ["```", ""]
+    return "\n".join(lines)
+
+
+def report(earlier: str, sections: Mapping[str, str]) -> str:
+    """RESULTS.md: a table of all areas, and their sections; those of areas that did not run stay as they were."""
+    parts = re.split(r"^(?=## )", earlier, flags=re.MULTILINE)[1:]
+    known = {part[3 : part.index("\n")]: part.rstrip() + "\n" for part in parts} | sections
+    known = {area: known[area] for area in AREAS if area in known}
     lines = [
         "# Mutants of the code, and what the tests make of them", "",
         "Written by `make mutate`; `accepted.yaml` has the reasons of the accepted ones.", "",
         "| area | mutants | killed | accepted | survived |", "|---|---|---|---|---|",
     ]  # fmt: skip
     totals = [0, 0, 0, 0]
-    for area, results in outcome.items():
-        alive = [m for m, o in results if not o.killed]
-        excused = sum(m.key in known for m in alive)
-        row = [len(results), len(results) - len(alive), excused, len(alive) - excused]
+    for area, text in known.items():
+        row = [int(number) for number in re.findall(r"^\d+|(?<=, )\d+", text.split("\n")[2])]
         totals = [a + b for a, b in zip(totals, row)]
         lines.append(f"| {area} | {' | '.join(map(str, row))} |")
-    share, fair = totals[1] / max(totals[0], 1), totals[1] / max(totals[0] - totals[2], 1)
     lines += [f"| together | {' | '.join(map(str, totals))} |", ""]
+    share, fair = totals[1] / max(totals[0], 1), totals[1] / max(totals[0] - totals[2], 1)
     lines += [f"Killed: {share:.1%} of all, {fair:.1%} of those that are not accepted.", ""]
-    for mutant in [m for results in outcome.values() for m, o in results if not o.killed]:
-        reason = known.get(mutant.key)
-        lines += [f"`{mutant.file}`, {mutant.function or 'module'}{': ' + reason if reason else ''}", "", "```diff"]
-        lines += [
-            f"{sign} {line}" for sign, text in (("-", mutant.before), ("+", mutant.after)) for line in text.split("\n")
-        ]
-        lines += ["```", ""]
-    return "\n".join(lines).rstrip() + "\n"
+    missing = [area for area in AREAS if area not in known]
+    lines += [f"Not run yet: {', '.join(missing)}.", ""] if missing else []
+    return "\n".join([*lines, "\n".join(known.values())]).rstrip() + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("areas", nargs="*", help=f"all without any: {', '.join(AREAS)}")
+    parser.add_argument("areas", nargs="*", help=f"all without any; others keep their results: {', '.join(AREAS)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at once")
     parser.add_argument("--list", action="store_true", help="print the sample and end")
     parser.add_argument("--only", default="", help="mutants of files or lines with this text")
@@ -285,10 +297,12 @@ def main() -> None:
     seconds = limits({m.file: tests[m.file] for own in found.values() for m in own}, given.jobs)
     every = [(area, m) for area, own in found.items() for m in own]
     results = outcomes([(m, tests[m.file], seconds[m.file]) for _, m in every], given.jobs)
-    text = report({area: [(m, o) for (a, m), o in zip(every, results) if a == area] for area in found})
-    print(text)
-    if not given.areas and not given.only:
-        RESULTS.write_text(text)
+    known, by_area = accepted(), dict[str, str]()
+    for area in found:
+        by_area[area] = section(area, [(m, o) for (a, m), o in zip(every, results) if a == area], known)
+        print(by_area[area])
+    if not given.only:
+        RESULTS.write_text(report(RESULTS.read_text() if RESULTS.exists() else "", by_area))
 
 
 if __name__ == "__main__":

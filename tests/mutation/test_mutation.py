@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mutation.areas import AREAS, SAMPLE
 from mutation.mutants import mutants, sample
+from mutation.run import Outcome, report, section
 from mutation.sandbox import available
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +72,21 @@ def test_the_sample_is_fixed_and_compiles() -> None:
         assert found == sample(ROOT, list(files), SAMPLE[area])
         for mutant in found:
             compile(mutant.source((ROOT / mutant.file).read_bytes()), mutant.file, "exec")
-        assert all((ROOT / test).exists() for tests in files.values() for test in tests)
+        assert all((ROOT / test.split("::")[0]).exists() for tests in files.values() for test in tests)
         total += len(found)
     assert total == 600
+
+
+def test_results_of_areas_that_did_not_run_stay(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("LIMIT = 3\nOTHER = True\n")
+    first, second = mutants(tmp_path, "m.py")
+    killed, alive = (Outcome(k, "tests", 1.0, "") for k in (True, False))
+    known = {second.key: "no matter"}
+    gates = report("", {"gates": section("gates", [(first, alive), (second, alive)], known)})
+    assert "| gates | 2 | 0 | 1 | 1 |\n| together | 2 | 0 | 1 | 1 |" in gates and "module: no matter" in gates
+    both = report(gates, {"codes": section("codes", [(first, killed), (second, killed)], known)})
+    assert "| codes | 2 | 2 | 0 | 0 |\n| gates | 2 | 0 | 1 | 1 |\n| together | 4 | 2 | 1 | 1 |" in both
+    assert "Killed: 50.0% of all, 66.7% of those" in both and "- LIMIT = 3\n+ LIMIT = 4" in both
+    again = report(both, {"gates": section("gates", [(first, killed), (second, killed)], known)})
+    assert "| together | 4 | 4 | 0 | 0 |" in again and "LIMIT" not in again
+    assert report(again, {}) == again and "Not run yet: packing, grouping," in again

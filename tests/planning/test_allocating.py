@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import GOLDEN_FILES
 
+from quantcli.planning import allocate as module
 from quantcli.planning.allocate import Allocation, _item, _relaxed, allocate, smallest
 
 GOLDEN = json.loads((GOLDEN_FILES / "allocation.json").read_text())
@@ -111,3 +112,24 @@ def test_how_far_from_the_optimum() -> None:
 
     assert (gap(3.0, 2.0), gap(2.0, 2.0), gap(3.0, 2.0, True), gap(3.0, 0.0), gap(0.0, 0.0)) == (0.5, 0, 0, np.inf, 0)
     assert gap(0.75, 0.5) == 0.5
+
+
+def test_options_on_a_line_between_two_others_are_no_corners() -> None:
+    """Of equal slopes the whole step is one: (0, 8), (1, 6), (2, 4) lie on a line, and (3, 3.5) is a corner of its
+    own."""
+    found = _item([(0, 8.0), (1, 6.0), (2, 4.0), (3, 3.5), (4, 4.0), (5, 0.5)])
+    assert found.index == (0, 1, 2, 3, 5) and found.hull == (0, 2, 4)
+
+
+def test_an_answer_with_pairs_left_out_claims_no_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """where more pairs are left than are kept, the answer may not be the optimum: with every pair kept it is found,
+    and lies between the bound and the cost"""
+    rng = np.random.default_rng(0)
+    options = [[(int(s), float(c)) for s, c in zip(np.cumsum(rng.integers(900, 1100, 9)), np.sort(rng.random(9))[::-1])]
+               for _ in range(14)]  # fmt: skip
+    budget = int(sum(o[4][0] for o in options)) + 321
+    whole = allocate(options, budget)
+    assert whole is not None and whole.optimal
+    monkeypatch.setattr(module, "PAIRS", 0)
+    found = allocate(options, budget)
+    assert found is not None and not found.optimal and found.bound <= whole.cost <= found.cost

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from making import NUMPY_OF
 
 from quantcli.errors import DataError
-from quantcli.stores.safetensors import METADATA, lay_out
+from quantcli.stores.files import InputFile
+from quantcli.stores.safetensors import METADATA, SafetensorsFile, lay_out
 from quantcli.tensors.info import TensorInfo
 
 DTYPES = sorted(set(NUMPY_OF) - {"C64"})
@@ -35,3 +39,88 @@ def test_every_tensor_is_aligned_and_follows_the_one_before(drawn: list[tuple[st
 def test_a_tensor_with_the_name_of_the_metadata() -> None:
     with pytest.raises(DataError, match="cannot hold a tensor of this name"):
         lay_out([TensorInfo(METADATA, "F32", (1,))], {})
+
+
+class Watched(InputFile):
+    """A file that remembers what is read of it, and what is given up."""
+
+    def __init__(self, path: Path, *, once: bool = False) -> None:
+        super().__init__(str(path))
+        self.once, self.reads, self.released = once, list[tuple[int, int]](), list[tuple[int, int]]()
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.reads.append((offset, len(buffer)))
+        super().read_into(offset, buffer)
+
+    def passed(self, offset: int, size: int) -> None:
+        self.released.append((offset, size))
+
+
+def stored(folder: Path, metadata: dict[str, str] | None = None) -> Path:
+    """Tensors a, b, c of 4 bytes beside each other, then one of 8 bytes, and d."""
+    path, header, at = folder / "a.safetensors", {METADATA: metadata or {}}, 0
+    entries: dict[str, object] = dict(header)
+    for name, size in (("a", 4), ("b", 4), ("c", 4), ("wide", 8), ("d", 4)):
+        entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(entries).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(range(at)))
+    return path
+
+
+def test_tensors_that_lie_side_by_side_are_read_at_once(tmp_path: Path) -> None:
+    source = SafetensorsFile(file := Watched(stored(tmp_path)))
+    for names, reads in ((["a", "b", "c", "d"], [(0, 12), (20, 4)]), (["d", "a", "b"], [(20, 4), (0, 8)]),
+                         (["b"], [(4, 4)]), ([], []), (["a", "c"], [(0, 4), (8, 4)])):  # fmt: skip
+        file.reads.clear()
+        source.read_each(names, memoryview(buffer := bytearray(4 * len(names))))
+        assert file.reads == [(source.data + at, size) for at, size in reads]
+        assert list(buffer) == [b for at, size in reads for b in range(at, at + size)]
+    source.close()
+
+
+def test_runs_of_a_tensor_and_what_was_read_of_it(tmp_path: Path) -> None:
+    source = SafetensorsFile(file := Watched(stored(tmp_path)))
+    assert file.released == [(0, source.data)]
+    runs = np.zeros((2, 2), np.uint8)
+    source.read_runs("wide", 1, 4, runs)
+    assert runs.tolist() == [[13, 14], [17, 18]]
+    source.passed("wide", 2, 5)
+    assert file.released[1:] == [(source.data + 14, 5)]
+    source.close()
+
+
+def test_a_pipe_is_asked_for_no_more_than_its_header(tmp_path: Path) -> None:
+    """What is read ahead of a pipe is not there to be read again: first the length, then just the header."""
+    source = SafetensorsFile(file := Watched(stored(tmp_path), once=True))
+    assert file.reads == [(0, 8), (8, source.data - 8)]
+    source.close()
+
+
+def test_only_our_files_have_a_document(tmp_path: Path) -> None:
+    for metadata, documents in (({}, []), ({"format": "pt"}, []), ({"quantcli": "{}"}, ["{}"])):
+        source = SafetensorsFile(InputFile(str(stored(tmp_path, metadata))))
+        assert [d.text for d in source.documents] == documents
+        assert [d.seal for d in source.documents] == [None] * len(documents)  # no seal, so nothing is known
+        source.close()
+
+
+@pytest.mark.parametrize("length", [100_000_001, 1 << 62, 2000])
+def test_a_header_that_is_too_long_or_cut_short(length: int, tmp_path: Path) -> None:
+    """A sparse file holds all of a header that is too long."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}")
+    with path.open("r+b") as file:
+        file.truncate(100_000_100 if length == 100_000_001 else 100)
+    with pytest.raises(DataError, match=f"its header claims {length} bytes"):
+        SafetensorsFile(InputFile(str(path)))
+
+
+@pytest.mark.parametrize(("old", "new", "problem"), [
+    (b'"shape": [8]', b'"shape":[-8]', "dimension -8 is not"), (b"[12, 20]", b"[-2, 20]", "offset -2 is not"),
+])  # fmt: skip
+def test_numbers_below_zero(old: bytes, new: bytes, problem: str, tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(DataError, match=problem):
+        SafetensorsFile(InputFile(str(path)))
