@@ -35,7 +35,7 @@ from quantcli.stores.files import check_space
 from quantcli.stores.folder import OutputFolder, Part, json_bytes
 from quantcli.stores.pipelines import prefixed
 from quantcli.stores.places import read_small
-from quantcli.stores.workspace import is_own, partial_of
+from quantcli.stores.workspace import is_held, is_own, partial_of
 from quantcli.strict import strict_json
 
 if TYPE_CHECKING:
@@ -309,9 +309,10 @@ def _index(source: Source, model: Outgoing, files: Sequence[WrittenFile]) -> byt
 
 
 def left_over(path: str) -> str | None:
-    """The hidden folder that an interrupted run on a destination has left, if there is one to go on with."""
+    """The hidden folder that an interrupted run on a destination has left, if there is one to go on with, which another
+    run does not do already."""
     partial = partial_of(path)
-    return partial if is_own(os.path.join(partial, "journal"), stat.S_ISREG) else None
+    return partial if is_own(os.path.join(partial, "journal"), stat.S_ISREG) and not is_held(partial) else None
 
 
 # ---- codes that are only moved ----------------------------------------------------------------------------------
