@@ -12,6 +12,7 @@
 # make faults  an error, a call that comes short, a signal or a kill at every call of the system that a command makes
 # make fuzz    damaged files of every kind, and arrays and schemes, for ten minutes each (SECONDS=30 TARGET=gguf: fewer;
 #              with atheris installed in the environment, guided by the code that is reached); findings go to .fuzz/
+# make load    files, tensors and shards by the thousand, a tensor of 16 GiB of holes, 64 runs at once
 # make sanitize  the kernels and their tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, cmake)
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make mutate  600 small changes of the code, each against the tests of its module: what they miss (MUTATE: areas)
@@ -22,8 +23,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults fuzz golden mutate peers peers-fast \
-	sanitize clean
+.PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults fuzz golden load mutate peers \
+	peers-fast sanitize clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -99,6 +100,9 @@ fuzz: $(BIN)/.installed
 
 sanitize: $(BIN)/.installed
 	$(BIN)/python tests/kernels/sanitized.py .sanitized
+
+load: $(BIN)/.installed
+	LOAD=all $(BIN)/python -m pytest tests/test_load.py
 
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py

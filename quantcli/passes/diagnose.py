@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 
-from quantcli import __version__, library, registry
+from quantcli import __version__, library, memory, registry
 from quantcli.errors import UsageError
 from quantcli.layouts.writer import named
 from quantcli.passes.tiles import default_threads
@@ -122,7 +122,7 @@ def diagnose() -> Diagnosis:
         name, problem = "none", str(error)
     if name == "numpy" and not problem:
         problem = _why_numpy()
-    total, available = _memory()
+    total, available = memory.of_machine()
     return Diagnosis(
         version=__version__,
         python=f"{platform.python_version()} ({sys.executable})",
@@ -137,7 +137,7 @@ def diagnose() -> Diagnosis:
         threads=default_threads(),
         memory=total,
         available=available,
-        limit=_limit(),
+        limit=memory.of_container(),
         places=[_place("temporary folder", tempfile.gettempdir()), _place("current folder", os.getcwd())],
         extras=_extras(),
         targets=[_target(target) for target in registry.names("layouts", "WRITES")],
@@ -178,37 +178,10 @@ def _variants(used: str) -> list[Variant]:
     return found
 
 
-def _text(path: str) -> str:
-    """A small file of the system; empty where there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(1 << 20)
-    except OSError:
-        return ""
-
-
 def _processor() -> str:
     """The name of the processor."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", memory.text("/proc/cpuinfo"), re.MULTILINE)
     return found[1].strip() if found is not None else platform.processor() or platform.machine()
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Memory of the machine, and what is free of it."""
-    found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text("/proc/meminfo"), re.MULTILINE))
-    total = int(found["MemTotal"]) * 1024 if "MemTotal" in found else None
-    if total is None and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return total, int(found["MemAvailable"]) * 1024 if "MemAvailable" in found else None
-
-
-def _limit() -> int | None:
-    """Bytes of memory that a container may have."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = _text(path).strip()
-        if text.isdigit() and int(text) < 1 << 60:
-            return int(text)
-    return None
 
 
 def _place(name: str, path: str) -> Place:

@@ -329,11 +329,13 @@ def remove(path: str) -> None:
 
 
 def left_over(path: str) -> str | None:
-    """The hidden folder that an interrupted run on an output folder has left, if there is one to go on with."""
+    """The hidden folder that an interrupted run on an output folder has left, if there is one to go on with, which another
+    run does not do already."""
     hidden = workspace.partial_of(path)
     if places.is_url(path):
         return hidden if _kind(path).resumable(path) else None
-    return hidden if workspace.is_own(os.path.join(hidden, "journal"), stat.S_ISREG) else None
+    left = workspace.is_own(os.path.join(hidden, "journal"), stat.S_ISREG) and not workspace.is_held(hidden)
+    return hidden if left else None
 
 
 # ---- parts of a folder --------------------------------------------------------------------------------------------

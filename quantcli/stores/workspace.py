@@ -219,6 +219,19 @@ def _flock(fd: int, path: str) -> bool:
     return True
 
 
+def is_held(folder: str) -> bool:
+    """Whether a run is writing in a hidden folder."""
+    with contextlib.suppress(OSError):
+        fd = os.open(os.path.join(folder, "lock"), system.READ | system.NO_LINK)
+        try:
+            _flock(fd, folder)
+        except QuantcliError:
+            return True
+        finally:
+            os.close(fd)
+    return False
+
+
 def _is_at(fd: int, path: str) -> bool:
     """Whether an open file is the one of this name."""
     with contextlib.suppress(OSError):

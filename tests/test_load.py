@@ -1,0 +1,153 @@
+"""Many files, many tensors, large headers, holes: time and memory grow with what is there, and no faster.
+
+A small part runs each time, all of it by `make load` (some minutes, 3 GB).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import contents, made
+from making import command, environment, one_line, raw_file, run, save
+from strategies import gaussian
+
+from quantcli import memory
+
+ALL = os.environ.get("LOAD") == "all"
+
+MEASURED = """
+import resource, sys
+from quantcli.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    # Not ru_maxrss, which begins with what the process that started this one took.
+    (most,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+    print(used.ru_utime + used.ru_stime, most, file=sys.stderr)
+"""
+
+
+def measured(*arguments: Any) -> tuple[float, float]:
+    """Seconds of the processor and MiB at most of a run that must succeed."""
+    done = subprocess.run([sys.executable, "-c", MEASURED, *map(str, arguments)], stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True, env=environment(), timeout=1200)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seconds, most = done.stderr.splitlines()[-1].split()
+    return float(seconds), int(most) / 1024
+
+
+def many(path: Path, count: int, *, pad: int = 0) -> Path:
+    """A file of so many tensors of 64 weights. pad: spaces at the end of its header."""
+    header = {
+        f"layers.{i}.w": {"dtype": "BF16", "shape": [1, 64], "data_offsets": [i * 128, (i + 1) * 128]}
+        for i in range(count)
+    }
+    weights = (np.random.default_rng(0).standard_normal(64 * 512) * 16).astype(np.float32).view(np.uint32) >> 16
+    data = np.resize(weights.astype(np.uint16), 64 * count).tobytes()
+    path.write_bytes(raw_file(json.dumps(header, separators=(",", ":")).encode() + b" " * pad, data))
+    return path
+
+
+def test_tensors(tmp_path: Path) -> None:
+    """Time and memory for each tensor stay the same: of four times as many not twice as much for each."""
+    counts, found = ((25_000, 100_000) if ALL else (4_000, 16_000)), []
+    small = measured("quantize", many(tmp_path / "one", 1), "-o", tmp_path / "o0", "-q", "--group-size", "64")
+    for count in counts:
+        source = many(tmp_path / f"{count}.safetensors", count)
+        found.append(
+            measured("quantize", source, "--include", "*", "--group-size", "64", "-q", "-o", tmp_path / f"o{count}")
+        )
+    (few, less), (more, most) = ((time - small[0], mib - small[1]) for time, mib in found)
+    assert more < 4 * few * 1.6 + 0.5 and most < 4 * max(less, 4) * 1.3, found
+    assert found[1][1] < 256, found
+
+
+def test_a_header_that_is_too_large_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before memory runs out; where there is enough it is read."""
+    source = many(tmp_path / "m.safetensors", 10, pad=17 << 20)
+    assert run("inspect", source).code == 0
+    monkeypatch.setattr(memory, "available", lambda: 100 << 20)
+    line = one_line(run("inspect", source), 1)
+    assert "bytes takes 204 MiB to read, 100 MiB are available; read it where there is more memory" in line
+
+
+if ALL:
+
+    def test_a_million_tensors(tmp_path: Path) -> None:
+        """A header of 85 MB: what the refusal says it takes is what it takes."""
+        source = many(tmp_path / "m.safetensors", 1_000_000)
+        header = int.from_bytes(source.read_bytes()[:8], "little") / (1 << 20)
+        _, most = measured("inspect", source, "--json")
+        assert most < 3000 and header > 60
+        limited = f'ulimit -v {int(header * 8 * 1024)}; exec "$@"'
+        done = subprocess.run(["bash", "-c", limited, "-", *command("inspect", source)], capture_output=True, text=True,
+                              env=environment(), check=False)  # fmt: skip
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "MiB are available" in done.stderr
+
+
+def test_a_tensor_of_holes(tmp_path: Path) -> None:
+    """One tensor of 16 GiB (256 MiB each time): memory is that of a tile."""
+    size = (16 << 30) if ALL else (256 << 20)
+    source = tmp_path / "m.safetensors"
+    source.write_bytes(
+        raw := raw_file({"w": {"dtype": "BF16", "shape": [size >> 13, 4096], "data_offsets": [0, size]}})
+    )
+    os.truncate(source, len(raw) + size)
+    _, most = measured("quantize", source, "-q", "-o", tmp_path / "o.safetensors")
+    assert most < 100
+
+
+def test_shards(tmp_path: Path) -> None:
+    """Of four times as many shards not more time for each."""
+    counts, found = ((75, 300) if ALL else (10, 40)), []
+    for count in counts:
+        source = made(tmp_path / f"m{count}", count=count, rows=8)
+        found.append(measured("quantize", source, "-q", "--group-size", "64", "-o", tmp_path / f"o{count}"))
+    assert found[1][0] < 4 * found[0][0] + 0.5 and found[1][1] < 100, found
+
+
+def test_files(tmp_path: Path) -> None:
+    """A thousand files in one call of report."""
+    count = 1000 if ALL else 60
+    source = save(tmp_path / "m.safetensors", {"w.weight": gaussian(32, 64)})
+    assert run("quantize", source, "-o", tmp_path / "q0.safetensors", "-q").code == 0
+    files = [tmp_path / f"q{i}.safetensors" for i in range(count)]
+    for file in files[1:]:
+        os.link(files[0], file)
+    few, _ = measured("report", *files[: count // 4], "-q")
+    more, most = measured("report", *files, "-q")
+    assert more < 4 * few * 1.3 + 0.5 and most < 128
+
+
+def test_runs_at_once(tmp_path: Path) -> None:
+    """Each with its own output, and all with the same one: one makes it, the others say so in a line."""
+    count = 64 if ALL else 8
+    source = made(tmp_path / "m", count=2, rows=8)
+    assert run("quantize", source, "-o", tmp_path / "whole", "-q").code == 0
+    whole = contents(tmp_path / "whole")
+
+    def at_once(targets: list[Path]) -> list[tuple[int, str]]:
+        words = ("quantize", source, "-q", "--threads", "1", "-o")
+        running = [
+            subprocess.Popen(command(*words, target), stderr=subprocess.PIPE, text=True, env=environment())
+            for target in targets
+        ]
+        return [(p.wait(600), e) for p in running for e in [p.communicate()[1]]]
+
+    targets = [tmp_path / f"o{i}" for i in range(count)]
+    assert at_once(targets) == [(0, "")] * count
+    assert all(contents(target) == whole for target in targets)
+    found = at_once([tmp_path / "same"] * count)
+    assert contents(tmp_path / "same") == whole and [code for code, _ in found].count(0) == 1
+    for code, said in found:
+        words = ("another run is writing it", "another process created the output", "the output exists")
+        assert code == 0 or (said.count("\n") == 1 and any(w in said for w in words)), said
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
