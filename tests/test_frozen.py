@@ -145,7 +145,7 @@ def test_newer_versions_are_refused(
 def test_a_damaged_version_is_damage(version: str, tmp_path: Path) -> None:
     """Where the header no longer has the digest it was written with, verify finds a fault, not another version."""
     shutil.copy(NATIVE / version / "int4-g32.safetensors", tmp_path / "model.safetensors")
-    change_header(tmp_path / "model.safetensors", lambda document: document.update(version=4), seal=False)
+    change_header(tmp_path / "model.safetensors", lambda document: document.update(version=5), seal=False)
     ran = run("verify", tmp_path / "model.safetensors")
     assert ran.code == 1 and "FAILED" in ran.out and "format version 5 is unknown" in ran.err
 
