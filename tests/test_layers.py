@@ -231,7 +231,7 @@ def test_every_layout_offers_what_its_text_says() -> None:
 def test_tests_lie_as_the_packages_do_and_import_no_other_test() -> None:
     """So that each can be moved, split or run alone: what several need stands in modules beside them."""
     tests = ROOT / "tests"
-    others = {"golden", "peers", "bench", "variants", "fuzz"}
+    others = {"golden", "peers", "bench", "variants", "fuzz", "mutation"}
     for path in sorted(tests.rglob("*.py")):
         place, *within = path.relative_to(tests).parts
         assert not within or place in others or (PACKAGE / place).is_dir(), f"{place} is no package of quantcli"

@@ -329,8 +329,8 @@ def remove(path: str) -> None:
 
 
 def left_over(path: str) -> str | None:
-    """The hidden folder that an interrupted run on an output folder has left, if there is one to go on with, which another
-    run does not do already."""
+    """The hidden folder that an interrupted run on an output folder has left, if there is one to go on with, which
+    another run does not do already."""
     hidden = workspace.partial_of(path)
     if places.is_url(path):
         return hidden if _kind(path).resumable(path) else None

@@ -234,7 +234,9 @@ def accepted() -> dict[tuple[str, str, str, str], str]:
     return {(e["file"], e["function"], e["before"], e["after"]): e["reason"] for e in entries}
 
 
-def section(area: str, results: Sequence[tuple[Mutant, Outcome]], known: Mapping[tuple[str, ...], str]) -> str:
+def section(
+    area: str, results: Sequence[tuple[Mutant, Outcome]], known: Mapping[tuple[str, str, str, str], str]
+) -> str:
     """The part of RESULTS.md about an area: its figures, and a diff of each survivor."""
     alive = [m for m, o in results if not o.killed]
     excused = sum(m.key in known for m in alive)
@@ -253,7 +255,7 @@ def section(area: str, results: Sequence[tuple[Mutant, Outcome]], known: Mapping
 def report(earlier: str, sections: Mapping[str, str]) -> str:
     """RESULTS.md: a table of all areas, and their sections; those of areas that did not run stay as they were."""
     parts = re.split(r"^(?=## )", earlier, flags=re.MULTILINE)[1:]
-    known = {part[3 : part.index("\n")]: part.rstrip() + "\n" for part in parts} | sections
+    known = {part[3 : part.index("\n")]: part.rstrip() + "\n" for part in parts} | dict(sections)
     known = {area: known[area] for area in AREAS if area in known}
     lines = [
         "# Mutants of the code, and what the tests make of them", "",

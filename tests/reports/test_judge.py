@@ -55,6 +55,12 @@ def as_baseline(*tensors: TensorReport) -> Mapping[str, Any]:
     return report(*tensors).as_dict()
 
 
+def gates(name: str, limit: float) -> Gates:
+    """One limit."""
+    asked: dict[str, Any] = {name: limit}
+    return Gates(**asked)
+
+
 @pytest.mark.parametrize(("gate", "value", "passes", "fails"), [
     ("min_sqnr", 20.0, 20.0, 20.01), ("max_bpw", 4.5, 4.5, 4.49), ("max_size", 56.0, 56.0, 55.0),
     ("min_coverage", 0.75, 0.75, 0.76), ("min_eval", 3.0, 3.0, 3.01), ("max_eval", 3.0, 3.0, 2.99),
@@ -62,9 +68,9 @@ def as_baseline(*tensors: TensorReport) -> Mapping[str, Any]:
 ])  # fmt: skip
 def test_a_limit_that_is_met_exactly_passes(gate: str, value: float, passes: float, fails: float) -> None:
     measured = report(tensor("a"), kept("norm"), evaluation=3.0)
-    good = one(judge(measured, Gates(**{gate: passes}), None))
+    good = one(judge(measured, gates(gate, passes), None))
     assert (good.gate, good.limit, good.value, good.passed, good.failures) == (gate, passes, value, True, [])
-    bad = one(judge(measured, Gates(**{gate: fails}), None))
+    bad = one(judge(measured, gates(gate, fails), None))
     assert (bad.limit, bad.value, bad.passed) == (fails, value, False)
     assert [f.tensor for f in bad.failures] == (["a"] if gate in TENSOR_GATES else [])
     assert good.message != "nothing was measured"
@@ -73,7 +79,7 @@ def test_a_limit_that_is_met_exactly_passes(gate: str, value: float, passes: flo
 @pytest.mark.parametrize("gate", ["min_sqnr", "max_bpw", "max_size", "min_coverage", "min_eval", *TENSOR_GATES[:3]])
 def test_a_gate_that_measured_nothing_does_not_pass(gate: str) -> None:
     nothing = report(kept("norm"), parameters=0, sqnr_db=None)
-    found = one(judge(nothing, Gates(**{gate: 0.0}), None))
+    found = one(judge(nothing, gates(gate, 0.0), None))
     assert not found.passed and found.message == "nothing was measured"
 
 
