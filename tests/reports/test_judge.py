@@ -176,7 +176,7 @@ def test_what_changed_is_sorted_by_what_was_lost() -> None:
 
 
 def test_a_report_passes_when_all_of_its_gates_do() -> None:
-    def passed(**limits: float) -> bool | None:
+    def passed(**limits: Any) -> bool | None:
         return judged(report(tensor("a")), Gates(**limits), None).passed
 
     assert passed(min_sqnr=20.0, max_bpw=4.5) is True
