@@ -14,6 +14,7 @@
 #              with atheris installed in the environment, guided by the code that is reached); findings go to .fuzz/
 # make load    files, tensors and shards by the thousand, a tensor of 16 GiB of holes, 64 runs at once
 # make sanitize  the kernels and their tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, cmake)
+# make wheels  a wheel for this kind of machine in dist/, tried in an empty environment; cibuildwheel makes the others
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make mutate  600 small changes of the code, each against the tests of its module: what they miss (MUTATE: areas)
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
 .PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults fuzz golden load mutate peers \
-	peers-fast sanitize clean
+	peers-fast sanitize wheels clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -100,6 +101,9 @@ fuzz: $(BIN)/.installed
 
 sanitize: $(BIN)/.installed
 	$(BIN)/python tests/kernels/sanitized.py .sanitized
+
+wheels:
+	$(PYTHON) tests/wheels.py dist
 
 load: $(BIN)/.installed
 	LOAD=all $(BIN)/python -m pytest tests/test_load.py
