@@ -82,9 +82,11 @@ def _call(self: native.NativeKernels, name: str, *arguments: Any) -> Any:
             guarded.give_back()
 
 
-setattr(library, "opened", lambda: ctypes.CDLL(os.environ["QUANTCLI_LIBRARY"]))  # noqa: B010 (types are others)
-if PLACE:
-    setattr(records, "address", address)  # noqa: B010
-    setattr(native, "address", address)  # noqa: B010
-    setattr(native, "tile_record", tile_record)  # noqa: B010
-    setattr(native.NativeKernels, "_call", _call)  # noqa: B010
+def pytest_configure() -> None:
+    """Have the kernels come from that library, and guard what they are given; pytest calls it of a plugin."""
+    setattr(library, "opened", lambda: ctypes.CDLL(os.environ["QUANTCLI_LIBRARY"]))  # noqa: B010 (types are others)
+    if PLACE:
+        setattr(records, "address", address)  # noqa: B010
+        setattr(native, "address", address)  # noqa: B010
+        setattr(native, "tile_record", tile_record)  # noqa: B010
+        setattr(native.NativeKernels, "_call", _call)  # noqa: B010

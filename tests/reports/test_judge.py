@@ -92,6 +92,7 @@ def test_all_weights_exact_passes_and_unmeasured_weights_do_not() -> None:
         assert not found.passed and found.value is None
         assert "measured" in found.message
     assert not one(judge(report(exact("b"), evaluation=None), Gates(min_eval=0.0), None)).passed
+    assert one(judge(report(tensor("a"), parameters=1), Gates(min_sqnr=20.0), None)).passed
 
 
 def test_failures_are_listed_worst_first_and_unmeasured_ones_before_them() -> None:
