@@ -48,7 +48,10 @@ def main(folder: str = ".sanitized", *arguments: str) -> None:
         "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps to its end what it needs
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    listing = "import kernels.guards; kernels.guards.pytest_configure(); from quantcli import library; print(*library.runnable(library.opened()))"
+    listing = (
+        "import kernels.guards; kernels.guards.pytest_configure(); "
+        "from quantcli import library; print(*library.runnable(library.opened()))"
+    )
     checked = "tests/kernels/test_kernels.py::test_a_library_of_another_version_is_refused"  # guards.py opens without
     pytest = [
         sys.executable,
