@@ -157,7 +157,7 @@ def _record(path: str, share: Share, name: str) -> bytes:
     """A record of a part. Raises DataError where there is none, QuantcliError where the disk does not give it: a part
     need not be made again for that."""
     file = os.path.join(folder_of(path, share), name)
-    if os.path.islink(file) or not os.path.isfile(file):
+    if places.is_link(file) or not places.is_file(file):
         raise damaged(path, share, name)
     return read_small(file, _LIMIT, follow=False)
 
