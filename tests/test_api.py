@@ -64,7 +64,7 @@ def test_what_the_command_refuses_is_refused(asked: dict[str, Any], words: str, 
 
 def test_plan_takes_what_quantize_file_takes() -> None:
     names = [list(inspect.signature(call).parameters) for call in (quantcli.quantize_file, quantcli.plan)]
-    assert set(names[0]) - set(names[1]) == {"dst", "force", "resume", "threads", "progress"}
+    assert set(names[0]) - set(names[1]) == {"dst", "force", "resume", "threads", "progress", "private"}
     assert {"include", "lora", "bits", "scale_dtype"} <= set(names[1]) and "asked" not in names[0]
     assert quantcli.plan(TINY, digest="none", on_nonfinite="keep").summary.quantized > 0
 

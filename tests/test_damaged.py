@@ -234,7 +234,7 @@ def test_invalid_fields_of_a_tensor(key: str, value: Any, files: Path) -> None:
     {"tool": []}, {"source_bytes": "7"}, {"source_bytes": 10**400}, {"schemes": {}}, {"schemes": [7]}, {"tensors": []},
     {"schemes": [{"bits": 4, "options": "hello"}]}, {"schemes": [{"bits": 4, "nothing": 1}]}, {"version": "1"},
     {"schemes": [{"bits": [4]}]}, {"schemes": [{"format": "codebook", "codebook": 5}]}, {"recipe": 7}, {"digest": None},
-    {"tensors": {"a.weight": None}}, {"tensors": {"a.weight": []}}, {"version": 4},
+    {"tensors": {"a.weight": None}}, {"tensors": {"a.weight": []}}, {"version": 5},
 ])  # fmt: skip
 def test_invalid_documents(change: dict[str, Any], files: Path) -> None:
     change_header("q.safetensors", lambda document: document.update(change))

@@ -514,11 +514,10 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nothing(model: Path, tmp_pat
     assert {p.name for p in tmp_path.iterdir()} == {"web"}
 
 
-@pytest.mark.parametrize("url", ["https://host/model", "gs://bucket/model", "hf://me/model"])
-def test_urls_that_nothing_is_written_to(tmp_path: Path, url: str) -> None:
+def test_nothing_is_written_to_web_servers(tmp_path: Path) -> None:
     path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
-    said = one_line(run("quantize", path, "-o", url), 2)
-    assert f"nothing is written to {url.partition(':')[0]}://" in said
+    said = one_line(run("quantize", path, "-o", "https://host/model"), 2)
+    assert "nothing is written to https://" in said
 
 
 def test_a_read_that_waits_ends_with_the_run() -> None:
