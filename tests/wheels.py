@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
@@ -58,10 +57,10 @@ def main() -> None:
 def _environment(folder: Path, *packages: str) -> Path:
     """The programs of a new environment with these packages."""
     venv.create(folder, with_pip=True)
-    words = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *packages]
-    subprocess.run(words, check=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *packages], check=True)
     return folder / "bin"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
