@@ -14,6 +14,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from remote_parts import answering
+
 
 @dataclass
 class Storage:
@@ -149,10 +151,5 @@ def storage_server() -> Iterator[Storage]:
     """A server on loopback."""
     server, storage = _Server(("127.0.0.1", 0), _Handler), Storage()
     server.storage = storage  # type: ignore[attr-defined]
-    storage.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    with answering(server) as storage.url:
         yield storage
-    finally:
-        server.shutdown()
-        server.server_close()

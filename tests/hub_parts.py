@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from remote_parts import answering
+
 LARGE = re.compile(r"\.(?:safetensors|gguf|onnx|bin|pt)$")
 
 
@@ -407,10 +409,5 @@ def writable_hub(store: Path, **how: Any) -> Iterator[WritableHub]:
     store.mkdir(exist_ok=True)
     hub = WritableHub(store, **how)
     server = _Server(hub)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    with answering(server) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

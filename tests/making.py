@@ -253,3 +253,25 @@ def change_header(path: Path | str, change: Callable[[dict[str, Any]], object], 
     if seal:
         whole = next(piece for _, piece in seals.seal([(0, whole)]))
     Path(path).write_bytes(whole + raw[length:])
+
+
+MEASURED = """
+import resource, sys
+from quantcli.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    # Not ru_maxrss, which begins with what the process that started this one took.
+    (most,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+    print(used.ru_utime + used.ru_stime, most, file=sys.stderr)
+"""
+
+
+def measured(*arguments: object, timeout: float = 1200) -> tuple[float, float]:
+    """Seconds of the processor and MiB at most of a run that must succeed."""
+    words = [sys.executable, "-c", MEASURED, *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    seconds, most = map(float, done.stderr.splitlines()[-1].split())
+    return seconds, most / 1024

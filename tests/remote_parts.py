@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 COMMIT, OLD = "1" * 40, "0" * 40
 
@@ -190,12 +193,31 @@ class _Server(ThreadingHTTPServer):
 def serving(folder: Path, **how: object) -> Iterator[Served]:
     """A web server on loopback that serves a folder."""
     served = Served(folder, **how)  # type: ignore[arg-type]
-    server = _Server(served)
-    served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with answering(_Server(served)) as served.url:
         yield served
+
+
+@contextlib.contextmanager
+def answering(server: ThreadingHTTPServer) -> Iterator[str]:
+    """A server that answers in a thread of its own; its URL."""
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[tuple[Any, str]]:
+    """A client of moto's server, and the URL of that."""
+    pytest.importorskip("obstore")
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    secret = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+    try:
+        yield boto3.client("s3", endpoint_url=url, **secret), url
+    finally:
+        server.stop()

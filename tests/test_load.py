@@ -8,40 +8,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import contents, made
-from making import command, environment, one_line, raw_file, run, save
+from making import command, environment, measured, one_line, raw_file, run, save
 from strategies import gaussian
 
 from quantcli import memory
 
 ALL = os.environ.get("LOAD") == "all"
-
-MEASURED = """
-import resource, sys
-from quantcli.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    # Not ru_maxrss, which begins with what the process that started this one took.
-    (most,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
-    print(used.ru_utime + used.ru_stime, most, file=sys.stderr)
-"""
-
-
-def measured(*arguments: Any) -> tuple[float, float]:
-    """Seconds of the processor and MiB at most of a run that must succeed."""
-    done = subprocess.run([sys.executable, "-c", MEASURED, *map(str, arguments)], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, text=True, env=environment(), timeout=1200)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    seconds, most = done.stderr.splitlines()[-1].split()
-    return float(seconds), int(most) / 1024
 
 
 def many(path: Path, count: int, *, pad: int = 0) -> Path:

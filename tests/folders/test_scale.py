@@ -14,7 +14,7 @@ import pytest
 import yaml
 from checkpoints import contents
 from documents import workplace
-from making import ROOT, raw_file, run
+from making import ROOT, measured, raw_file, run
 
 TOPIC = (ROOT / "quantcli" / "docs" / "scale.md").read_text(encoding="utf-8")
 
@@ -84,18 +84,6 @@ def test_the_indexed_job_of_kubernetes(tmp_path: Path, shared: dict[str, str]) -
 
 # ---- figures ----------------------------------------------------------------------------------------------------
 
-MEASURED = """
-import resource, sys
-from quantcli.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    # Not ru_maxrss, which begins with what the process that started this one took.
-    (most,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
-    print(used.ru_utime + used.ru_stime, most, file=sys.stderr)
-"""
-
 
 def sparse_checkpoint(folder: Path, shards: int, tensors: int) -> None:
     """A checkpoint of holes, all of whose tensors are 4096 x 12288 in bfloat16: 100 MB each."""
@@ -131,13 +119,9 @@ def test_a_terabyte_is_planned_as_the_topic_says(tmp_path: Path) -> None:
     asked = ["quantize", tmp_path / "model", "--bits", "4", "-o", tmp_path / "w4"]
     each, per_tensor = stated(r"its start: ([\d.]+) ms for each tensor"), stated(r"and (\d+) KiB for each tensor of")
     for more in (["--dry-run"], ["--part", f"77/{tensors}", "--threads", "1"]):
-        words = [sys.executable, "-c", MEASURED, *map(str, asked), *more, "-q"]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=60)
-        assert done.returncode == 0, done.stderr
-        seconds, memory = map(float, done.stderr.split())
+        seconds, memory = measured(*asked, *more, "-q", timeout=60)
         assert seconds < 1.5 + tensors * each / 1000, (more, seconds)
-        assert memory < 64 * 1024 + tensors * per_tensor < 300 * 1024, (more, memory)
+        assert memory < 64 + tensors * per_tensor / 1024 < 300, (more, memory)
 
 
 def test_the_example_of_the_topic_is_its_formula() -> None:

@@ -19,7 +19,7 @@ from checkpoints import contents, made
 from hypothesis import given
 from hypothesis import strategies as st
 from making import command, environment, one_line, run, save
-from remote_parts import COMMIT, OLD, Hub, Served, serving
+from remote_parts import COMMIT, OLD, Hub, Served, s3_server, serving
 from strategies import gaussian
 
 import quantcli
@@ -49,16 +49,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[tuple[object, str]]:
     """A client of moto's server, and the URL of that."""
-    pytest.importorskip("obstore")
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    secret = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=url, **secret)
-    client.create_bucket(Bucket="models")
-    yield client, url
-    server.stop()
+    with s3_server() as (client, url):
+        client.create_bucket(Bucket="models")
+        yield client, url
 
 
 @pytest.fixture

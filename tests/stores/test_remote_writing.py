@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from checkpoints import contents, made
 from making import command, environment, one_line, run, save
+from remote_parts import s3_server
 from strategies import gaussian
 
 from quantcli.errors import QuantcliError
@@ -28,14 +29,8 @@ from quantcli.stores.remote import s3
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Any, str]]:
     """A client of moto's server, and the URL of that."""
-    pytest.importorskip("obstore")
-    boto3 = pytest.importorskip("boto3")
-    found = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    found.start()
-    url = "http://{}:{}".format(*found.get_host_and_port())
-    secret = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    yield boto3.client("s3", endpoint_url=url, **secret), url
-    found.stop()
+    with s3_server() as found:
+        yield found
 
 
 @pytest.fixture
