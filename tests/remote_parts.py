@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -210,7 +211,7 @@ def answering(server: ThreadingHTTPServer) -> Iterator[str]:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[tuple[Any, str]]:
-    """A client of moto's server, and the URL of that."""
+    """A client of moto's server, and the URL of that. It is empty: all servers of a process have the same buckets."""
     pytest.importorskip("obstore")
     boto3 = pytest.importorskip("boto3")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -218,6 +219,8 @@ def s3_server() -> Iterator[tuple[Any, str]]:
     url = "http://{}:{}".format(*server.get_host_and_port())
     secret = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
     try:
+        with urlopen(Request(f"{url}/moto-api/reset", method="POST")):
+            pass
         yield boto3.client("s3", endpoint_url=url, **secret), url
     finally:
         server.stop()
