@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from bench import plot
 from making import ROOT
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 FOLDER = ROOT / "tests" / "bench"
 
@@ -47,3 +51,16 @@ def test_the_plot_shows_the_stored_figures() -> None:
     stored = (FOLDER / "quality.svg").read_text(encoding="utf-8")
     assert stored == plot.svg(json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"])
     ET.fromstring(stored)
+
+
+def test_every_stage_of_a_run_is_timed(tmp_path: Path) -> None:
+    """Its methods are found by their names, so that a method which moves would stop `make bench` in its middle."""
+    model = tmp_path / "w.safetensors"
+    save_file({f"layer{n}.weight": np.full((512, 2048), 0.5, np.float32) for n in range(4)}, model)
+    command = ["quantize", str(model), "--bits", "4", "-o", str(tmp_path / "w4.safetensors"), "-q", "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "stages.py"), *command], check=True, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) > 5
+    assert [stage for stage, seconds in found.items() if seconds <= 0] == []

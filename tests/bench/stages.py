@@ -24,7 +24,7 @@ STAGES = {
     "ranges, search, encoding and errors": ("quantcli.kernels.native", "NativeKernels", ("_call",)),
     "digest": ("quantcli.tensors.digest", "Chunks", ("add",)),
     "write": ("quantcli.stores.files", "OutputFile", ("write",)),
-    "reserve, sync and rename": ("quantcli.stores.files", "OutputFile", ("_preallocate", "sync", "publish")),
+    "reserve, sync and rename": ("quantcli.stores.files", "OutputFile", ("__init__", "sync", "publish")),
 }
 """The methods that make up a stage: module, class and names."""
 
