@@ -32,10 +32,11 @@ from quantcli.planning.recipe_keys import BATCH_NORM
 from quantcli.planning.statistics import again as statistics_again
 from quantcli.stores import Source
 from quantcli.stores.places import reachable
+from quantcli.tensors.by_expert import OfExperts, learned
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
-from quantcli.tensors.second_order import Degenerate, Output, SecondOrder, learned
+from quantcli.tensors.second_order import Degenerate, Output, SecondOrder
 from quantcli.tensors.tiles import read_span, read_tile, rotated, span_bytes
 from quantcli.tensors.trials import Trials
 
@@ -146,7 +147,7 @@ class _Run:
 
     def _learn(self, tries: list[_Try]) -> Visit:
         """What statistics say of a tensor, once for all settings that group it into the same columns."""
-        known: dict[int, SecondOrder] = {}
+        known: dict[int, SecondOrder | OfExperts] = {}
         for one in tries:
             columns, cols = one.plan.importance, one.plan.grouping.cols
             if columns is None or not one.plan.scheme.second_order:

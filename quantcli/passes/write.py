@@ -23,11 +23,12 @@ from quantcli.layouts.writer import Job, Piece
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.producing import Produce, Producer
 from quantcli.passes.stacking import Stacked
-from quantcli.passes.tiles import Progress, Visit, begun, finish, once, walk
+from quantcli.passes.tiles import Progress, Visit, begun, once, walk
 from quantcli.stores import destinations
 from quantcli.stores.destinations import OutputFile
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.fit import Misfit, NotFinite
+from quantcli.tensors.rounds import finish
 from quantcli.tensors.second_order import Degenerate
 
 if TYPE_CHECKING:

@@ -48,22 +48,50 @@ class SecondMoments(Protocol):
         """Rows [first, last) of it. Raises DataError for a number that is not finite."""
 
 
+class ByExpert(Protocol):
+    """What is known of the inputs of each expert in one tensor."""
+
+    @property
+    def counts(self) -> Sequence[float]:
+        """The samples of each, 0 for one that no sample reached."""
+
+    @property
+    def correlated(self) -> bool:
+        """Whether it says how inputs go together."""
+
+    @property
+    def full(self) -> bool:
+        """Whether there are second moments of all pairs of inputs."""
+
+    def of(self, expert: int) -> Columns:
+        """What is known of one expert's inputs. Raises DataError for a number that is not finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """What is known of the inputs that meet the columns of a tensor's rows: their mean squares (cols,), or other
     importances, and a digest of it all; their means (cols,) and second moments, where there are any; and the number of
-    samples, infinite where that is not known."""
+    samples, infinite where that is not known. experts: of a tensor of several experts, as many rows each, what is known
+    of each; the mean squares are then those of all samples together."""
 
     values: NDArray[np.float64]
     digest: str
     mean: NDArray[np.float64] | None = None
     matrix: SecondMoments | None = None
     count: float = np.inf
+    experts: ByExpert | None = None
 
     @property
     def correlated(self) -> bool:
         """Whether it says how inputs go together, so that an error can be made good in other columns."""
+        if self.experts is not None:
+            return self.experts.correlated
         return self.mean is not None or self.matrix is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether second moments of all pairs of inputs are to be factored."""
+        return self.matrix is not None or (self.experts is not None and self.experts.full)
 
     @property
     def weights(self) -> NDArray[np.float64]:

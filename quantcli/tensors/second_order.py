@@ -8,7 +8,7 @@ statistics, so that no tensor is worse with them than without.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, CodeGrid, Doubles, Kernels, Tile
     from quantcli.tensors.decided import Columns, SecondMoments
+    from quantcli.tensors.rows import Grouping, TileSpan
 
 LEAST_DAMPING, FEW_SAMPLES = 0.01, 0.04
 """What is added to the mean square of every input, relative to the average one: with many samples, and how much more
@@ -88,6 +89,10 @@ class SecondOrder:
         found[self.how.order] = self.how.pivots[: len(found)]
         return found
 
+    def parts(self, span: TileSpan, plan: Grouping) -> Iterator[tuple[slice, SecondOrder]]:
+        """The rows of a tile, all of which are rounded alike (by_expert.py has those of several experts)."""
+        yield slice(0, span.rows), self
+
     def better(
         self,
         kernels: Kernels,
@@ -140,7 +145,7 @@ def damping_of(columns: Columns) -> float:
     >>> round(damping_of(Columns(np.ones(64), "", count=64)), 6)
     0.05
     """
-    few = FEW_SAMPLES * len(columns.values) / columns.count
+    few = FEW_SAMPLES * len(columns.values) / columns.count if columns.count else 1.0
     return min(LEAST_DAMPING + few, 1.0) * float(columns.values.mean())
 
 

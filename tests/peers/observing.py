@@ -42,7 +42,9 @@ def run(pythons: dict[str, Any], work: Path) -> tuple[list[str], int]:
                 quantcli("quantize", rounding.weights_of(folder), *scheme.split(), *more, "-o", codes, "--force", "-q")
                 quantcli("dequantize", codes, "--dtype", "float32", "-o", floats, "--force", "-q")
                 made.append(floats)
-            cells = dict(zip(ways, rounding.figures(str(python), name, folder, made)))
+            figures = rounding.Figures(str(python), name, folder)
+            cells = {way: figures.of(path) for way, path in zip(ways, made)}
+            figures.close()
             better = cells["MATRICES"] > cells[""] if figure == "cosine" else cells["MATRICES"] < cells[""]
             wrong += not better
             shown = " | ".join(f"{cells[way]:.4g}" for way in ("", "VECTORS", "MATRICES"))
