@@ -131,7 +131,7 @@ class _Bytes:
 
 def trials_of(tensor: Quantized) -> Trials:
     """What is tried on a tensor; min-max is not compared where the plain error is not what counts."""
-    return Trials(tensor, rival=rival(tensor.scheme) if tensor.importance is None else None)
+    return Trials(tensor, rival=rival(tensor.scheme) if tensor.columns is None else None)
 
 
 def searching(trials: Trials, see: Callable[[int], None]) -> Visit:

@@ -125,7 +125,7 @@ class Sweep:
         if not tensor.weighted or self.statistics is None:
             return tensor.tensor
         columns = self.statistics.of(tensor.tensor.info, tensor.tensor.grouping)
-        return replace(tensor.tensor, importance=columns)
+        return replace(tensor.tensor, columns=columns)
 
 
 class _Run:
@@ -149,7 +149,7 @@ class _Run:
         """What statistics say of a tensor, once for all settings that group it into the same columns."""
         known: dict[int, SecondOrder | OfExperts] = {}
         for one in tries:
-            columns, cols = one.plan.importance, one.plan.grouping.cols
+            columns, cols = one.plan.columns, one.plan.grouping.cols
             if columns is None or not one.plan.scheme.second_order:
                 continue
             try:
@@ -213,7 +213,7 @@ class _Run:
                 one.trials.see(self.table, tile, index)
             else:
                 packed: NDArray[np.uint8] | None = None
-                weighted = one.plan.importance is not None
+                weighted = one.plan.columns is not None
                 if whole or weighted:
                     packed = np.empty(span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8)
                 made = one.trials.encode(self.table, tile, span, packed)
@@ -321,7 +321,7 @@ def _amended(tensor: Decided, how: Sequence[Amendment]) -> Decided:
 
 def _sent(tensor: Quantized) -> Sent:
     """A decision that can be pickled: second moments are read from a file."""
-    return Sent(replace(tensor, importance=None), tensor.importance is not None)
+    return Sent(replace(tensor, columns=None), tensor.columns is not None)
 
 
 Known = tuple[str, str, str]

@@ -58,7 +58,7 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
     if columns.correlated and (tensor.scheme.second_order or not request.rounding_given):
         _check_memory(columns, request.memory, place)
         note = "; ".join(n for n in (tensor.note, _unseen(columns)) if n)
-        return replace(tensor, scheme=second_order(tensor.scheme), importance=columns, note=note)
+        return replace(tensor, scheme=second_order(tensor.scheme), columns=columns, note=note)
     if tensor.scheme.second_order:
         raise UsageError(NO_MOMENTS, place=place, hint=HELP)
     if tensor.grouping.shared is not None or tensor.grouping.two_pass:
@@ -67,7 +67,7 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
     if not weighs(tensor.scheme):
         problem = f"{tensor.scheme.calibration} does not weigh errors"
         raise UsageError(problem, place=place, hint="use --calibration mse")
-    return replace(tensor, importance=columns)
+    return replace(tensor, columns=columns)
 
 
 def _unseen(columns: Columns) -> str:

@@ -26,7 +26,7 @@ from quantcli.patterns import module_of, near_misses
 from quantcli.planning.recipe_keys import BATCH_NORM
 from quantcli.planning.stacks import Found, Known, find, known
 from quantcli.stores import Source, open_source
-from quantcli.tensors.decided import Columns
+from quantcli.tensors.decided import Columns, Factors
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping
 
@@ -47,6 +47,10 @@ HELP = "give --statistics FILE; quantcli help statistics says what it holds"
 _GPT2 = re.compile(r"(?:.*\.)?h\.\d+\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 """Matrices of GPT-2's blocks."""
 
+TIED = ("lm_head", "language_model.lm_head", "model.lm_head")
+"""Names of output heads that may be the embedding once more: then a model has modules, and so statistics, of these
+names, and no tensor."""
+
 MOST = 1 << 28
 """Bytes of importances that are read at most: those of a model of a trillion weights have some 50 MB."""
 
@@ -64,6 +68,7 @@ class InputStatistics:
     key: str = IMPORTANCE
     inputs_first: frozenset[str] = frozenset()
     of_experts: Known = field(init=False, compare=False, repr=False)
+    factors: Factors = field(default_factory=Factors, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "of_experts", known(self.entries))
@@ -88,12 +93,12 @@ class InputStatistics:
             return self._of_each(found.names, info, plan)
         entry = self.entries[found.first]
         if entry.experts is None:
-            return self._columns(entry, found.expert, info, plan, place)
+            return replace(self._columns(entry, found.expert, info, plan, place), factors=self.factors)
         counts, expert = entry.experts.counts, found.expert
         if expert is not None:
             if expert >= len(counts):
                 raise UsageError(f"the entry has no expert {expert}: it is of {len(counts)}", place=place)
-            return self._columns(entry.experts.entry(expert), None, info, plan, place)
+            return replace(self._columns(entry.experts.entry(expert), None, info, plan, place), factors=self.factors)
         if len(info.shape) != 3 or len(counts) != info.shape[0]:
             problem = f"the entry is of {len(counts)} experts, {printable(info.name)} is {list(info.shape)}"
             raise UsageError(problem, place=place)
@@ -181,10 +186,14 @@ class InputStatistics:
         return replace(found, expert=None)  # whichever it is
 
     def unused(self, infos: Sequence[TensorInfo]) -> list[str]:
-        """Entries that belong to no tensor. Raises UsageError when none belongs to any, or each has to."""
+        """Entries that belong to no tensor. Raises UsageError when none belongs to any, or each has to and is not that
+        of an output head."""
         used = {name for info in infos if (found := self._found(info)) is not None for name in found.used}
         left = [name for name in self.entries if name not in used]
-        if len(left) == len(self.entries) or (left and self.strict):
+        tied = all(
+            module_of(name) in TIED or name in TIED for name in left
+        )  # a head that is the embedding has no tensor
+        if len(left) == len(self.entries) or (left and self.strict and not tied):
             names = [info.name for info in infos]
             more = ", nor does any other entry" if len(left) == len(self.entries) > 1 else ""
             problem = f"{printable(repr(left[0]), 200)} names no tensor of the model{more}"

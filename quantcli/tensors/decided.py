@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from quantcli.tensors.rows import Grouping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
 
 SLACK = 1e-4
 """How far stored moments may be off, relative to what they are compared with: sums over many samples in float32,
@@ -67,12 +66,21 @@ class ByExpert(Protocol):
         """What is known of one expert's inputs. Raises DataError for a number that is not finite."""
 
 
+@dataclass(slots=True)
+class Factors:
+    """What was factored last of a file of statistics, for the next layer, which may have the same inputs: the digest of
+    its columns, those of the rows of its moments, and how it is rounded."""
+
+    last: tuple[str, list[str], Any] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """What is known of the inputs that meet the columns of a tensor's rows: their mean squares (cols,), or other
     importances, and a digest of it all; their means (cols,) and second moments, where there are any; and the number of
     samples, infinite where that is not known. experts: of a tensor of several experts, as many rows each, what is known
-    of each; the mean squares are then those of all samples together."""
+    of each; the mean squares are then those of all samples together. factors: what was factored last of the same file.
+    """
 
     values: NDArray[np.float64]
     digest: str
@@ -80,6 +88,7 @@ class Columns:
     matrix: SecondMoments | None = None
     count: float = np.inf
     experts: ByExpert | None = None
+    factors: Factors | None = None
 
     @property
     def correlated(self) -> bool:
@@ -121,7 +130,7 @@ class Kept:
     scheme: ClassVar[None] = None
     grouping: ClassVar[None] = None
     scale_dtype: ClassVar[str] = ""
-    importance: ClassVar[None] = None
+    columns: ClassVar[None] = None
     input_scale: ClassVar[None] = None
 
 
@@ -129,7 +138,8 @@ class Kept:
 class Quantized:
     """A tensor that is quantized: its scheme, the rows that are packed, and the safetensors dtype of its scales.
 
-    importance: of its columns, where errors are weighted. input_scale: the measured scale of the inputs of its layer.
+    columns: what is known of the inputs that meet its columns, where errors are weighted. input_scale: the measured
+    scale of the inputs of its layer.
     """
 
     info: TensorInfo
@@ -138,7 +148,7 @@ class Quantized:
     grouping: Grouping
     scale_dtype: str
     note: str = ""
-    importance: Columns | None = None
+    columns: Columns | None = None
     input_scale: float | None = None
     disposition: ClassVar[str] = "quantized"
 

@@ -35,7 +35,7 @@ class Trials:
     def __init__(self, tensor: Quantized, *, rival: Scheme | None) -> None:
         info, self.plan = tensor.info, tensor.grouping
         self.info = info
-        self.columns = tensor.importance
+        self.columns = tensor.columns
         self._weights = None if self.columns is None else self.columns.weights
         self.second_order: SecondOrder | OfExperts | None = None
         self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]

@@ -6,6 +6,7 @@ that onnxruntime shows are those that torch computes.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,5 +51,21 @@ def run(pythons: dict[str, Any], work: Path) -> tuple[list[str], int]:
             shown = " | ".join(f"{cells[way]:.4g}" for way in ("", "VECTORS", "MATRICES"))
             lines.append(f"| {name} | {scheme} | {figure} | {shown} |")
     said = answered(script(python, "observing_client.py", sys.executable, work))
+    said += answered(script(python, "observing_experts.py", own / "observe.py", work / "experts"))
     wrong += said.count("differs")
-    return [*lines, "", *said.splitlines()], wrong
+    lines += [
+        "",
+        *said.splitlines(),
+        "",
+        "| experts | target | output dB without | with |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in ("qwen3_moe", "gpt_oss"):
+        for to in ("mlx", "native", "gguf --container"):
+            model, out = work / "experts" / name, work / "experts" / "out"
+            more = ["--bits", 3, "--group-size", 32, "--statistics", f"{model}.safetensors", "--exclude", "*embed*"]
+            said = quantcli("quantize", model, "--to", *to.split(), *more, "-o", out, "--force", "-q", "--json")
+            found = json.loads(said)["summary"]["output"]
+            wrong += not found["sqnr_db"] > found["plain_sqnr_db"] + 2
+            lines.append(f"| {name} | {to} | {found['plain_sqnr_db']:.2f} | {found['sqnr_db']:.2f} |")
+    return lines, wrong

@@ -3,8 +3,9 @@
 
     python observing_experts.py SCRIPT.py FOLDER
 
-Into FOLDER/TYPE come a random model and `statistics.safetensors`. Printed is a line of a table for each: how far the
-moments are from those of what comes to the products of the experts while transformers runs them one by one.
+Into FOLDER/TYPE comes a random model, into FOLDER/TYPE.safetensors its statistics. Printed is a line of a table for
+each: how far the moments are from those of what comes to the products of the experts while transformers runs them one
+by one.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ def main() -> None:
         model = kind(config).eval()
         model.save_pretrained(folder)
         batches = [{"input_ids": torch.randint(0, 64, (4, 96))} for _ in range(2)]
-        offered["observe"](model, batches, folder / "statistics.safetensors", full_of_experts=True)
+        offered["observe"](model, batches, folder.with_suffix(".safetensors"), full_of_experts=True)
         with Products() as products, torch.no_grad():
             for batch in batches:
                 model(**batch)
-        found, worst = load_file(folder / "statistics.safetensors"), 0.0
+        found, worst = load_file(folder.with_suffix(".safetensors")), 0.0
         experts = model.model.layers[0].mlp.experts
         for part in ("gate_up_proj", "down_proj"):
             own = f"model.layers.0.mlp.experts.{part}"
