@@ -74,7 +74,7 @@ def decide(asked: Asked) -> dict[str, Any]:
     found: dict[str, Any] = {
         "format": what.name,
         "family": what.family,
-        "label": _label(what),
+        "label": _label(what, asked.levels or len(asked.codebook or ())),
         "bits": what.bits,
         "granularity": asked.granularity,
         "group_size": group_size,
@@ -162,8 +162,11 @@ def _codes(asked: Asked) -> _Codes:
     return _Codes(name, form, family, bits, asked.symmetric)
 
 
-def _label(what: _Codes) -> str:
+def _label(what: _Codes, levels: int) -> str:
+    """The start of the name of a scheme. levels: of a codebook, where they were asked for."""
     low, high, _ = what.form.bits
+    if levels and levels != 1 << what.bits:
+        return f"{what.name}-{levels}levels-"
     return f"w{what.bits}" if what.name == "int" else what.name if low == high else f"{what.name}-{what.bits}"
 
 

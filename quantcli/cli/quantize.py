@@ -243,7 +243,7 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
         components.opened(src, order, reading, output=output, say=say) as found,
     ):
         saved = None if dry_run else asked["save_recipe"]
-        read = [src, asked["recipe"], asked["codebook"], order.importance_path, order.activation_scales, *reading.loras]
+        read = [src, asked["recipe"], asked["codebook"], order.statistics_path, order.activation_scales, *reading.loras]
         _check_saved(saved, named, read)
         how = prepare.Writing(
             force=called.force,

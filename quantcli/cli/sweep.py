@@ -178,7 +178,7 @@ def _settings(
                 found.setdefault(scheme, scheme.name)
         for size, count in itertools.product(sizes or [128], levels or []):
             scheme = asking.Scheme(format="codebook", levels=count, **_asking.granularity(None, size, None))
-            found.setdefault(scheme, scheme.name.replace(scheme.label, f"levels-{count}", 1))
+            found.setdefault(scheme, scheme.name)
     for one, name in found.items():
         if one.storage == IN_SUPER_BLOCKS or one.rotation:
             where, target = ("ComfyUI's layout", "comfyui") if one.rotation else ("GGUF", "gguf")

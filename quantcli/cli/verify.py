@@ -100,7 +100,7 @@ def command(
             original,
             variant=variant,
             as_float=as_float,
-            importance=importance or statistics,
+            statistics=importance or statistics,
             threads=workers.count,
             progress=bar,
             crew=crew,

@@ -214,7 +214,7 @@ def _check_order(order: Order, reading: Reading, output: str | None) -> None:
     """Raise UsageError for what several models do not have."""
     check_one_file(order.to, output, container=order.container)
     hint = "name the folder of a component"
-    if order.importance_path is not None or order.recipe.importance is not None or order.recipe.statistics is not None:
+    if order.statistics_path is not None or order.recipe.importance is not None or order.recipe.statistics is not None:
         raise UsageError("importances are those of one model", place=["--importance"], hint=hint)
     if reading.loras or reading.adapter:
         option = "--lora" if reading.loras else "--adapter"

@@ -19,7 +19,7 @@ from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
 from quantcli.planning import recipe
-from quantcli.planning.order import Order, importance_of, request_of
+from quantcli.planning.order import Order, request_of, statistics_of
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
 from quantcli.planning.targets import suited
@@ -91,10 +91,10 @@ def as_folder(source: Source, target: str | None, to: str | None) -> bool:
 def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
     """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
     file of importances that match no tensor, with why no preset is chosen, and with what the target leaves out."""
-    importance, unused = importance_of(source, asked)
+    statistics, unused = statistics_of(source, asked)
     if unused:
         warn(unused)
-    return suited(request_of(source, asked, to, importance, warn), warn)
+    return suited(request_of(source, asked, to, statistics, warn), warn)
 
 
 def check_target(source: Source, to: str, output_name: str | None) -> None:

@@ -59,7 +59,7 @@ def checked(chosen: Chosen, order: Order, target: str, how: Writing, *, folder: 
     job.check_folder_options(folder, order, resume=how.resume)
     if how.resume:
         destinations.resuming(target)
-    read = [*how.read, *([order.importance_path] if order.importance_path else [])]
+    read = [*how.read, *([order.statistics_path] if order.statistics_path else [])]
     sources = {n: one.source for n, one in chosen.models.items()}
     return destination(
         chosen.folder,

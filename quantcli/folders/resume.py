@@ -283,7 +283,7 @@ def turned_out(tensor: Decided, values: Mapping[str, Any]) -> Decided:
         return tensor
     if values["scheme"] is None:
         return Kept(info=tensor.info, reason=values["reason"], note=values["note"])
-    if tensor.importance is not None and UNTOLD in str(values["note"]):
+    if tensor.columns is not None and UNTOLD in str(values["note"]):
         tensor = without_statistics(tensor)
     return tensor if values["scale_dtype"] == tensor.scale_dtype else with_float32_scales(tensor)
 

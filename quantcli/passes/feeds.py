@@ -91,7 +91,7 @@ def feeds(source: Source, inputs: Sequence[Declared]) -> Feeds:
     names = [one.name for one in inputs]
     for one in inputs:
         if one.name not in infos:
-            problem = f"it has no array {printable(repr(one.name))}, an input of the model"
+            problem = f"it has no array {printable(repr(one.name))}, {_described(one)} of the model"
             raise UsageError(problem, place=[source.path], hint=f"it has {listed(sorted(infos), 5)}")
     if left := [name for name in infos if name not in names]:
         problem = "it is no input of the model"
@@ -130,9 +130,22 @@ def _array(declared: Declared, info: TensorInfo) -> _Array:
             return _Array(info=info, kind=kind, how="runs", step=own[0], samples=shape[0] // own[0])
     if len(shape) == len(own) + 1 and _fits(shape[1:], own):
         return _Array(info=info, kind=kind, how="runs", step=0, samples=shape[0])
-    wanted = ", ".join("any" if size is None else str(size) for size in own)
-    problem = f"its shape {list(shape)} does not fit the model's [{wanted}]"
+    problem = f"its shape {list(shape)} does not fit the model's {_sizes(own)}"
     raise UsageError(problem, hint="samples are along the first axis, or one in front of it")
+
+
+def _described(declared: Declared) -> str:
+    """An input in words.
+
+    >>> _described(Declared(name="x", type="tensor(int64)", shape=(None, 6)))
+    'an I64 input [any, 6]'
+    """
+    dtype = _DTYPES.get(declared.type, (declared.type,))[0]
+    return f"{'a' if dtype[0] in 'BU' else 'an'} {printable(dtype, 60)} input {_sizes(declared.shape)}"
+
+
+def _sizes(shape: Sequence[int | None]) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
 
 
 def _fits(shape: Sequence[int], own: Sequence[int | None]) -> bool:

@@ -269,7 +269,7 @@ def _with(source: Source, request: Request, scheme: Scheme) -> Plan:
     target would give another one."""
     plan = make(source.infos(), replace(request, scheme=scheme))
     own = [t for t in plan.tensors if t.reason == "runtime" and t.scheme != scheme]
-    like = {t.info.name: quantized(t.info, scheme, t.reason, importance=t.importance) for t in own}
+    like = {t.info.name: quantized(t.info, scheme, t.reason, columns=t.columns) for t in own}
     if request.to is not None:
         export = named(request.to)
         like = {name: in_place(tensor, export, request.again) for name, tensor in like.items()}

@@ -30,7 +30,7 @@ from quantcli.passes import stacking
 from quantcli.passes.largest import Largest, sharing
 from quantcli.passes.tiles import Visit, once
 from quantcli.stores import Source, is_stream
-from quantcli.tensors import second_order
+from quantcli.tensors.by_expert import learned
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.digest import Digested
 from quantcli.tensors.rows import TileSpan
@@ -131,14 +131,14 @@ class _Bytes:
 
 def trials_of(tensor: Quantized) -> Trials:
     """What is tried on a tensor; min-max is not compared where the plain error is not what counts."""
-    return Trials(tensor, rival=rival(tensor.scheme) if tensor.importance is None else None)
+    return Trials(tensor, rival=rival(tensor.scheme) if tensor.columns is None else None)
 
 
 def searching(trials: Trials, see: Callable[[int], None]) -> Visit:
     """What is learned from statistics, then the passes of trials, each over all their spans. see: takes in a span by
     its number in the pass. Raises Degenerate."""
     if trials.columns is not None and trials.chosen.scheme.second_order:
-        trials.second_order = yield from second_order.learned(kernels.load(), trials.columns)
+        trials.second_order = yield from learned(kernels.load(), trials.columns)
     while trials.spans:
         yield [partial(see, index) for index in range(len(trials.spans))]
         trials.conclude()
@@ -154,7 +154,7 @@ class Encoding:
         self.tiles = list(tensor.grouping.tiles())
         self.sums: list[Sums | None] = [None] * len(self.tiles)
         self.rivals: list[float | None] = [None] * len(self.tiles)
-        self.outputs: list[second_order.Output | None] = [None] * len(self.tiles)
+        self.outputs: list[Any] = [None] * len(self.tiles)
         self.bytes = Digested(partial(source.read, tensor.info.name), tensor.info.nbytes, digest_kind)
         self._source, self._largest = source, largest
         self._sample: dict[TileSpan, Tile] = {}

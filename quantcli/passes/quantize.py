@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,6 +119,7 @@ def write_part(
         amend=_amend_for(source, options),
         stopped=source.interrupt,
         finished=source.check_unchanged,
+        inputs=None if is_stream(source) else partial(_inputs, model.by_name),
     )
 
     def measured(outcome: Outcome, homes: Mapping[str, str]) -> None:
@@ -150,6 +152,12 @@ def _with_errors(result: Result, metrics: Metrics | None) -> Result:
 
 
 # ---- what turns out otherwise than planned ----------------------------------------------------------------------
+
+
+def _inputs(tensors: Mapping[str, Decided], name: str) -> str:
+    """What tells the inputs of a tensor's layer from others, where their moments are factored."""
+    columns = tensors[name].columns
+    return columns.digest if columns is not None and columns.matrix is not None else ""
 
 
 def _amend_for(source: Source, options: Options) -> Callable[[Decided, Exception], Decided]:

@@ -54,7 +54,7 @@ Key = tuple["Grouping", str, "Scheme", str, tuple[int, ...]]
 
 def _key(tensor: Decided) -> Key | None:
     """What tensors that are quantized together have in common; None for one that is done by itself."""
-    if tensor.scheme is None or tensor.importance is not None or not 0 < tensor.info.numel <= TILE:
+    if tensor.scheme is None or tensor.columns is not None or not 0 < tensor.info.numel <= TILE:
         return None
     key = (tensor.grouping, tensor.info.dtype, tensor.scheme, tensor.scale_dtype, tensor.info.shape)
     return key if _rules(*key) is not None else None

@@ -32,10 +32,11 @@ from quantcli.planning.recipe_keys import BATCH_NORM
 from quantcli.planning.statistics import again as statistics_again
 from quantcli.stores import Source
 from quantcli.stores.places import reachable
+from quantcli.tensors.by_expert import OfExperts, learned
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fit import Misfit, NotFinite
 from quantcli.tensors.rows import TileSpan
-from quantcli.tensors.second_order import Degenerate, Output, SecondOrder, learned
+from quantcli.tensors.second_order import Degenerate, Output, SecondOrder
 from quantcli.tensors.tiles import read_span, read_tile, rotated, span_bytes
 from quantcli.tensors.trials import Trials
 
@@ -124,7 +125,7 @@ class Sweep:
         if not tensor.weighted or self.statistics is None:
             return tensor.tensor
         columns = self.statistics.of(tensor.tensor.info, tensor.tensor.grouping)
-        return replace(tensor.tensor, importance=columns)
+        return replace(tensor.tensor, columns=columns)
 
 
 class _Run:
@@ -146,9 +147,9 @@ class _Run:
 
     def _learn(self, tries: list[_Try]) -> Visit:
         """What statistics say of a tensor, once for all settings that group it into the same columns."""
-        known: dict[int, SecondOrder] = {}
+        known: dict[int, SecondOrder | OfExperts] = {}
         for one in tries:
-            columns, cols = one.plan.importance, one.plan.grouping.cols
+            columns, cols = one.plan.columns, one.plan.grouping.cols
             if columns is None or not one.plan.scheme.second_order:
                 continue
             try:
@@ -212,7 +213,7 @@ class _Run:
                 one.trials.see(self.table, tile, index)
             else:
                 packed: NDArray[np.uint8] | None = None
-                weighted = one.plan.importance is not None
+                weighted = one.plan.columns is not None
                 if whole or weighted:
                     packed = np.empty(span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8)
                 made = one.trials.encode(self.table, tile, span, packed)
@@ -320,7 +321,7 @@ def _amended(tensor: Decided, how: Sequence[Amendment]) -> Decided:
 
 def _sent(tensor: Quantized) -> Sent:
     """A decision that can be pickled: second moments are read from a file."""
-    return Sent(replace(tensor, importance=None), tensor.importance is not None)
+    return Sent(replace(tensor, columns=None), tensor.columns is not None)
 
 
 Known = tuple[str, str, str]

@@ -34,7 +34,6 @@ What to know for a pass of your own:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import deque
@@ -84,18 +83,6 @@ def begun(progress: Progress | None, total: int) -> Callable[[int], None]:
 def once(tasks: Sequence[Task]) -> Visit:
     """A visit of one round whose results nobody needs."""
     yield tasks
-
-
-def finish(visit: Visit) -> None:
-    """Run a visit to its end in the thread that calls."""
-    step: Callable[[], Sequence[Task]] = partial(next, visit)
-    with contextlib.suppress(StopIteration):
-        while True:
-            tasks = step()
-            try:
-                step = partial(visit.send, [task() for task in tasks])
-            except Exception as error:
-                step = partial(visit.throw, error)
 
 
 def walk(visits: Iterable[Visit], *, threads: int, stopped: Callable[[], None] = lambda: None) -> None:

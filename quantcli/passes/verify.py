@@ -60,15 +60,15 @@ def verify(
     *,
     threads: int,
     progress: Progress | None,
-    importance: InputStatistics | None = None,
+    statistics: InputStatistics | None = None,
     crew: Crew | None = None,
     opening: Opening | None = None,
 ) -> Verified:
-    """What is wrong with a quantized model. importance: what its columns were weighed by, where that is known. crew:
+    """What is wrong with a quantized model. statistics: what its columns were weighed by, where that is known. crew:
     the workers that look at tensors, None for threads here; opening: how they open the models. Raises DataError when a
     file cannot be read to its end."""
     found = Findings()
-    made = Verification(model, original, importance)
+    made = Verification(model, original, statistics)
     _headers(model, found)
     if original is not None:
         _compare(model, original, found)
@@ -133,8 +133,8 @@ def _alike(tensor: Tensor, other: Tensor) -> bool:
 class Verification:
     """The pass over the tensors of a model, and the passes it takes to find parameters again."""
 
-    def __init__(self, model: Model, original: Model | None, importance: InputStatistics | None) -> None:
-        self.model, self.original, self.importance = model, original, importance
+    def __init__(self, model: Model, original: Model | None, statistics: InputStatistics | None) -> None:
+        self.model, self.original, self.statistics = model, original, statistics
         self.table = kernels.load()
         self.again = all(d.tool == f"quantcli {__version__}" for d in model.documents)
         both = {} if original is None else {name: t for name, t in model.items() if name in original}
@@ -166,7 +166,7 @@ class Verification:
 
 
 @contextmanager
-def opened(member: Member, before: Member | None, *, as_float: bool, importance: str | None) -> Iterator[Verification]:
+def opened(member: Member, before: Member | None, *, as_float: bool, statistics: str | None) -> Iterator[Verification]:
     """The pass on a worker. before: the original, where there is one."""
     with ExitStack() as stack:
         model, original = stack.enter_context(open_model(member.path, variant=member.variant)), None
@@ -174,15 +174,15 @@ def opened(member: Member, before: Member | None, *, as_float: bool, importance:
             names = model.stored
             floats = open_original(before.path, names, as_float=as_float, variant=before.variant)
             original = stack.enter_context(floats).stored
-        yield Verification(model.stored, original, load(importance) if importance is not None else None)
+        yield Verification(model.stored, original, load(statistics) if statistics is not None else None)
 
 
-def opening_of(member: Member, before: Member | None, *, as_float: bool, importance: str | None) -> Opening:
-    """How workers open a model, and its original. importance: the path of what its columns were weighed by."""
+def opening_of(member: Member, before: Member | None, *, as_float: bool, statistics: str | None) -> Opening:
+    """How workers open a model, and its original. statistics: the path of what its columns were weighed by."""
     own = replace(member, path=reachable(member.path))
     other = replace(before, path=reachable(before.path)) if before is not None else None
-    weighed = reachable(importance) if importance is not None else None
-    return partial(opened, own, other, as_float=as_float, importance=weighed)
+    weighed = reachable(statistics) if statistics is not None else None
+    return partial(opened, own, other, as_float=as_float, statistics=weighed)
 
 
 class _Look:
@@ -236,17 +236,17 @@ class _Look:
     def _trials(self, stored: StoredQuantized) -> Trials | None:
         """What finds the parameters of a tensor again; None where its importances or statistics are not known."""
         columns = None
-        if stored.importance is not None:
-            if self.run.importance is None:
+        if stored.statistics is not None:
+            if self.run.statistics is None:
                 known = WEIGHTED[stored.scheme.second_order]
                 self.found.unchecked.append(f"{known[0]} are not recomputed without {known[1]}")
                 return None
-            columns = self.run.importance.of(stored.info, stored.grouping)
-            if columns is None or columns.digest != stored.importance:
+            columns = self.run.statistics.of(stored.info, stored.grouping)
+            if columns is None or columns.digest != stored.statistics:
                 what = "statistics" if stored.scheme.second_order else "importances"
                 self.add("scales", f"it was weighted by other {what}")
                 return None
-        return Trials(replace(stored.decided, importance=columns), rival=None)
+        return Trials(replace(stored.decided, columns=columns), rival=None)
 
     def _tiles(self, weights: Digested | None, again: Trials | None) -> list[Task]:
         plan = self.tensor.stored.grouping

@@ -28,7 +28,7 @@ def verify_path(
     *,
     variant: str | None = None,
     as_float: bool = False,
-    importance: str | None,
+    statistics: str | None,
     threads: int,
     progress: Progress | None,
     crew: Crew | None = None,
@@ -38,7 +38,7 @@ def verify_path(
     cannot be opened is a finding.
 
     original: the model it was made from, to check it against; as_float: whether the integers of that, a .npy or .npz
-    file, are read as a signal; importance: a file of what its columns were weighed by. variant: which weights of
+    file, are read as a signal; statistics: a file of what its columns were weighed by. variant: which weights of
     folders to take, where they have several. crew: the workers that look at tensors, None for threads here. say:
     called with what was left out of either, and with how tensors found each other where their names differ.
 
@@ -49,7 +49,7 @@ def verify_path(
         members(path)
     except DataError as error:
         return _damaged(path, original, error), ()
-    how = _How(as_float=as_float, importance=importance, threads=threads, progress=progress, crew=crew, say=say)
+    how = _How(as_float=as_float, statistics=statistics, threads=threads, progress=progress, crew=crew, say=say)
     done = {pair.name: _verified(pair, how) for pair in paired(original, path, variant)}
     for line in others(path):
         say(line)
@@ -67,7 +67,7 @@ class _How:
     """How models are verified, as `verify_path` was asked."""
 
     as_float: bool
-    importance: str | None
+    statistics: str | None
     threads: int
     progress: Progress | None
     crew: Crew | None
@@ -104,16 +104,16 @@ def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:
     """What is wrong with a model that can be opened."""
     against = before.path if before is not None else None
     if model.is_native:
-        weighed = load(how.importance) if how.importance is not None else None
+        weighed = load(how.statistics) if how.statistics is not None else None
         known = before.stored if before is not None else None
         assert pair.after is not None
-        opening = verify.opening_of(pair.after, pair.before, as_float=how.as_float, importance=how.importance)
+        opening = verify.opening_of(pair.after, pair.before, as_float=how.as_float, statistics=how.statistics)
         return verify.verify(
             model.stored,
             known,
             threads=how.threads,
             progress=how.progress,
-            importance=weighed,
+            statistics=weighed,
             crew=how.crew,
             opening=opening,
         )

@@ -43,8 +43,8 @@ def weight(tensor: Decided, metrics: Metrics, weighting: str | Mapping[str, floa
     if weighting == "absolute":
         return 1.0
     power, numel = metrics.power, metrics.numel
-    if tensor.importance is not None:
-        power *= tensor.importance.typical
+    if tensor.columns is not None:
+        power *= tensor.columns.typical
     factor = weighting[tensor.info.name] if not isinstance(weighting, str) else 1.0
     if weighting == "balanced":
         eighth = math.sqrt(math.sqrt(math.sqrt(numel)))

@@ -23,11 +23,12 @@ from quantcli.layouts.writer import Job, Piece
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.producing import Produce, Producer
 from quantcli.passes.stacking import Stacked
-from quantcli.passes.tiles import Progress, Visit, begun, finish, once, walk
+from quantcli.passes.tiles import Progress, Visit, begun, once, walk
 from quantcli.stores import destinations
 from quantcli.stores.destinations import OutputFile
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.fit import Misfit, NotFinite
+from quantcli.tensors.rounds import finish
 from quantcli.tensors.second_order import Degenerate
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class Work:
     """What to write: jobs by the name of a tensor, and who produces them. source: what it comes from, by the name that
     errors have. amend: what a tensor becomes whose weights are not finite or whose scales do not fit; it raises
     QuantcliError where nothing else will do. stopped: called when the rest is given up, so that reads which wait for
-    data can end. finished: called when every byte is written; it raises DataError where the source was changed."""
+    data can end. finished: called when every byte is written; it raises DataError where the source was changed. inputs:
+    what tells the inputs of a layer from those of others; empty where they do not matter. Tensors with the same
+    ones follow each other, for what is found of them serves all."""
 
     source: str
     jobs: Mapping[str, Job]
@@ -55,6 +58,7 @@ class Work:
     amend: Callable[[Decided, Exception], Decided]
     stopped: Callable[[], None] = lambda: None
     finished: Callable[[], None] = lambda: None
+    inputs: Callable[[str], str] | None = None
 
 
 @dataclass(slots=True)
@@ -129,6 +133,8 @@ class _Pass:
         self.work, self.outcome, self._turn = work, Outcome(), threading.Lock()
         self._files = files
         self._names = [name for file, _ in files for name in file.tensors]
+        if work.inputs is not None and not any(destinations.is_sent(out.path) for _, out in files):
+            self._names = _with_same_inputs(self._names, work.inputs)
         # Bytes that a tensor counts for in the progress.
         self._weights = {name: work.jobs[name].nbytes for name in self._names}
         self._advance = begun(progress, sum(self._weights.values()))
@@ -233,6 +239,18 @@ class _Pass:
             if (at := file.offsets.get(name)) is not None:
                 return out, at
         raise AssertionError(f"{name}: in no file")
+
+
+def _with_same_inputs(names: Sequence[str], inputs: Callable[[str], str]) -> list[str]:
+    """Names in their order, but for those with the same inputs as an earlier one, which follow that.
+
+    >>> _with_same_inputs(["k", "norm", "o", "q", "v"], {"k": "x", "q": "x", "v": "x", "o": "y", "norm": ""}.get)
+    ['k', 'q', 'v', 'norm', 'o']
+    """
+    together: dict[str, list[str]] = {}
+    for name in names:
+        together.setdefault(inputs(name) or f"/{name}", []).append(name)
+    return [name for alike in together.values() for name in alike]
 
 
 def _at_once(out: OutputFile, offset: int, data: memoryview) -> None:

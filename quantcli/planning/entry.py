@@ -26,7 +26,7 @@ def quantized(
     reason: str,
     scale_dtype: str | None = None,
     note: str = "",
-    importance: Columns | None = None,
+    columns: Columns | None = None,
 ) -> Quantized:
     """The record of a tensor to quantize, all that its shape decides in it. Raises UsageError for what its shape
     forbids."""
@@ -45,7 +45,7 @@ def quantized(
         grouping=plan,
         scale_dtype=dtype,
         note="; ".join(notes),
-        importance=importance,
+        columns=columns,
     )
 
 
@@ -59,17 +59,17 @@ def changed(tensor: Quantized, scheme: Scheme, note: str) -> Quantized:
     if scheme == tensor.scheme:
         return tensor
     own = [n for n in (*tensor.note.split("; "), note) if n and n != _short(tensor.grouping)]
-    return quantized(tensor.info, scheme, tensor.reason, note="; ".join(own), importance=tensor.importance)
+    return quantized(tensor.info, scheme, tensor.reason, note="; ".join(own), columns=tensor.columns)
 
 
 def with_float32_scales(tensor: Quantized) -> Quantized:
     """The record of a tensor whose scales turned out not to fit the narrower dtype."""
     note = f"{WIDER}: {tensor.scale_dtype} would not hold them"
-    found = quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
+    found = quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.columns)
     return replace(found, input_scale=tensor.input_scale)
 
 
 def without_statistics(tensor: Quantized) -> Quantized:
     """The record of a tensor whose statistics turned out to say nothing."""
     note = "; ".join(n for n in (tensor.note, UNTOLD) if n)
-    return replace(tensor, scheme=plainly_rounded(tensor.scheme), importance=None, note=note)
+    return replace(tensor, scheme=plainly_rounded(tensor.scheme), columns=None, note=note)

@@ -50,8 +50,8 @@ GGUF, MLX = "gguf", "mlx"
 class Order:
     """A request that is independent of the model: schemes, rules and ties of a recipe, which tensors, what is written.
 
-    to: a target, `native`, or None to leave it to the source. max_shard_size: bytes. importance: the path of a file,
-    None for the one the recipe names. memory: bytes that what is factored of one
+    to: a target, `native`, or None to leave it to the source. max_shard_size: bytes. importance,
+    statistics: the path of a file, None for the one the recipe names. memory: bytes that what is factored of one
     layer may take. digest, on_nonfinite: one of `recipe.SETTINGS`.
     """
 
@@ -74,7 +74,7 @@ class Order:
     """Keys that the recipe set and no option did."""
 
     @property
-    def importance_path(self) -> str | None:
+    def statistics_path(self) -> str | None:
         """The file of importances or statistics: the one that was asked for, else the one that the recipe names."""
         return self.importance or self.statistics or (self.recipe.importance or self.recipe.statistics or (None,))[0]
 
@@ -275,7 +275,7 @@ def _architecture(source: Source) -> Architecture | None:
         raise error.within(source.path) from None
 
 
-def importance_of(source: Source, asked: Order) -> tuple[InputStatistics | None, str]:
+def statistics_of(source: Source, asked: Order) -> tuple[InputStatistics | None, str]:
     """The importances or statistics that are named, and the warning about entries that belong to no tensor of the
     source. Raises UsageError where a rounding needs some and there are none."""
     diagonals = asked.importance is not None or (asked.statistics is None and asked.recipe.importance is not None)
@@ -304,20 +304,20 @@ def importance_of(source: Source, asked: Order) -> tuple[InputStatistics | None,
 
 
 def request_of(
-    source: Source, asked: Order, to: str | None, importance: InputStatistics | None, warn: Callable[[str], None]
+    source: Source, asked: Order, to: str | None, statistics: InputStatistics | None, warn: Callable[[str], None]
 ) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
     says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
     again = named(to).again(source) if to is not None and not asked.container else None
-    if importance is not None and (again is None or again.matrices is None):
-        importance = replace(importance, inputs_first=inputs_first(source))
+    if statistics is not None and (again is None or again.matrices is None):
+        statistics = replace(statistics, inputs_first=inputs_first(source))
     said = asked.recipe.given or asked.include or not asked.keep_defaults or (again is not None and again.decides)
     preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
     if note:
         warn(note)
     given = asked.recipe.asked.rounding is not None
     default, rules = asked.recipe.default, asked.recipe.rules
-    if importance is not None and importance.key == STATISTICS and not given:
+    if statistics is not None and statistics.key == STATISTICS and not given:
         default = second_order(default)
         rules = tuple(r if r.scheme is None else replace(r, scheme=second_order(r.scheme)) for r in rules)
     return Request(
@@ -330,7 +330,7 @@ def request_of(
         keep_defaults=asked.keep_defaults,
         keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
-        statistics=importance,
+        statistics=statistics,
         rounding_given=given,
         allow_unweighted=asked.allow_unweighted,
         memory=asked.memory,

@@ -47,8 +47,9 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
     if tensor.scheme is None or statistics is None:
         return tensor
     columns = statistics.of(tensor.info, tensor.grouping)
-    if columns is None:
+    if statistics.lacking(tensor.info):
         _check_unweighted(tensor, statistics, request)
+    if columns is None:
         note = "; ".join(n for n in (tensor.note, UNWEIGHTED[statistics.key]) if n)
         return replace(tensor, scheme=plainly_rounded(tensor.scheme), note=note)
     place = [printable(tensor.info.name), f"--{statistics.key}"]
@@ -56,7 +57,8 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
         raise UsageError("its columns are rotated, which importances are not", place=place, hint="leave it out")
     if columns.correlated and (tensor.scheme.second_order or not request.rounding_given):
         _check_memory(columns, request.memory, place)
-        return replace(tensor, scheme=second_order(tensor.scheme), importance=columns)
+        note = "; ".join(n for n in (tensor.note, _unseen(columns)) if n)
+        return replace(tensor, scheme=second_order(tensor.scheme), columns=columns, note=note)
     if tensor.scheme.second_order:
         raise UsageError(NO_MOMENTS, place=place, hint=HELP)
     if tensor.grouping.shared is not None or tensor.grouping.two_pass:
@@ -65,13 +67,20 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
     if not weighs(tensor.scheme):
         problem = f"{tensor.scheme.calibration} does not weigh errors"
         raise UsageError(problem, place=place, hint="use --calibration mse")
-    return replace(tensor, importance=columns)
+    return replace(tensor, columns=columns)
+
+
+def _unseen(columns: Columns) -> str:
+    """The note of a tensor some of whose experts no sample reached."""
+    counts = () if columns.experts is None else columns.experts.counts
+    unseen = sum(not count for count in counts)
+    return f"no samples of {unseen} of {len(counts)} experts" if unseen else ""
 
 
 def _check_memory(columns: Columns, limit: int | None, place: Sequence[str]) -> None:
     """Raise UsageError where the second moments of a layer need more memory than they may take."""
     needed = triangle_bytes(len(columns.values))
-    if limit is not None and columns.matrix is not None and needed > limit:
+    if limit is not None and columns.full and needed > limit:
         problem = f"the second moments of {len(columns.values)} inputs need {needed} bytes, more than --memory {limit}"
         hint = "give more, leave the layer out with --exclude, or collect means and mean squares alone"
         raise UsageError(problem, place=place, hint=hint)

@@ -99,17 +99,17 @@ class Request:
             more = [bool(rule.reason is not None), rule.optional, bool(rule.preset)]
             count = max((n for n, said in enumerate(more, 3) if said), default=2)
             rules.append([*entry, rule.preset][:count])
-        importance = self.statistics.digest if self.statistics is not None else None
-        return {"default": default, **({"rules": rules} if rules else {}), **self.others(importance)}
+        digest = self.statistics.digest if self.statistics is not None else None
+        return {"default": default, **({"rules": rules} if rules else {}), **self.others(digest)}
 
-    def others(self, importance: Any) -> dict[str, Any]:
+    def others(self, statistics: Any) -> dict[str, Any]:
         """What is asked beside schemes and rules, in plain values by the keys of recipes; what is usual is left out.
-        importance: what stands for the importances, None where there are none."""
+        statistics: what stands for the statistics or importances, None where there are none."""
         values = {
             "include": list(self.include),
             "exclude": list(self.exclude),
             "ties": list(self.ties),
-            "importance" if self.statistics is None else self.statistics.key: importance,
+            "importance" if self.statistics is None else self.statistics.key: statistics,
             "allow_unweighted": self.allow_unweighted,
             "keep_defaults": self.keep_defaults,
             "keep_embeddings": self.keep_embeddings,

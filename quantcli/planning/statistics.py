@@ -11,20 +11,22 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli.architectures.experts import EXPERT
 from quantcli.dtypes import DTYPES, floats
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.patterns import module_of, near_misses
 from quantcli.planning.recipe_keys import BATCH_NORM
+from quantcli.planning.stacks import Found, Known, find, known
 from quantcli.stores import Source, open_source
-from quantcli.tensors.decided import Columns
+from quantcli.tensors.decided import Columns, Factors
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping
 
@@ -42,12 +44,12 @@ IMPORTANCE, STATISTICS = "importance", "statistics"
 NO_MOMENTS = "second-order rounding needs means or second moments of a layer's inputs"
 HELP = "give --statistics FILE; quantcli help statistics says what it holds"
 
-_EXPERT = re.compile(r"(.+)\.(?:experts(?:\.\d+)?|switch_mlp)\.(gate|up|down)_proj(?:\.weight)?")
-"""Experts one by one, or all of a kind in one tensor, also under mlx-lm's name."""
-
-
 _GPT2 = re.compile(r"(?:.*\.)?h\.\d+\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 """Matrices of GPT-2's blocks."""
+
+TIED = ("lm_head", "language_model.lm_head", "model.lm_head")
+"""Names of output heads that may be the embedding once more: then a model has modules, and so statistics, of these
+names, and no tensor."""
 
 MOST = 1 << 28
 """Bytes of importances that are read at most: those of a model of a trillion weights have some 50 MB."""
@@ -65,6 +67,11 @@ class InputStatistics:
     strict: bool = False
     key: str = IMPORTANCE
     inputs_first: frozenset[str] = frozenset()
+    of_experts: Known = field(init=False, compare=False, repr=False)
+    factors: Factors = field(default_factory=Factors, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "of_experts", known(self.entries))
 
     @property
     def of_outputs(self) -> bool:
@@ -74,15 +81,60 @@ class InputStatistics:
     def of(self, info: TensorInfo, plan: Grouping) -> Columns | None:
         """That of a tensor; None when there is no entry for it. Raises UsageError when the entry has another shape or
         the layout mixes columns."""
-        found = self._entry(info.name)
+        found = self._found(info)
         if found is None:
             return None
-        name, expert = found
-        entry, place = self.entries[name], [self.path, printable(name)]
+        place = [self.path, printable(found.first)]
         if info.name in self.inputs_first:
             problem = f"{printable(info.name)} is stored (in, out): its columns are the layer's outputs, not its inputs"
             hint = "leave it out with --exclude; of an .onnx file --to onnx reads such weights transposed"
             raise UsageError(problem, place=place, hint=hint)
+        if len(found.names) > 1:
+            return self._of_each(found.names, info, plan)
+        entry = self.entries[found.first]
+        if entry.experts is None:
+            return replace(self._columns(entry, found.expert, info, plan, place), factors=self.factors)
+        counts, expert = entry.experts.counts, found.expert
+        if expert is not None:
+            if expert >= len(counts):
+                raise UsageError(f"the entry has no expert {expert}: it is of {len(counts)}", place=place)
+            return replace(self._columns(entry.experts.entry(expert), None, info, plan, place), factors=self.factors)
+        if len(info.shape) != 3 or len(counts) != info.shape[0]:
+            problem = f"the entry is of {len(counts)} experts, {printable(info.name)} is {list(info.shape)}"
+            raise UsageError(problem, place=place)
+        self._taps(entry.values.size, info, plan, place)
+        matrices = len(entry.experts.second.shape) == 3
+        experts = _ByExpert(self, info, plan, place, counts, entry.correlated, matrices, entry.experts.entry)
+        return Columns(entry.values, _digest(entry.values, None, entry), None, None, entry.count, experts)
+
+    def _of_each(self, names: Sequence[str | None], info: TensorInfo, plan: Grouping) -> Columns:
+        """That of a tensor of experts that have an entry each, or none."""
+        from xxhash import xxh3_64
+
+        from quantcli.planning.moments import Entry  # here, for most runs have no such file
+
+        total, samples, whole, place = np.zeros(plan.cols), 0.0, xxh3_64(), [self.path]
+        entries = [Entry(total, total, None, 0.0) if name is None else self.entries[name] for name in names]
+        for name, entry in zip(names, entries):
+            if name is not None:
+                place = [self.path, printable(name)]
+                self._taps(entry.values.size, info, plan, place)
+                count = entry.count if math.isfinite(entry.count) else 1.0
+                total, samples = total + count * entry.values.reshape(-1), samples + count
+            whole.update(_digest(entry.values, entry.mean, entry).encode())
+        some = [entry for name, entry in zip(names, entries) if name is not None]
+        correlated, matrices = (all(v) for v in ([e.correlated for e in some], [e.matrix is not None for e in some]))
+        counts = tuple(entry.count for entry in entries)
+        experts = _ByExpert(self, info, plan, place, counts, correlated, matrices, entries.__getitem__)
+        return Columns(total / samples, str(whole.hexdigest()), None, None, samples, experts)
+
+    def lacking(self, info: TensorInfo) -> bool:
+        """Whether there is no entry for a tensor, or for one of the experts in it."""
+        found = self._found(info)
+        return found is None or None in found.names
+
+    def _columns(self, entry: Entry, expert: int | None, info: TensorInfo, plan: Grouping, place: list[str]) -> Columns:
+        """That of a tensor, or of one of the experts in it. expert: which one the tensor is of those in the entry."""
         values = entry.values
         if values.ndim == 1 and values.size % plan.cols == 0 and (expert is not None or len(info.shape) == 3):
             values = values.reshape(-1, plan.cols)  # of all experts, as llama.cpp once wrote them
@@ -105,7 +157,8 @@ class InputStatistics:
         """How many columns each number of an entry is for. Raises UsageError where it does not fit the tensor."""
         if size == plan.cols:
             return 1
-        per_channel = len(info.shape) > 2 and math.prod(info.shape[1:]) == plan.cols
+        stack = EXPERT.search(info.name) is not None
+        per_channel = len(info.shape) > 2 and math.prod(info.shape[1:]) == plan.cols and not stack
         if per_channel and size == info.shape[1]:
             return plan.cols // info.shape[1]
         what = "statistics" if self.strict else "importances"
@@ -119,31 +172,51 @@ class InputStatistics:
             hint = f"use a larger --group-size: rows of {plan.cols} columns end within a channel"
         raise UsageError(problem, place=place, hint=hint)
 
-    def _entry(self, name: str) -> tuple[str, int | None] | None:
-        """The entry for a tensor, and which of the experts in it the tensor is."""
+    def _found(self, info: TensorInfo) -> Found | None:
+        """The entries for a tensor."""
         from quantcli.layouts.gguf.names import imatrix_name  # here, for its package is all of GGUF: 15 ms
 
-        known = [(name, None), (module_of(name), None), imatrix_name(name), stacked_name(name)]
-        return next((k for k in known if k is not None and k[0] in self.entries), None)
+        for own in ((info.name, None), (module_of(info.name), None), imatrix_name(info.name)):
+            if own is not None and own[0] in self.entries:
+                return Found((own[0],), own[1], (own[0],))
+        found = find(info.name, info.shape[0] if len(info.shape) == 3 else 0, self.of_experts)
+        shared = found is not None and self.entries[found.first].values.ndim == 1
+        if found is None or not shared or self.entries[found.first].experts is not None:
+            return found
+        return replace(found, expert=None)  # whichever it is
 
     def unused(self, infos: Sequence[TensorInfo]) -> list[str]:
-        """Entries that belong to no tensor. Raises UsageError when none belongs to any, or each has to."""
-        used = {found[0] for info in infos if (found := self._entry(info.name)) is not None}
+        """Entries that belong to no tensor. Raises UsageError when none belongs to any, or each has to and is not that
+        of an output head."""
+        used = {name for info in infos if (found := self._found(info)) is not None for name in found.used}
         left = [name for name in self.entries if name not in used]
-        if len(left) == len(self.entries) or (left and self.strict):
+        tied = all(
+            module_of(name) in TIED or name in TIED for name in left
+        )  # a head that is the embedding has no tensor
+        if len(left) == len(self.entries) or (left and self.strict and not tied):
             names = [info.name for info in infos]
             more = ", nor does any other entry" if len(left) == len(self.entries) > 1 else ""
-            hint = near_misses(left[0], names)
-            if _EXPERT.match(left[0]):
-                hint = (
-                    "all experts are in one tensor there, which needs statistics of the inputs of all, under its name"
-                )
-            raise UsageError(
-                f"{printable(repr(left[0]), 200)} names no tensor of the model{more}",
-                place=[self.path],
-                hint=hint,
-            )
+            problem = f"{printable(repr(left[0]), 200)} names no tensor of the model{more}"
+            raise UsageError(problem, place=[self.path], hint=near_misses(left[0], names))
         return left
+
+
+@dataclass(frozen=True, slots=True)
+class _ByExpert:
+    """What is known of each expert in a tensor: `entry` gives what a file tells of one."""
+
+    statistics: InputStatistics
+    info: TensorInfo
+    plan: Grouping
+    place: list[str]
+    counts: tuple[float, ...]
+    correlated: bool
+    full: bool
+    entry: Callable[[int], Entry]
+
+    def of(self, expert: int) -> Columns:
+        """What is known of the inputs of one."""
+        return self.statistics._columns(self.entry(expert), None, self.info, self.plan, self.place)
 
 
 def _of_places(values: Array, mean: Array, info: TensorInfo, plan: Grouping, place: list[str]) -> Nearby | None:
@@ -151,19 +224,8 @@ def _of_places(values: Array, mean: Array, info: TensorInfo, plan: Grouping, pla
     from quantcli.planning.nearby import MOST_COLUMNS, Nearby
 
     kernel = info.shape[2:]
-    whole = math.prod(info.shape[1:]) == plan.cols and math.prod(kernel) > 1
+    whole = math.prod(info.shape[1:]) == plan.cols and math.prod(kernel) > 1 and not EXPERT.search(info.name)
     return Nearby(values, mean, kernel, place) if kernel and whole and plan.cols <= MOST_COLUMNS else None
-
-
-def stacked_name(name: str) -> tuple[str, None] | None:
-    """The tensor that the matrices of experts are part of where gate and up of all are stored in one, as transformers
-    has them: its statistics are over the inputs of all.
-
-    >>> stacked_name("model.layers.3.mlp.experts.17.up_proj.weight")
-    ('model.layers.3.mlp.experts.gate_up_proj', None)
-    """
-    found = _EXPERT.fullmatch(name)
-    return None if found is None else (f"{found[1]}.experts.{'down' if found[2] == 'down' else 'gate_up'}_proj", None)
 
 
 def inputs_first(source: Source) -> frozenset[str]:
@@ -196,6 +258,8 @@ def _digest(values: Array, mean: Array | None, entry: Entry) -> str:
     """What tells the statistics of a tensor from others; of a matrix only its diagonal is looked at."""
     from xxhash import xxh3_64
 
+    if entry.experts is not None:
+        return entry.experts.digest
     whole = xxh3_64(np.ascontiguousarray(values, "<f8").tobytes())
     if entry.matrix is not None or mean is not None:
         whole.update(f"{'matrix' if entry.matrix is not None else 'vectors'} {entry.count!r}".encode())
@@ -212,8 +276,8 @@ def load(path: str, digest: str | None = None, *, diagonals: bool = False) -> In
     strict = moments.is_statistics(path)
     found = moments.entries(path) if strict else {name: moments.Entry(v) for name, v in _importances(path).items()}
     if diagonals:
-        found = {name: moments.Entry(entry.values) for name, entry in found.items()}
-    correlated = any(entry.mean is not None or entry.matrix is not None for entry in found.values())
+        found = {name: moments.Entry(entry.diagonals) for name, entry in found.items()}
+    correlated = any(entry.correlated for entry in found.values())
     key = STATISTICS if correlated else IMPORTANCE
     return InputStatistics(path, found, _checked(found, digest, path, key), strict, key)
 
@@ -246,7 +310,7 @@ def _checked(found: Mapping[str, Entry], digest: str | None, place: str, key: st
     for name, entry in sorted(found.items()):
         values = entry.values
         whole.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values, "<f8").tobytes())
-        if entry.matrix is not None or entry.mean is not None:
+        if entry.correlated or entry.experts is not None:
             whole.update(_digest(values, entry.mean, entry).encode())
     if digest is not None and digest != whole.hexdigest():
         what = "importances" if key == IMPORTANCE else "statistics"

@@ -93,7 +93,7 @@ def _planned(t: Decided, r: Result, bytes_out: int) -> TensorReport:
         metrics=r.metrics,
         minmax_sse=r.minmax_sse,
         digest=r.digest,
-        weighted=t.importance is not None,
+        weighted=t.columns is not None,
         output=None if gone else r.output,
     )
 
@@ -193,7 +193,7 @@ def of_stored(
             minmax_sse=s.minmax_sse,
             digest=s.digest,
             examined=e,
-            weighted=s.importance is not None,
+            weighted=s.statistics is not None,
             output=s.cost,
         )
         for s, m, e in zip(stored, metrics, examined or [None] * len(stored))

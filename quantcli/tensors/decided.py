@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from quantcli.tensors.rows import Grouping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
 
 SLACK = 1e-4
 """How far stored moments may be off, relative to what they are compared with: sums over many samples in float32,
@@ -48,22 +47,60 @@ class SecondMoments(Protocol):
         """Rows [first, last) of it. Raises DataError for a number that is not finite."""
 
 
+class ByExpert(Protocol):
+    """What is known of the inputs of each expert in one tensor."""
+
+    @property
+    def counts(self) -> Sequence[float]:
+        """The samples of each, 0 for one that no sample reached."""
+
+    @property
+    def correlated(self) -> bool:
+        """Whether it says how inputs go together."""
+
+    @property
+    def full(self) -> bool:
+        """Whether there are second moments of all pairs of inputs."""
+
+    def of(self, expert: int) -> Columns:
+        """What is known of one expert's inputs. Raises DataError for a number that is not finite."""
+
+
+@dataclass(slots=True)
+class Factors:
+    """What was factored last of a file of statistics, for the next layer, which may have the same inputs: the digest of
+    its columns, those of the rows of its moments, and how it is rounded."""
+
+    last: tuple[str, list[str], Any] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """What is known of the inputs that meet the columns of a tensor's rows: their mean squares (cols,), or other
     importances, and a digest of it all; their means (cols,) and second moments, where there are any; and the number of
-    samples, infinite where that is not known."""
+    samples, infinite where that is not known. experts: of a tensor of several experts, as many rows each, what is known
+    of each; the mean squares are then those of all samples together. factors: what was factored last of the same file.
+    """
 
     values: NDArray[np.float64]
     digest: str
     mean: NDArray[np.float64] | None = None
     matrix: SecondMoments | None = None
     count: float = np.inf
+    experts: ByExpert | None = None
+    factors: Factors | None = None
 
     @property
     def correlated(self) -> bool:
         """Whether it says how inputs go together, so that an error can be made good in other columns."""
+        if self.experts is not None:
+            return self.experts.correlated
         return self.mean is not None or self.matrix is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether second moments of all pairs of inputs are to be factored."""
+        return self.matrix is not None or (self.experts is not None and self.experts.full)
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -93,7 +130,7 @@ class Kept:
     scheme: ClassVar[None] = None
     grouping: ClassVar[None] = None
     scale_dtype: ClassVar[str] = ""
-    importance: ClassVar[None] = None
+    columns: ClassVar[None] = None
     input_scale: ClassVar[None] = None
 
 
@@ -101,7 +138,8 @@ class Kept:
 class Quantized:
     """A tensor that is quantized: its scheme, the rows that are packed, and the safetensors dtype of its scales.
 
-    importance: of its columns, where errors are weighted. input_scale: the measured scale of the inputs of its layer.
+    columns: what is known of the inputs that meet its columns, where errors are weighted. input_scale: the measured
+    scale of the inputs of its layer.
     """
 
     info: TensorInfo
@@ -110,7 +148,7 @@ class Quantized:
     grouping: Grouping
     scale_dtype: str
     note: str = ""
-    importance: Columns | None = None
+    columns: Columns | None = None
     input_scale: float | None = None
     disposition: ClassVar[str] = "quantized"
 

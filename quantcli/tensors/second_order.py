@@ -8,7 +8,7 @@ statistics, so that no tensor is worse with them than without.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -21,7 +21,7 @@ from quantcli.kernels import BlockScales, QuantParams, row_bytes
 from quantcli.kernels.feedback import PANEL, Feedback, block_of, blocks_right_of, narrowed, panels_of, triangle
 from quantcli.kernels.table import Coded
 from quantcli.metrics import decibels
-from quantcli.tensors.decided import SLACK, TINY, beyond_squares, not_symmetric
+from quantcli.tensors.decided import SLACK, TINY, Factors, beyond_squares, not_symmetric
 from quantcli.tensors.rounds import Alone, Rounds
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, CodeGrid, Doubles, Kernels, Tile
     from quantcli.tensors.decided import Columns, SecondMoments
+    from quantcli.tensors.rows import Grouping, TileSpan
 
 LEAST_DAMPING, FEW_SAMPLES = 0.01, 0.04
 """What is added to the mean square of every input, relative to the average one: with many samples, and how much more
@@ -88,6 +89,10 @@ class SecondOrder:
         found[self.how.order] = self.how.pivots[: len(found)]
         return found
 
+    def parts(self, span: TileSpan, plan: Grouping) -> Iterator[tuple[slice, SecondOrder]]:
+        """The rows of a tile, all of which are rounded alike (by_expert.py has those of several experts)."""
+        yield slice(0, span.rows), self
+
     def better(
         self,
         kernels: Kernels,
@@ -133,6 +138,26 @@ def mixed(params: QuantParams, others: QuantParams, rows: NDArray[np.bool_]) -> 
 # ---- from statistics ----------------------------------------------------------------------------------------------
 
 
+def _again(columns: Columns, blocks: Sequence[tuple[int, int]]) -> Rounds:
+    """How a tensor is rounded, if the moments of its inputs are those factored last, to the last bit, as those of q, k
+    and v are, and of gate and up; None if they are not. blocks: rows that are read at a time."""
+    last = None if columns.factors is None else columns.factors.last
+    if last is None or columns.matrix is None or last[0] != columns.digest:
+        return None
+    digests = yield [partial(_digest_of, columns.matrix, *block) for block in blocks]
+    return last[2] if digests == last[1] else None
+
+
+def _digest_of(matrix: SecondMoments, first: int, last: int) -> str:
+    return _digest(matrix.rows(first, last))
+
+
+def _digest(rows: Doubles) -> str:
+    from xxhash import xxh3_128_hexdigest
+
+    return str(xxh3_128_hexdigest(np.ascontiguousarray(rows, "<f8").data))
+
+
 def damping_of(columns: Columns) -> float:
     """What is added to the mean square of every input.
 
@@ -140,7 +165,7 @@ def damping_of(columns: Columns) -> float:
     >>> round(damping_of(Columns(np.ones(64), "", count=64)), 6)
     0.05
     """
-    few = FEW_SAMPLES * len(columns.values) / columns.count
+    few = FEW_SAMPLES * len(columns.values) / columns.count if columns.count else 1.0
     return min(LEAST_DAMPING + few, 1.0) * float(columns.values.mean())
 
 
@@ -155,8 +180,18 @@ def learned(kernels: Kernels, columns: Columns) -> Rounds:
     order = np.argsort(-columns.values, kind="stable").astype(np.int32)
     if columns.matrix is None:
         return SecondOrder(_ranked(columns, order, damping), damping)
-    found = yield from _factored(kernels, columns.matrix, columns.values, order, damping)
-    return SecondOrder(found, damping)
+    cols = len(order)
+    rows = max(1, READ // cols)
+    blocks = [(first, min(first + rows, cols)) for first in range(0, cols, rows)]
+    same = yield from _again(columns, blocks)
+    if same is not None:
+        return same
+    factors = columns.factors or Factors()
+    factors.last = None  # before there is another one
+    found, digests = yield from _factored(kernels, columns.matrix, columns.values, order, damping, blocks)
+    how = SecondOrder(found, damping)
+    factors.last = columns.digest, digests, how
+    return how
 
 
 def _ranked(columns: Columns, order: NDArray[np.int32], damping: float) -> Feedback:
@@ -173,16 +208,21 @@ def _ranked(columns: Columns, order: NDArray[np.int32], damping: float) -> Feedb
 
 
 def _factored(
-    kernels: Kernels, matrix: SecondMoments, diagonal: Doubles, order: NDArray[np.int32], damping: float
+    kernels: Kernels,
+    matrix: SecondMoments,
+    diagonal: Doubles,
+    order: NDArray[np.int32],
+    damping: float,
+    blocks: Sequence[tuple[int, int]],
 ) -> Rounds:
+    """The factors, and the digests of the rows that were read."""
     cols, panels, least = len(order), panels_of(len(order)), damping / 2
     wide = triangle(cols)
     place = np.empty(cols, np.int64)
     place[order] = np.arange(cols)
-    rows = max(1, READ // cols)
     reading = _Reading(matrix, diagonal, order, place, wide)
-    sums = yield Alone(partial(reading.block, first, min(first + rows, cols)) for first in range(0, cols, rows))
-    reading.check(sums)
+    found = yield Alone(partial(reading.block, *block) for block in blocks)
+    reading.check(found)
     pivots, spare = np.empty(panels * PANEL), np.empty((2, panels, PANEL, PANEL))
     for own in range(panels):
         wide[block_of(own, own), range(PANEL), range(PANEL)] += damping
@@ -193,7 +233,7 @@ def _factored(
             raise DataError(problem, place=matrix.place, hint="they are means of x x^T, in float32 or float64")
         for number, parts in ((1, _parts(own, even=True)), (2, _parts(own, even=False))):
             yield Alone(partial(step, number, part, least, spare, pivots) for part in parts)
-    return Feedback(order, pivots, narrowed(wide))
+    return Feedback(order, pivots, narrowed(wide)), [digest for _, _, digest in found]
 
 
 def _parts(rows: int, *, even: bool) -> list[range]:
@@ -215,8 +255,9 @@ class _Reading:
     place: NDArray[np.int64]
     wide: Doubles
 
-    def block(self, first: int, last: int) -> tuple[Doubles, Doubles]:
-        """Take in rows; their sums, and their part of those of the columns, with signs that are as good as random."""
+    def block(self, first: int, last: int) -> tuple[Doubles, Doubles, str]:
+        """Take in rows; their sums, and their part of those of the columns, with signs that are as good as random; and
+        their digest."""
         found, cols = self.matrix.rows(first, last), len(self.order)
         scale = 1 / np.sqrt(self.diagonal + TINY * self.diagonal.mean())
         own, share = scale[first:last], found * scale
@@ -232,12 +273,12 @@ class _Reading:
             turned[top * PANEL : cols] = row[self.order[top * PANEL :]]
             self.wide[blocks_right_of(top, panels), within] = turned[top * PANEL :].reshape(-1, PANEL)
         signs = _signs(cols)
-        return (share @ signs) * own, (signs[first:last] * own) @ share
+        return (share @ signs) * own, (signs[first:last] * own) @ share, _digest(found)
 
-    def check(self, sums: Sequence[tuple[Doubles, Doubles]]) -> None:
+    def check(self, sums: Sequence[tuple[Doubles, Doubles, str]]) -> None:
         """Raise DataError where the sums of rows are not those of columns: the matrix is not symmetric."""
-        rows = np.concatenate([own for own, _ in sums])
-        columns = np.sum([part for _, part in sums], axis=0)
+        rows = np.concatenate([own for own, _, _ in sums])
+        columns = np.sum([part for _, part, _ in sums], axis=0)
         off = np.abs(rows - columns)
         if (off > SLACK * math.sqrt(len(rows))).any():
             raise not_symmetric(int(off.argmax()), self.matrix.place)

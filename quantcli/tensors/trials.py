@@ -21,6 +21,7 @@ from quantcli.tensors.tiles import rotated_back
 if TYPE_CHECKING:
     from quantcli.kernels import Bytes
     from quantcli.scheme import Scheme
+    from quantcli.tensors.by_expert import OfExperts
     from quantcli.tensors.second_order import SecondOrder
 
 
@@ -34,9 +35,9 @@ class Trials:
     def __init__(self, tensor: Quantized, *, rival: Scheme | None) -> None:
         info, self.plan = tensor.info, tensor.grouping
         self.info = info
-        self.columns = tensor.importance
+        self.columns = tensor.columns
         self._weights = None if self.columns is None else self.columns.weights
-        self.second_order: SecondOrder | None = None
+        self.second_order: SecondOrder | OfExperts | None = None
         self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]
         self.rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
@@ -112,17 +113,33 @@ class Trials:
             sums = rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
         return Made(sums, params, self._rival_error(kernels, tile, span))
 
-    def _made_good(self, how: SecondOrder, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
+    def _made_good(
+        self, how: SecondOrder | OfExperts, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None
+    ) -> Made:
         """What `encode` gives with second-order rounding, and what it costs in the output of the layer."""
+        from quantcli.tensors import by_expert  # here, for only tensors with statistics need it
+
         fit, grid = self.chosen, code_grid(self.chosen.scheme)
         preserve = plainly_rounded(fit.scheme).preserves_sums
         plain = fit.params(kernels, tile, span)
-        params = fit.params(kernels, replace(tile, importance=how.counts), span) if self.weighs_rows else plain
-        room, spare = np.empty((2, span.rows * row_bytes(span.cols, grid.bits)), np.uint8)
-        written = spare if packed is None else packed
-        kernels.encode(tile, plain, grid, room, preserve=preserve)
-        params, output = how.better(kernels, tile, grid, params, (plain, room), written)
-        return Made(kernels.measure(tile, params, grid, written), params, None, output)
+        room, spare = np.empty((2, span.rows, row_bytes(span.cols, grid.bits)), np.uint8)
+        written = spare if packed is None else packed.reshape(room.shape)
+        kernels.encode(tile, plain, grid, room.reshape(-1), preserve=preserve)
+        found, output = list[QuantParams](), by_expert.NO_COST
+        for rows, own in how.parts(span, self.plan):
+            part, params = by_expert.rows_of(tile, rows), by_expert.params_of(plain, rows, tile)
+            given = params, room[rows].reshape(-1)
+            if own is None:
+                written[rows] = room[rows]
+            else:
+                if self.weighs_rows:
+                    at = replace(span, row=span.row + rows.start, rows=part.rows)
+                    params = fit.params(kernels, replace(part, importance=own.counts), at)
+                params, cost = own.better(kernels, part, grid, params, given, written[rows].reshape(-1))
+                output += cost
+            found.append(params)
+        params = by_expert.joined(found, tile.rows)
+        return Made(kernels.measure(tile, params, grid, written.reshape(-1)), params, None, output)
 
     @property
     def weighs_rows(self) -> bool:

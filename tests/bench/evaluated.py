@@ -1,11 +1,11 @@
 """Models that are run: their statistics, and what other weights do to what comes out. Needs torch and transformers.
 
     python evaluated.py observe NAME FOLDER SCRIPT.py OUT.safetensors [--vectors]
-    python evaluated.py measure NAME FOLDER WEIGHTS.safetensors ...
+    python evaluated.py measure NAME FOLDER
 
-NAME is one of MODELS, FOLDER its checkpoint; SCRIPT.py defines `observe`, as `quantcli help statistics` has it. WEIGHTS
-are floats under the names of the checkpoint; for each a line of JSON with the figure is printed. Samples for statistics
-and those for figures are different ones.
+NAME is one of MODELS, FOLDER its checkpoint; SCRIPT.py defines `observe`, as `quantcli help statistics` has it.
+`measure` takes paths from standard input, one a line, of safetensors files with floats under the names of the
+checkpoint; for each it prints a line of JSON with the figure. Samples for statistics are other ones than for figures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def llm(folder: Path) -> Model:
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = AutoTokenizer.from_pretrained(folder)(" ".join(sentences()), return_tensors="pt")["input_ids"][0]
     rows = [{"input_ids": row[None]} for row in ids[: len(ids) // 128 * 128].reshape(-1, 128)]
-    return Model(module, rows[:48], rows[48:80], lambda m, batch: m(**batch).logits.flatten(0, 1), divergence)
+    return Model(module, rows[:48], rows[48:64], lambda m, batch: m(**batch).logits.flatten(0, 1), divergence)
 
 
 class Block(nn.Module):
@@ -229,7 +229,7 @@ MODELS: dict[str, Callable[[Path], Model]] = {
 # ---- commands -----------------------------------------------------------------------------------------------------
 
 
-def figures(model: Model, paths: list[Path]) -> Iterator[float]:
+def figures(model: Model, paths: Iterable[Path]) -> Iterator[float]:
     """What becomes of the outputs with the weights of each file."""
 
     def run() -> torch.Tensor:
@@ -256,8 +256,8 @@ def main() -> None:
         exec(Path(paths[0]).read_text(encoding="utf-8"), offered)
         offered["observe"](model.module, model.observed, paths[1], full="--vectors" not in paths)
     else:
-        for path, figure in zip(paths, figures(model, [Path(p) for p in paths])):
-            print(json.dumps({"weights": path, "figure": figure}), flush=True)
+        for figure in figures(model, (Path(line.rstrip("\n")) for line in sys.stdin)):
+            print(json.dumps({"figure": figure}), flush=True)
 
 
 if __name__ == "__main__":

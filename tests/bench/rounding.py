@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,14 @@ GREATER = ("minilm",)
 """Models whose figure is better when it is greater."""
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+
+
 def script(python: str, *words: object) -> str:
     """What evaluated.py prints."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    command = [python, "-I", HERE / "evaluated.py", *words]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, check=False)
+    command = [python, "-I", str(HERE / "evaluated.py"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return done.stdout
@@ -104,79 +108,113 @@ def observed(name: str, folder: Path, work: Path, python: str) -> dict[str, Path
     return found
 
 
-def figures(python: str, name: str, folder: Path, made: list[Path]) -> list[float]:
-    """What becomes of a model with the weights of each file."""
-    lines = script(python, "measure", name, folder, *made).splitlines()
-    return [json.loads(line)["figure"] for line in lines]
+class Figures:
+    """What becomes of a model with the weights of a file, one file after another; the float model is run once."""
+
+    def __init__(self, python: str, name: str, folder: Path) -> None:
+        self._command = [python, "-I", str(HERE / "evaluated.py"), "measure", name, str(folder)]
+        self._process: subprocess.Popen[str] | None = None
+
+    def of(self, path: Path) -> float:
+        """The figure of a file."""
+        if self._process is None:
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment())
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{path}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(self._command)} ended with {self._process.wait()}")
+        return float(json.loads(line)["figure"])
+
+    def close(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
 
 
-def own(name: str, folder: Path, statistics: dict[str, Path], work: Path, widths: tuple[str, ...]) -> Iterator[Row]:
-    """Quantized by every method: what it is, its bits, and the decoded file."""
+Key = tuple[str, str, str]
+"""Program, method and what it was given."""
+
+
+def own(
+    name: str, folder: Path, statistics: dict[str, Path], work: Path, widths: tuple[str, ...], known: set[Key]
+) -> Iterator[Row]:
+    """Quantized by every method but those that are known: what it is, its bits, and the decoded file."""
+    codes, out = work / "codes.safetensors", work / "decoded.safetensors"
     for scheme, options in SCHEMES.items():
         for bits in widths:
-            for method, more in (METHODS | (OF_NETS if name == "resnet" else {})).items():
-                more = re.sub("VECTORS|MATRICES", lambda m: str(statistics[m[0]]), more)
-                codes, out = (
-                    work / "codes.safetensors",
-                    work / f"{scheme}-{bits}-{method}.safetensors".replace(" ", "-"),
-                )
-                given = ["--bits", bits, *options.split(), *more.split(), "-o", codes, "--force", "--json", "-q"]
-                done = quantcli("quantize", weights_of(folder), *given)
-                if done.returncode:
-                    print(f"{name} {bits} {method}: {done.stderr.strip()}", file=sys.stderr)
+            for given, more in (METHODS | (OF_NETS if name == "resnet" else {})).items():
+                method = f"{scheme}, {bits} bits"
+                if ("quantcli", method, given) in known:
                     continue
-                tensors = [t for t in json.loads(done.stdout)["tensors"] if t["disposition"] == "quantized"]
-                assert not quantcli("dequantize", codes, "--dtype", "float32", "-o", out, "-q").returncode
+                more = re.sub("VECTORS|MATRICES", lambda m: str(statistics[m[0]]), more)
+                words = ["--bits", bits, *options.split(), *more.split(), "--threads", 1, "-o", codes, "--force"]
+                done = quantcli("quantize", weights_of(folder), *words, "--json", "-q")
+                if done.returncode:
+                    print(f"{name} {bits} {given}: {done.stderr.strip()}", file=sys.stderr)
+                    continue
+                tensors = quantized(done.stdout)
+                quantcli("dequantize", codes, "--dtype", "float32", "-o", out, "--force", "-q").check_returncode()
                 yield {
-                    "program": "quantcli", "method": f"{scheme}, {bits} bits", "given": method, "floats": out,
+                    "program": "quantcli", "method": method, "given": given, "floats": out,
                     "bits": 8 * sum(t["bytes_out"] for t in tensors) / sum(int(np.prod(t["shape"])) for t in tensors),
-                    "names": [t["name"] for t in tensors],
                 }  # fmt: skip
 
 
-def others(name: str, folder: Path, names: set[str], vectors: Path, work: Path, peers: Path) -> Iterator[Row]:
-    """The same for methods of other programs, on the matrices of these names."""
-    tensors, known = floats(weights_of(folder), names), load_file(vectors)
-    weights = {key: value.reshape(len(value), -1) for key, value in tensors.items()}
-    second = {key: known.get(f"{key.removesuffix('.weight')}.second") for key in weights}
+def quantized(report: str) -> list[Row]:
+    """The quantized tensors of a report."""
+    return [t for t in json.loads(report)["tensors"] if t["disposition"] == "quantized"]
+
+
+def others(name: str, folder: Path, vectors: Path, work: Path, peers: Path, known: set[Key]) -> Iterator[Row]:
+    """The same for methods of other programs, on the same matrices."""
+    planned = quantcli("quantize", weights_of(folder), "--bits", 4, "--group-size", 64, "--dry-run", "--json", "-q")
+    planned.check_returncode()
+    tensors = floats(weights_of(folder), {t["name"] for t in quantized(planned.stdout)})
+    weights, seen = {key: value.reshape(len(value), -1) for key, value in tensors.items()}, load_file(vectors)
+    second = {key: seen.get(f"{key.removesuffix('.weight')}.second") for key in weights}
     importance = {key: v for key, v in second.items() if v is not None and v.shape == weights[key].shape[1:]}
     np.savez(work / "weights.npz", **weights)
     np.savez(work / "importance.npz", **importance)
-    count = sum(w.size for w in weights.values())
-    for environment in sorted({PEERS[method].environment for method in BESIDE}):
-        python = python_of(peers, environment)
+    count, shapes = sum(w.size for w in weights.values()), {key: value.shape for key, value in tensors.items()}
+    del tensors, weights
+    for method, weighs in BESIDE.items():
+        peer, python = PEERS[method], python_of(peers, PEERS[method].environment)
         if python is None:
-            print(f"{environment}: not made; its methods are left out", file=sys.stderr)
+            print(f"{peer.environment}: not made; {method} is left out", file=sys.stderr)
             continue
-        for given in ("without", "importances"):
-            methods = [m for m, takes in BESIDE.items() if PEERS[m].environment == environment]
-            methods = [m for m in methods if given == "without" or BESIDE[m]]
-            order: dict[str, Any] = {
-                "sources": {name: str(work / "weights.npz")},
-                "methods": methods,
-                "decoded": str(work),
-            }
-            if given == "importances":
-                order["importance"] = str(work / "importance.npz")
-            for found in encoded(python, order | {"prefix": f"{environment}-{given}-"}, work) if methods else ():
-                out = Path(found["decoded"]).with_suffix(".safetensors")
-                save_file({key: v.reshape(tensors[key].shape) for key, v in np.load(found["decoded"]).items()}, out)
-                Path(found["decoded"]).unlink()
-                program = PEERS[found["method"]].program
-                yield {"program": program, "method": found["method"].removeprefix(f"{program} "), "given": given,
-                       "floats": out, "bits": 8 * found["bytes"] / count}  # fmt: skip
+        for given in ("without", "importances") if weighs else ("without",):
+            short = method.removeprefix(f"{peer.program} ")
+            if (peer.program, short, given) in known:
+                continue
+            order: dict[str, Any] = {"sources": {name: str(work / "weights.npz")}, "methods": [method]}
+            order |= {"importance": str(work / "importance.npz")} if given == "importances" else {}
+            (found,) = encoded(python, {**order, "decoded": str(work), "prefix": "peer-"}, work)
+            path = Path(found["decoded"])
+            out = path.with_suffix(".safetensors")
+            save_file({key: v.reshape(shapes[key]) for key, v in np.load(path).items()}, out)
+            path.unlink()
+            bits = 8 * found["bytes"] / count
+            yield {"program": peer.program, "method": short, "given": given, "floats": out, "bits": bits}
 
 
-def measured(name: str, folder: Path, work: Path, peers: Path, widths: tuple[str, ...]) -> list[Row]:
-    """All rows of a model, with figures."""
+def measured(
+    name: str, folder: Path, work: Path, peers: Path, widths: tuple[str, ...], known: set[Key]
+) -> Iterator[Row]:
+    """The rows of a model but for those that are known, with figures, each as soon as it is measured."""
     python = python_of(peers, "current")
     assert python is not None, f"{peers}/current is not made"
-    statistics = observed(name, folder, work, python)
-    made = list(own(name, folder, statistics, work, widths))
-    made += others(name, folder, set(made[0]["names"]), statistics["VECTORS"], work, peers)
-    found = figures(python, name, folder, [row["floats"] for row in made])
-    kept = ("program", "method", "given", "bits")
-    return [{"model": name, **{k: row[k] for k in kept}, "figure": f} for row, f in zip(made, found, strict=True)]
+    statistics, figures = observed(name, folder, work, python), Figures(python, name, folder)
+    for row in chain(
+        own(name, folder, statistics, work, widths, known),
+        others(name, folder, statistics["VECTORS"], work, peers, known),
+    ):
+        kept = {k: row[k] for k in ("program", "method", "given", "bits")}
+        yield {"model": name, **kept, "figure": figures.of(row["floats"])}
+        row["floats"].unlink()
+    figures.close()
 
 
 GOALS = {
@@ -266,21 +304,27 @@ def main() -> None:
     parser.add_argument("--bits", default=",".join(WIDTHS))
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--again", action="store_true", help="make the tables of models.json, and measure nothing")
+    parser.add_argument("--further", action="store_true", help="measure only what models.json has not")
     asked = parser.parse_args()
     models = {"llama": str(HERE.parent.parent / "sample_models" / "tiny-llama"), "minilm": "", "llm": ""}
     models |= dict(pair.split("=", 1) for pair in asked.model)
     wanted = asked.only.split(",") if asked.only else list(models)
+    stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else []
     for name in () if asked.again else wanted:
+        known = {(r["program"], r["method"], r["given"]) for r in stored if r["model"] == name and asked.further}
+        rows = [r for r in stored if r["model"] == name and asked.further]
         with tempfile.TemporaryDirectory() as place:
             work, folder = Path(place), Path(models[name])
             if not models[name]:
                 folder = work / "model"
                 packaged = HERE.parent / "peers" / "hf_packaged.py"
                 subprocess.run([str(python_of(asked.peers, "current")), packaged, PACKAGED[name], folder], check=True)
-            rows = measured(name, folder, work, asked.peers, tuple(asked.bits.split(",")))
+            for row in measured(name, folder, work, asked.peers, tuple(asked.bits.split(",")), known):
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+                if asked.write:
+                    keep(rows, name)
         print("\n".join([*own_table(rows), "", *peer_table(rows), ""]), flush=True)
-        if asked.write:
-            keep(rows, name)
     if asked.write:
         rows = json.loads(STORED.read_text(encoding="utf-8"))
         write(list(own_table(rows)), "bench-quality, models")

@@ -114,7 +114,7 @@ def test_every_pass_in_processes(models: tuple[str, str], monkeypatch: pytest.Mo
         assert compared((before, after), crew).tensors == compared((before, after), None).tensors
         for original in (None, before):
             found, alone = (
-                verify_path.verify_path(after, original, importance=None, threads=1, progress=None, crew=one)
+                verify_path.verify_path(after, original, statistics=None, threads=1, progress=None, crew=one)
                 for one in (crew, None)
             )
             assert found == alone and found[0].passed
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_found_by_workers_too(models: tuple[str, str], tmp_path
     data[-40] ^= 0x55
     broken.write_bytes(data)
     alone, found = (
-        verify_path.verify_path(str(broken), models[0], importance=None, threads=2, progress=None, crew=crew)[0]
+        verify_path.verify_path(str(broken), models[0], statistics=None, threads=2, progress=None, crew=crew)[0]
         for crew in (None, Crew(executor=Shuffled(1), size=2))
     )
     assert alone.findings and alone == found

@@ -152,7 +152,7 @@ def test_names_are_those_that_quantize_uses(tmp_path: Path) -> None:
     ("arrays", "said"),
     [
         ({"x": X, "z": X}, "in.npz: z: it is no input of the model"),
-        ({"z": X}, "in.npz: it has no array 'x', an input of the model; it has z"),
+        ({"z": X}, "in.npz: it has no array 'x', an F32 input [any, 6] of the model; it has z"),
         ({"x": X.astype(np.float64)}, "in.npz: x: it is F64, the model takes F32"),
         ({"x": X[:, :4]}, "in.npz: x: its shape [20, 4] does not fit the model's [any, 6]"),
         ({"x": X[:0]}, "in.npz: no samples"),

@@ -6,6 +6,7 @@ that onnxruntime shows are those that torch computes.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,29 @@ def run(pythons: dict[str, Any], work: Path) -> tuple[list[str], int]:
                 quantcli("quantize", rounding.weights_of(folder), *scheme.split(), *more, "-o", codes, "--force", "-q")
                 quantcli("dequantize", codes, "--dtype", "float32", "-o", floats, "--force", "-q")
                 made.append(floats)
-            cells = dict(zip(ways, rounding.figures(str(python), name, folder, made)))
+            figures = rounding.Figures(str(python), name, folder)
+            cells = {way: figures.of(path) for way, path in zip(ways, made)}
+            figures.close()
             better = cells["MATRICES"] > cells[""] if figure == "cosine" else cells["MATRICES"] < cells[""]
             wrong += not better
             shown = " | ".join(f"{cells[way]:.4g}" for way in ("", "VECTORS", "MATRICES"))
             lines.append(f"| {name} | {scheme} | {figure} | {shown} |")
     said = answered(script(python, "observing_client.py", sys.executable, work))
+    said += answered(script(python, "observing_experts.py", own / "observe.py", work / "experts"))
     wrong += said.count("differs")
-    return [*lines, "", *said.splitlines()], wrong
+    lines += [
+        "",
+        *said.splitlines(),
+        "",
+        "| experts | target | output dB without | with |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in ("qwen3_moe", "gpt_oss"):
+        for to in ("mlx", "native", "gguf --container"):
+            model, out = work / "experts" / name, work / "experts" / "out"
+            more = ["--bits", 3, "--group-size", 32, "--statistics", f"{model}.safetensors", "--exclude", "*embed*"]
+            said = quantcli("quantize", model, "--to", *to.split(), *more, "-o", out, "--force", "-q", "--json")
+            found = json.loads(said)["summary"]["output"]
+            wrong += not found["sqnr_db"] > found["plain_sqnr_db"] + 2
+            lines.append(f"| {name} | {to} | {found['plain_sqnr_db']:.2f} | {found['sqnr_db']:.2f} |")
+    return lines, wrong

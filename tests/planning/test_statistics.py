@@ -15,6 +15,8 @@ from making import one_line, run, run_process, save
 from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
+from quantcli.tensors import second_order
+
 FORMAT = {"quantcli_statistics": "1"}
 LAYERS = {
     "layers.0.attn.q_proj.weight": (48, 96),
@@ -143,6 +145,42 @@ def test_the_same_bytes_on_any_threads_and_kernels_and_again_from_the_recipe(mod
     ran = run("quantize", model, "--recipe", "sub/r.yaml", "-o", "c", "-q")
     assert ran.code == 0, ran
     assert Path("a").read_bytes() == Path("b").read_bytes() == Path("c").read_bytes()
+
+
+def test_layers_with_the_same_inputs_have_the_codes_they_have_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q, k and v follow each other and are factored once, though o lies between them in the file"""
+    monkeypatch.chdir(tmp_path)
+    names = [f"layers.{i}.attn.{kind}_proj.weight" for i in range(2) for kind in "koqv"]
+    weights = {name: gaussian(40, 96, seed=i) for i, name in enumerate(names)}
+    save(tmp_path / "model.safetensors", weights)
+    moments: dict[str, np.ndarray] = {}
+    for name in names:
+        x = inputs(96, int(name[7]) + 2 * ("o_proj" in name))
+        moments |= {f"{name}.second": (x.T @ x / len(x)).astype(np.float32), f"{name}.count": np.array(len(x))}
+    write("all.safetensors", moments)
+    counts = list[int]()
+    monkeypatch.setattr(second_order, "_factored", _counted(second_order._factored, counts))
+    assert run("quantize", "model.safetensors", "--statistics", "all.safetensors", "-o", "a", "--threads", 1).code == 0
+    assert len(counts) == 4
+    assert run("dequantize", "a", "-o", "a.d", "-q").code == 0
+    together = load_file("a.d")
+    for name in names:
+        save(tmp_path / "one.safetensors", {name: weights[name]})
+        write("one.stats.safetensors", {k: v for k, v in moments.items() if k.startswith(name)})
+        ran = run("quantize", "one.safetensors", "--statistics", "one.stats.safetensors", "-o", "b", "--force")
+        assert ran.code == 0, ran
+        assert run("dequantize", "b", "-o", "b.d", "-q", "--force").code == 0
+        assert np.array_equal(load_file("b.d")[name], together[name])
+
+
+def _counted(function: Any, counts: list[int]) -> Any:
+    def counting(*arguments: Any) -> Any:
+        counts.append(1)
+        return function(*arguments)
+
+    return counting
 
 
 def test_verify_finds_the_codes_again(model: Path) -> None:
@@ -372,6 +410,17 @@ def test_wrong_statistics_are_found_before_a_weight_is_read(
     write("many/part.safetensors", known)
     ran = run(command[0], source, *command[1:], "--statistics", "many", "--memory", "1MiB", "-q")
     assert ran.code == 0, ran
+
+
+def test_statistics_of_a_head_that_is_the_embedding_are_left_out_and_said(model: Path) -> None:
+    """transformers has a module lm_head for it, whose inputs are observed, and the file no tensor"""
+    write(
+        "head.safetensors",
+        {**load_file("full.safetensors"), "lm_head.second": np.ones(96), "lm_head.count": np.ones(1)},
+    )
+    ran = run("quantize", "model.safetensors", "--statistics", "head.safetensors", "-o", "a", "--json")
+    assert ran.code == 0 and ran.json["summary"]["weighted"] == 3, ran
+    assert "lm_head belongs to no tensor of model.safetensors" in ran.err
 
 
 def test_other_files_are_refused_in_one_line(model: Path) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from making import one_line, run, save
+from making import one_line, run, run_process, save
 from onnx_parts import f32, node, written
 from safetensors.numpy import load_file, save_file
 from strategies import gaussian
@@ -105,17 +106,163 @@ def test_statistics_of_stacked_experts_are_those_of_each(to: str, tmp_path: Path
         assert tensor["output"]["error"] == pytest.approx(found, rel=1e-4) and found < tensor["output"]["plain_error"]
 
 
-def test_statistics_of_each_expert_are_not_those_of_all(tmp_path: Path) -> None:
-    names = [f"model.layers.0.mlp.experts.{i}.{kind}_proj.weight" for i in range(2) for kind in ("gate", "up", "down")]
-    folder = tmp_path / "model"
+COUNT, INNER, HIDDEN, BLOCK = 4, 96, 128, "model.layers.0.mlp"
+
+
+def experts_in(folder: Path, model_type: str = "qwen3_moe") -> Arrays:
+    """A folder with a layer of experts as transformers stores them; for gpt-oss [E, in, out], gate and up in turn."""
     folder.mkdir()
-    save(folder / "model.safetensors", {name: gaussian(64, 64, seed=i) for i, name in enumerate(names)})
-    config = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "tie_word_embeddings": False}
+    both, down = gaussian(COUNT, 2 * INNER, HIDDEN, seed=1), gaussian(COUNT, HIDDEN, INNER, seed=2)
+    layers = {f"{BLOCK}.experts.gate_up_proj": both, f"{BLOCK}.experts.down_proj": down}
+    if model_type == "gpt_oss":
+        rows = both.reshape(COUNT, 2, INNER, HIDDEN).transpose(0, 2, 1, 3).reshape(COUNT, 2 * INNER, HIDDEN)
+        layers = dict(zip(layers, (np.ascontiguousarray(v.transpose(0, 2, 1)) for v in (rows, down))))
+    save(folder / "model.safetensors", {**layers, "model.norm.weight": gaussian(HIDDEN, seed=3)})
+    name = {"qwen3_moe": "Qwen3MoeForCausalLM", "gpt_oss": "GptOssForCausalLM"}[model_type]
+    config = {"model_type": model_type, "architectures": [name], "tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config))
-    statistics(tmp_path / "s.safetensors", dict.fromkeys(names, 64))
+    return {"gate": both[:, :INNER], "up": both[:, INNER:], "gate_up": both, "down": down}
+
+
+def of_experts(path: Path, form: str, counts: tuple[int, ...] = (500,) * COUNT) -> dict[str, np.ndarray]:
+    """Write statistics of each expert, all in one tensor or by its name, in full or as vectors; the second moments."""
+    found, entries = dict[str, np.ndarray](), Arrays()
+    for kind, cols in (("gate_up", HIDDEN), ("down", INNER)):
+        x = [inputs(cols, seed) * bool(count) for seed, count in enumerate(counts, start=cols)]
+        full, means = np.stack([v.T @ v / len(v) for v in x]), np.stack([v.mean(axis=0) for v in x])
+        squares = full.diagonal(axis1=1, axis2=2)
+        spread = np.stack([np.diag(s - m * m) + np.outer(m, m) for s, m in zip(squares, means)])
+        found[kind] = (spread if form == "vectors" else full).astype(np.float32)
+        second = (squares if form == "vectors" else full).astype(np.float32)
+        stem = f"{BLOCK}.experts.{kind}_proj"
+        if form != "each":
+            entries |= {f"{stem}.second": second, f"{stem}.mean": means.astype(np.float32),
+                        f"{stem}.count": np.array(counts)}  # fmt: skip
+            continue
+        for i, word in ((i, word) for i in range(COUNT) for word in kind.split("_") if counts[i]):
+            name = f"{BLOCK}.experts.{i}.{word}_proj.weight"
+            entries |= {f"{name}.second": second[i], f"{name}.count": np.array(counts[i])}
+    save_file({k: np.ascontiguousarray(v) for k, v in entries.items()}, path, metadata={"quantcli_statistics": "1"})
+    return found
+
+
+def inputs(cols: int, seed: int) -> np.ndarray:
+    """Inputs of an expert, which go together in a way of its own, and whose means are not 0."""
+    chance = np.random.default_rng(seed)
+    x = chance.standard_normal((500, 12)) @ chance.standard_normal((12, cols)) + chance.standard_normal((500, cols)) / 3
+    found: np.ndarray = x + chance.standard_normal(cols)
+    return found
+
+
+OUTPUTS = {"compressed-tensors": 3 * COUNT, "mlx": 3, "native": 2, "gguf --container": 2}
+"""Targets, and how many tensors they make of the experts of a layer."""
+
+
+@pytest.mark.parametrize("form", ["stacks", "vectors", "each"])
+@pytest.mark.parametrize("to", OUTPUTS)
+def test_every_expert_is_rounded_by_its_own_statistics(to: str, form: str, tmp_path: Path) -> None:
+    parts, seconds = experts_in(tmp_path / "model"), of_experts(tmp_path / "s.safetensors", form)
+    ran = run(
+        "quantize", tmp_path / "model", "--to", *to.split(), "--bits", 4, "--group-size", 32, "--statistics",
+        tmp_path / "s.safetensors", "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    values = decoded(tmp_path / "out")
+    quantized = [t for t in ran.json["tensors"] if t["disposition"] == "quantized"]
+    assert len(quantized) == OUTPUTS[to] == ran.json["summary"]["weighted"]
+    for tensor in quantized:
+        kind = tensor["name"].removesuffix(".weight").rpartition(".")[2].removesuffix("_proj")
+        number = [int(word) for word in tensor["name"].split(".")[3:] if word.isdigit()]
+        errors = values[tensor["name"]] - (parts[kind][number[0]] if number else parts[kind])
+        each = seconds["down" if kind == "down" else "gate_up"]
+        pairs = zip(errors, each) if not number else [(errors, each[number[0]])]
+        assert tensor["output"]["error"] == pytest.approx(sum(lost(e, h) for e, h in pairs), rel=1e-4)
+        assert tensor["output"]["error"] < (0.98 if form == "vectors" else 0.7) * tensor["output"]["plain_error"]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_experts_in_one_tensor_have_the_codes_of_experts_one_by_one(threads: int, tmp_path: Path) -> None:
+    """and of experts stored [E, in, out], in numpy too"""
+    experts_in(tmp_path / "model")
+    experts_in(tmp_path / "turned", "gpt_oss")
+    of_experts(tmp_path / "s.safetensors", "stacks", (500, 0, 90, 500))
+    options = ["--bits", 3, "--group-size", 32, "--statistics", tmp_path / "s.safetensors", "--threads", threads, "-q"]
+    found: list[Arrays] = []
+    for model, to in (("model", "native"), ("model", "compressed-tensors"), ("turned", "mlx")):
+        ran = run("quantize", tmp_path / model, "--to", to, *options, "-o", tmp_path / "out", "--force")
+        assert ran.code == 0, ran
+        found.append(decoded(tmp_path / "out"))
+    again = run_process("quantize", tmp_path / "model", "--to", "native", *options, "-o", tmp_path / "numpy",
+                        QUANTCLI_KERNELS="numpy")  # fmt: skip
+    assert again.code == 0, again
+    found.append(decoded(tmp_path / "numpy"))
+    for i in range(COUNT):
+        both = found[0][f"{BLOCK}.experts.gate_up_proj"][i]
+        for part, rows in (("gate", both[:INNER]), ("up", both[INNER:]),
+                           ("down", found[0][f"{BLOCK}.experts.down_proj"][i])):  # fmt: skip
+            assert np.array_equal(rows, found[1][f"{BLOCK}.experts.{i}.{part}_proj.weight"])
+            assert np.array_equal(rows, found[2][f"{BLOCK}.experts.{part}_proj.weight"][i])
+    assert all(np.array_equal(found[0][name], found[3][name]) for name in found[0])
+
+
+def test_experts_that_no_sample_reached_are_rounded_as_without_and_said(tmp_path: Path) -> None:
+    experts_in(tmp_path / "model")
+    of_experts(tmp_path / "s.safetensors", "stacks", (500, 0, 500, 0))
+    words = ["quantize", tmp_path / "model", "--to", "mlx", "--bits", 4, "--group-size", 32, "-o", tmp_path / "out"]
+    assert run(*words, "-q").code == 0
+    before = decoded(tmp_path / "out")
+    ran = run(*words, "--statistics", tmp_path / "s.safetensors", "--force", "--json")
+    assert ran.code == 0, ran
+    after = decoded(tmp_path / "out")
+    for name in (f"{BLOCK}.switch_mlp.{part}_proj.weight" for part in ("gate", "up", "down")):
+        same = [np.array_equal(a, b) for a, b in zip(before[name], after[name])]
+        assert same == [False, True, False, True]
+        (tensor,) = (t for t in ran.json["tensors"] if t["name"] == name)
+        assert "no samples of 2 of 4 experts" in tensor["note"]
+    ran = run("verify", tmp_path / "out", "--source", tmp_path / "model")
+    assert ran.code == 0, ran
+
+
+def test_an_expert_without_an_entry(tmp_path: Path) -> None:
+    experts_in(tmp_path / "model")
+    of_experts(tmp_path / "s.safetensors", "each", (500, 0, 500, 500))
     words = ["--bits", 4, "--group-size", 32, "--statistics", tmp_path / "s.safetensors", "-o", tmp_path / "out"]
-    ran = run("quantize", folder, "--to", "mlx", *words)
-    assert "all experts are in one tensor there" in one_line(ran, 2) and not (tmp_path / "out").exists()
+    ran = run("quantize", tmp_path / "model", "--to", "mlx", *words)
+    assert "the file has no statistics of this layer" in one_line(ran, 2) and not (tmp_path / "out").exists()
+    ran = run("quantize", tmp_path / "model", "--to", "mlx", *words, "--allow-unweighted", "--json")
+    assert ran.code == 0 and {t["note"] for t in ran.json["tensors"] if t["weighted"]} == {
+        "no samples of 1 of 4 experts"
+    }, ran
+
+
+@pytest.mark.parametrize(("part", "change", "says"), [
+    ("count", lambda v: v[:-1], "not [3] beside second moments of [4, 128, 128]"),
+    ("count", lambda v: v[:1], "4 experts have as many counts, not [1]"),
+    ("count", lambda v: v * 0, "a count of 0"),
+    ("count", lambda v: v - 1000, "a count of -500"),
+    ("mean", lambda v: v[:, :-1], "means of shape [4, 127]"),
+    ("mean", lambda v: v[0], "means of shape [128]"),
+    ("second", lambda v: v[:, :, :-1], "of E experts with a count each (E, C) or (E, C, C), not [4, 128, 127]"),
+    ("second", lambda v: np.triu(v), "expert 0: the second moments are not symmetric"),
+    ("second", lambda v: np.where(v == v[2, 0, 5], np.nan, v), "is not finite"),
+    ("all", lambda v: v[:3], "the entry is of 3 experts"),
+    ("all", lambda v: v[:, :64, :64] if v.ndim == 3 else v[:, :64] if v.ndim == 2 else v, "64 statistics for 128"),
+])  # fmt: skip
+def test_wrong_statistics_of_experts_are_refused_before_a_weight_is_read(
+    part: str, change: Any, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts_in(tmp_path / "model")
+    of_experts(tmp_path / "s.safetensors", "stacks")
+    known = {
+        name: np.ascontiguousarray(change(v)) if "gate_up" in name and name.endswith(("" if part == "all" else part,))
+        else v for name, v in load_file(tmp_path / "s.safetensors").items()
+    }  # fmt: skip
+    save_file(known, tmp_path / "s.safetensors", metadata={"quantcli_statistics": "1"})
+    monkeypatch.setattr("quantcli.passes.write.walk", None)  # a pass over weights would fail
+    for to in ("mlx", "native"):
+        ran = run("quantize", tmp_path / "model", "--to", to, "--bits", 4, "--group-size", 32, "--statistics",
+                  tmp_path / "s.safetensors", "-o", tmp_path / "out")  # fmt: skip
+        assert says in one_line(ran, ran.code) and ran.code in (1, 2) and not (tmp_path / "out").exists()
 
 
 # ---- weights whose columns are outputs: where they are square, no shape tells ------------------------------------

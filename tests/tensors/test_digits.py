@@ -115,10 +115,10 @@ def test_codes_in_memory_and_from_a_file_are_the_same(folder: Path) -> None:
 
 def test_sweep_and_plan_choose_among_levels(folder: Path) -> None:
     ran = run_process("sweep", "b.safetensors", "--levels", "3,6", "--bits", "2", "--include", "m.weight", cwd=folder)
-    assert ran.code == 0 and "levels-3g128" in ran.out and "w2g128" in ran.out, ran.err
+    assert ran.code == 0 and "codebook-3levels-g128" in ran.out and "w2g128" in ran.out, ran.err
     options = ["--levels", "3", "--bits", "4", "--include", "m.weight", "--include", "odd.weight"]
     ran = run_process("plan", "b.safetensors", *options, "--min-sqnr", "7", cwd=folder)
-    assert ran.code == 0 and "codebook-2g" in ran.out, ran.err
+    assert ran.code == 0 and "codebook-3levels-g" in ran.out, ran.err
 
 
 def test_memory_needs_statistics(folder: Path) -> None:

@@ -13,7 +13,8 @@ from kernel_parts import NATIVE, float_of, needs_native, tile_of
 from quantcli.kernels import BF16, INTEGER, CodeGrid, Kernels, QuantParams, Tile, row_bytes
 from quantcli.kernels.numpy_kernels import NumpyKernels
 from quantcli.metrics import decibels
-from quantcli.tensors.decided import Columns
+from quantcli.tensors.decided import Columns, Factors
+from quantcli.tensors.rounds import finish
 from quantcli.tensors.second_order import SecondOrder, learned
 
 
@@ -29,18 +30,10 @@ class Given:
         return self.h[first:last]
 
 
-def learn(table: Kernels, h: np.ndarray, count: float) -> SecondOrder:
-    columns: Any = Columns(h.diagonal().copy(), "", None, Given(h), count)  # type: ignore[arg-type]
-    rounds = learned(table, columns)
-    found: list[Any] = []
-    try:
-        tasks = next(rounds)
-        while True:
-            tasks = rounds.send([task() for task in tasks])
-    except StopIteration as end:
-        found.append(end.value)
-    answer: SecondOrder = found[0]
-    return answer
+def learn(table: Kernels, h: np.ndarray, count: float, factors: Factors | None = None) -> SecondOrder:
+    columns: Any = Columns(h.diagonal().copy(), "", None, Given(h), count, factors=factors)  # type: ignore[arg-type]
+    found: SecondOrder = finish(learned(table, columns))
+    return found
 
 
 def second_moments(chance: np.random.Generator, cols: int, samples: int, spread: float, mean: float) -> np.ndarray:
@@ -101,3 +94,17 @@ def test_second_order_is_taken_where_it_helps(table: Kernels) -> None:
     w = float_of(tile).astype(np.float64)
     assert cost(w - after, h).sum() < 0.3 * cost(w - before, h).sum()
     assert (after != before).any(axis=1).all() and output.error < 0.3 * output.plain
+
+
+def test_moments_are_factored_once_for_layers_that_follow_each_other_with_the_same_ones() -> None:
+    """As those of q, k and v are. Other moments with the same diagonal, in rows that were not looked at, are not."""
+    chance = np.random.default_rng(0)
+    h = second_moments(chance, 96, 500, 0.3, 0.5)
+    other = h.copy()
+    other[41, 57] = other[57, 41] = h[41, 57] * (1 + 1e-12)
+    table, factors = NumpyKernels(), Factors()
+    first = learn(table, h, 500, factors)
+    assert learn(table, h.copy(), 500, factors) is first
+    second = learn(table, other, 500, factors)
+    assert second is not first and second is learn(table, other, 500, factors)
+    assert learn(table, h, 500, factors) is not first

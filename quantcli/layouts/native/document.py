@@ -78,7 +78,7 @@ class _Schemes:
 
 def _entry(tensor: Decided, place: int, result: Result | None, digest: str) -> str:
     """The entry of a tensor. Before it is written, the longest possible values stand for the scheme and the sums."""
-    weighed = None if tensor.importance is None else tensor.importance.digest
+    weighed = None if tensor.columns is None else tensor.columns.digest
     scheme = tensor.scheme
     dtype, shape = ("", ()) if scheme is None else (tensor.info.dtype, tensor.info.shape)
     first, note, last = _in_common(tensor.reason, tensor.note, weighed, place, dtype, shape)

@@ -35,7 +35,7 @@ class StoredKept:
     scale_dtype: ClassVar[str] = ""
     metrics: ClassVar[None] = None
     minmax_sse: ClassVar[None] = None
-    importance: ClassVar[None] = None
+    statistics: ClassVar[None] = None
     cost: ClassVar[None] = None
 
     @property
@@ -58,7 +58,7 @@ class StoredKept:
 class StoredQuantized:
     """A quantized tensor of a native file: where it came from, what was done to it and what that cost.
 
-    importance: the digest of the importances, or statistics, its columns had. digest: of the original's bytes. cost:
+    statistics: the digest of the importances, or statistics, its columns had. digest: of the original's bytes. cost:
     what its errors cost in the output of the layer, as those predict it.
     """
 
@@ -71,12 +71,12 @@ class StoredQuantized:
     minmax_sse: float | None
     digest: str | None
     note: str
-    importance: str | None
+    statistics: str | None
     cost: Output | None = None
 
     @property
     def decided(self) -> Quantized:
-        """The decision for it, without the importance of its columns."""
+        """The decision for it, without what is known of its columns."""
         return Quantized(
             info=self.info,
             reason=self.reason,
@@ -255,7 +255,7 @@ def _checked(
         minmax_sse=minmax,
         digest=digest,
         note=note or "",
-        importance=weighed,
+        statistics=weighed,
         cost=_output(entry),
     )
 
