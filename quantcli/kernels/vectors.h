@@ -260,8 +260,13 @@ inline Sixteen operator*(const Sixteen& a, const Sixteen& b) {
 inline Sixteen operator/(const Sixteen& a, const Sixteen& b) {
   return each_lane([&](int i) { return a.v[i] / b.v[i]; });
 }
+// Adding 2^23 to a magnitude leaves no room for a fraction: SSE2 has no instruction that rounds to whole numbers.
 inline Sixteen rounded(const Sixteen& a) {
-  return each_lane([&](int i) { return std::nearbyintf(a.v[i]); });
+  constexpr float WHOLE = 8388608.0f;
+  return each_lane([&](int i) {
+    const float size = std::fabs(a.v[i]), whole = (size + WHOLE) - WHOLE;
+    return std::copysign(size < WHOLE ? whole : size, a.v[i]);
+  });
 }
 inline Sixteen lesser(const Sixteen& a, const Sixteen& b) {
   return each_lane([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
