@@ -177,7 +177,7 @@ int32_t quantize_one(const Tile& tile, const Rule& rule, const Rule* rival, floa
 // Of each of `count` tensors of one shape, which lie one after another and have tile->rows / count rows: parameters of
 // every group, (rows, groups), codes as encode makes them, and sums[5]: those of encode, and the squared error of the
 // rival, another rule that is only measured. zero, packed and rival may be null: zero points of symmetric rules are those
-// of the grid. Blocks of rule->height rows have one row of parameters; they are for one tensor at a time. Returns 0, and
+// of the grid. Blocks of rule->height rows have one row of parameters, and come one tensor at a time. Returns 0, and
 // nothing of it counts, where something is out of the ordinary: then the separate calls and their callers decide.
 QK_EXPORT int32_t QK_NAME(quantize)(const Tile* tile, int64_t count, const Rule* rule, const Rule* rival, float* scale,
                                     float* zero, uint8_t* packed, double* sums) {
