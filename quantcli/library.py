@@ -25,7 +25,7 @@ LIMITS = (512, 24, 64, 2047)
 """Limits of the searches: candidate scales, places of an end of the range, trial scales, and how much a column may
 count. common.h has the same numbers with the reasons; a library built with others is refused."""
 
-INTERFACE = 0x338A6BAC
+INTERFACE = 0x53398C3D
 """Stands for the functions of the library and the structures they take, as common.h has it: a library that was built
 from sources with others would crash Python. tests/kernels/test_interface.py says what it has to be."""
 

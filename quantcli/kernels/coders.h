@@ -33,6 +33,26 @@ struct Integers {
   Group group(float scale, float zero) const { return {*this, all(scale), all(divisor_of(scale)), all(zero)}; }
 };
 
+// Integers on a grid that begins anywhere.
+struct FloatOffsets {
+  Sixteen umin, umax;
+
+  FloatOffsets(const Grid& grid, const Table&) : umin(all(grid.umin)), umax(all(grid.umax)) {}
+
+  struct Group {
+    const FloatOffsets& to;
+    Sixteen scale, divisor, zero;
+
+    Coded coded(Sixteen x, Counter& clipped) const {
+      const Sixteen wanted = rounded((x - zero) / divisor), code = lesser(larger(wanted, to.umin), to.umax);
+      clipped.add_different(wanted, code);
+      return {whole(code), x - (code * scale + zero)};
+    }
+  };
+
+  Group group(float scale, float zero) const { return {*this, all(scale), all(divisor_of(scale)), all(zero)}; }
+};
+
 // Small floats.
 struct SmallFloats {
   Sixteen lowest, step, top, limit;
@@ -69,8 +89,47 @@ struct SmallFloats {
 struct FewLevels {
   const Table& table;
   Sixteen low, high;
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+  Sixteen half, first, third, quarters, eighths, codes, levels;
 
+  FewLevels(const Grid&, const Table& table)
+      : table(table), low(all(table.low)), high(all(table.high)), half(all(table.few.half)),
+        first(all(table.few.first)), third(all(table.few.third)), quarters(of(table.few.quarters)),
+        eighths(of(table.few.eighths)), codes(of(table.codes_of)), levels(of(table.levels_of)) {}
+
+  static Sixteen of(const Few& few) {
+    Sixteen found;
+    std::memcpy(&found, &few, sizeof found);
+    return found;
+  }
+
+  // Codes and levels of quotients, by the search of FewThresholds.
+  void nearest(Sixteen t, Sixteen& code, Sixteen& level) const {
+    const __mmask16 upper = _mm512_cmp_ps_mask(t.v, half.v, _CMP_GT_OQ);
+    __m512i at = _mm512_maskz_mov_epi32(upper, _mm512_set1_epi32(2));
+    at = after(at, t, _mm512_mask_blend_ps(upper, first.v, third.v));
+    at = after(_mm512_add_epi32(at, at), t, _mm512_permutexvar_ps(at, quarters.v));
+    at = after(_mm512_add_epi32(at, at), t, _mm512_permutexvar_ps(at, eighths.v));
+    code = picked(codes, {at}), level = picked(levels, {at});
+  }
+
+  static __m512i after(__m512i at, Sixteen t, __m512 threshold) {
+    return _mm512_mask_add_epi32(at, _mm512_cmp_ps_mask(t.v, threshold, _CMP_GT_OQ), at, _mm512_set1_epi32(1));
+  }
+#else
   FewLevels(const Grid&, const Table& table) : table(table), low(all(table.low)), high(all(table.high)) {}
+
+  void nearest(Sixteen t, Sixteen& code, Sixteen& level) const {
+    Eight half[2], codes[2], levels[2];
+    std::memcpy(half, &t, sizeof half);
+    for (int i = 0; i < 2; ++i) {
+      const EightInts place = table.few.place(half[i]);
+      codes[i] = table.codes_of.at(place), levels[i] = table.levels_of.at(place);
+    }
+    std::memcpy(&code, codes, sizeof code);
+    std::memcpy(&level, levels, sizeof level);
+  }
+#endif
 
   struct Group {
     const FewLevels& to;
@@ -80,16 +139,9 @@ struct FewLevels {
       const Sixteen t = x / divisor;
       clipped.add_below(t, to.low);
       clipped.add_below(to.high, t);
-      Eight half[2], code[2], level[2];
-      std::memcpy(half, &t, sizeof half);
-      for (int i = 0; i < 2; ++i) {
-        const EightInts place = to.table.few.place(half[i]);
-        code[i] = to.table.codes_of.at(place), level[i] = to.table.levels_of.at(place);
-      }
-      Sixteen codes, levels;
-      std::memcpy(&codes, code, sizeof codes);
-      std::memcpy(&levels, level, sizeof levels);
-      return {whole(codes), x - levels * scale};
+      Sixteen code, level;
+      to.nearest(t, code, level);
+      return {whole(code), x - level * scale};
     }
   };
 

@@ -54,7 +54,7 @@ constexpr Limits LIMITS = {
 
 // Stands for the functions that Python calls and the structures it passes; library.py has the same number and refuses a
 // library with another one, which would crash. tests/kernels/test_interface.py says what it has to be.
-constexpr int32_t INTERFACE = 0x338a6bac;
+constexpr int32_t INTERFACE = 0x53398c3d;
 
 // The arguments that Python passes, field by field as records.py declares them.
 

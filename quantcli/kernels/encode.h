@@ -106,7 +106,7 @@ struct Encoder {
   // Whether the functions below do, whose codes are bytes.
   bool in_registers() const {
     const bool whole = tile.group % LANE_COUNT == 0 || tile.group >= tile.cols;
-    const bool integers = grid.mode == INTEGER && !grid.midrise;
+    const bool integers = (grid.mode == INTEGER || grid.mode == OFFSET) && !grid.midrise;
     const Codebook* book = grid.mode == LEVELS ? params.codebook : nullptr;
     const bool levels = book && (book->small.mantissa >= 0 || book->count <= FEW_LEVELS);
     return (integers || levels) && whole && tile.cols % PADDING == 0;
@@ -195,6 +195,8 @@ struct Encoder {
       encode_fast<KIND, SmallFloats>(row, stored, totals);
     else if (grid.mode == LEVELS)
       encode_fast<KIND, FewLevels>(row, stored, totals);
+    else if (grid.mode == OFFSET)
+      encode_fast<KIND, FloatOffsets>(row, stored, totals);
     else
       encode_fast<KIND, Integers>(row, stored, totals);
   }

@@ -31,8 +31,9 @@ struct Groups {
   }
 };
 
-// Scratch for the row of codes, its errors, and the parameters of the rival.
+// Scratch for the row of codes, its errors, the parameters of the rival, and weights in the order of blocks.
 struct Scratch {
+  std::vector<uint8_t> laid;
   std::vector<uint16_t> codes;
   std::vector<float> errors, scale, zero;
 
@@ -41,6 +42,20 @@ struct Scratch {
     if (scale.size() < groups) scale.resize(groups), zero.resize(groups);
   }
 };
+
+// A row of blocks as a tile of one row, every block a group.
+Tile laid_out(const Tile& band, std::vector<uint8_t>& room) {
+  const size_t size = band.kind == F32 ? 4 : 2, stride = size_t(band.cols) * size;
+  const auto* from = static_cast<const uint8_t*>(band.weights);
+  room.resize(std::max(room.size(), size_t(band.rows) * stride));
+  uint8_t* out = room.data();
+  for (int64_t begin = 0; begin < band.cols; begin += band.group) {
+    const size_t width = size_t(band.length(begin)) * size;
+    for (int64_t row = 0; row < band.rows; ++row, out += width)
+      std::memcpy(out, from + size_t(row) * stride + size_t(begin) * size, width);
+  }
+  return {room.data(), 1, band.rows * band.cols, band.rows * band.group, band.kind};
+}
 
 // The ranges of groups, or by_size those that their largest magnitudes span around 0; whether all weights are finite.
 bool look(const Tile& band, bool by_size, int64_t count, Groups& groups) {
@@ -125,24 +140,27 @@ int32_t quantize_one(const Tile& tile, const Rule& rule, const Rule* rival, floa
                      double* sums) {
   static thread_local Groups groups;
   static thread_local Scratch scratch;
-  const int64_t across = tile.groups(), height = std::max<int64_t>(1, BAND / std::max<int64_t>(tile.cols, 1));
+  const bool blocks = rule.height > 1;
+  const int64_t across = tile.groups(), wide = std::max<int64_t>(1, BAND / std::max<int64_t>(tile.cols, 1));
+  const int64_t height = blocks ? rule.height : wide;
   groups.room(size_t(height * across));
   scratch.room(size_t(tile.cols), size_t(height * across));
   Totals totals, other;
   const bool by_size = rule.by_size() && (!rival || rival->by_size());
   for (int64_t row = 0; row < tile.rows; row += height) {
     const Tile band = tile.part(row, std::min(height, tile.rows - row));
-    const int64_t count = band.rows * across;
-    if (!look(band, by_size, count, groups)) return 0;
+    const Tile looked = blocks ? laid_out(band, scratch.laid) : band;
+    const int64_t count = looked.rows * across, first = row / (blocks ? height : 1) * across;
+    if (!look(looked, by_size, count, groups)) return 0;
     const auto encode = [&](const Rule& own, float* scales, float* zeros, uint8_t* out, Totals& into) {
-      const bool good = settle(own, band, count, groups, scales, own.affine ? zeros : nullptr);
-      const Params params = {scales, own.affine ? zeros : nullptr, own.codebook, across};
+      const bool good = settle(own, looked, count, groups, scales, own.affine ? zeros : nullptr);
+      const Params params = {scales, own.affine ? zeros : nullptr, own.codebook, blocks ? 0 : across};
       float* errors = own.preserve ? scratch.errors.data() : nullptr;
       if (good) QK_NAME(encode_adding)(band, params, own.grid, scratch.codes.data(), errors, out, into);
       return good;
     };
     uint8_t* out = packed ? packed + row * row_bytes(tile.cols, rule.grid.bits) : nullptr;
-    if (!encode(rule, scale + row * across, zero ? zero + row * across : nullptr, out, totals)) return 0;
+    if (!encode(rule, scale + first, zero ? zero + first : nullptr, out, totals)) return 0;
     if (rival && !encode(*rival, scratch.scale.data(), scratch.zero.data(), nullptr, other)) return 0;
   }
   const bool measured = packed != nullptr;
@@ -159,8 +177,8 @@ int32_t quantize_one(const Tile& tile, const Rule& rule, const Rule* rival, floa
 // Of each of `count` tensors of one shape, which lie one after another and have tile->rows / count rows: parameters of
 // every group, (rows, groups), codes as encode makes them, and sums[5]: those of encode, and the squared error of the
 // rival, another rule that is only measured. zero, packed and rival may be null: zero points of symmetric rules are those
-// of the grid. Returns 0, and nothing of it counts, where something is out of the ordinary: then the separate calls and
-// their callers decide.
+// of the grid. Blocks of rule->height rows have one row of parameters, and come one tensor at a time. Returns 0, and
+// nothing of it counts, where something is out of the ordinary: then the separate calls and their callers decide.
 QK_EXPORT int32_t QK_NAME(quantize)(const Tile* tile, int64_t count, const Rule* rule, const Rule* rival, float* scale,
                                     float* zero, uint8_t* packed, double* sums) {
   const int64_t rows = tile->rows / count;

@@ -297,7 +297,8 @@ class NativeKernels:
     def quantize_each(
         self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes | None
     ) -> tuple[QuantParams, Doubles] | None:
-        shape = tile.rows, tile.groups
+        assert rule.height == 1 or count == 1
+        shape = -(-tile.rows // rule.height), tile.groups
         scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
         sums = np.empty((count, 5))
         own, other = rule_record(rule), None if rival is None else byref(rule_record(rival))

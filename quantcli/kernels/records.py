@@ -87,7 +87,7 @@ class RuleRecord(Structure):
         ("values", c_void_p),
         ("ratios", c_void_p),
         ("unit", c_double),
-        *((name, c_int32) for name in ("last", "below", "trials")),
+        *((name, c_int32) for name in ("last", "below", "trials", "height")),
         ("grid", GridRecord),
     ]
 
@@ -167,7 +167,7 @@ def rule_record(rule: Rule) -> RuleRecord:
         address(finding.multipliers),
         None if book is None else pointer(codebook_record(book)),
         *(address(scales.values), address(scales.ratios), scales.unit),
-        *(last, scales.below, trials),
+        *(last, scales.below, trials, rule.height),
         grid_record(rule.grid),
     )
 

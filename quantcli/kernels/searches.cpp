@@ -38,9 +38,11 @@ QK_EXPORT void QK_NAME(search_offsets)(const Tile* tile, const float* middle, co
 
 // Adds the counts of the 16-bit patterns to counts[65536]. Returns 0 when a weight is not finite.
 QK_EXPORT int32_t QK_NAME(patterns)(const uint16_t* weights, int64_t n, int32_t kind, int64_t* counts) {
-  // Four tables in turn: neighbours are often equal, and a count must not wait for the one before it.
-  static thread_local uint32_t part[4][65536];
-  std::memset(part, 0, sizeof part);
+  // Four tables in turn: neighbours are often equal, and a count must not wait for the one before it. By a pointer, or
+  // compilers look up where the thread has them for every four weights, which takes as long as counting.
+  static thread_local std::vector<uint32_t> room;
+  room.assign(4 * 65536, 0);
+  auto* part = reinterpret_cast<uint32_t (*)[65536]>(room.data());
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
     uint64_t four;

@@ -24,7 +24,7 @@ struct Rule {
   const float* values;
   const double* ratios;
   double unit;
-  int32_t last, below, trials;
+  int32_t last, below, trials, height;
   Grid grid;
 
   bool listed() const { return scale_kind >= E8M0; }

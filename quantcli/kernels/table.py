@@ -140,7 +140,8 @@ class StoredScales:
 class Rule:
     """What `quantize` does with groups of integers or levels: how parameters are found, the grid and whether it is
     affine, with whole zero points, how scales are stored and the smallest that this does well, and whether sums are
-    preserved. top: what the largest weight is divided by for the scale that clips nothing. book: of levels."""
+    preserved. top: what the largest weight is divided by for the scale that clips nothing. book: of levels. height:
+    rows of a block, whose scales are (rows of blocks, groups)."""
 
     finding: Finding
     grid: CodeGrid
@@ -150,6 +151,7 @@ class Rule:
     preserve: bool
     top: float
     book: Codebook | None = None
+    height: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-// Sixteen float32 at a time, one column each: a register of AVX-512, two of AVX2, or an array that compilers vectorise.
+// Sixteen float32 at a time, one column each: a register of AVX-512, two of AVX2, or four of 16 bytes.
 //
 // Every operation is the IEEE one on each lane, so that all three give the same numbers. Whole: as many numbers of 32
 // bits without a sign, or the bits of floats.
@@ -231,52 +231,63 @@ struct Counter {
 
 #else
 
+// Four registers of 16 bytes, which every processor has: compilers make them of these types, but not of arrays.
+typedef uint32_t WholeFour __attribute__((vector_size(16)));
+constexpr int FOURS = LANE_COUNT / 4;
+
 struct Sixteen {
-  float v[LANE_COUNT];
+  Four v[FOURS];
 };
 struct Whole {
-  uint32_t v[LANE_COUNT];
+  WholeFour v[FOURS];
 };
 
 template <class Found = Sixteen, class Each>
-inline Found each_lane(Each each) {
+inline Found each_four(Each each) {
   Found found;
-  for (int i = 0; i < LANE_COUNT; ++i) found.v[i] = each(i);
+  for (int i = 0; i < FOURS; ++i) found.v[i] = each(i);
   return found;
 }
 
 inline Sixteen all(float value) {
-  return each_lane([&](int) { return value; });
+  return each_four([&](int) { return Four{value, value, value, value}; });
 }
 inline Sixteen operator+(const Sixteen& a, const Sixteen& b) {
-  return each_lane([&](int i) { return a.v[i] + b.v[i]; });
+  return each_four([&](int i) { return a.v[i] + b.v[i]; });
 }
 inline Sixteen operator-(const Sixteen& a, const Sixteen& b) {
-  return each_lane([&](int i) { return a.v[i] - b.v[i]; });
+  return each_four([&](int i) { return a.v[i] - b.v[i]; });
 }
 inline Sixteen operator*(const Sixteen& a, const Sixteen& b) {
-  return each_lane([&](int i) { return a.v[i] * b.v[i]; });
+  return each_four([&](int i) { return a.v[i] * b.v[i]; });
 }
 inline Sixteen operator/(const Sixteen& a, const Sixteen& b) {
-  return each_lane([&](int i) { return a.v[i] / b.v[i]; });
+  return each_four([&](int i) { return a.v[i] / b.v[i]; });
 }
+inline Four magnitude(Four a) { return reinterpret_cast<Four>(reinterpret_cast<IntFour>(a) & INT32_MAX); }
+// Adding 2^23 to a magnitude leaves no room for a fraction: SSE2 has no instruction that rounds to whole numbers.
 inline Sixteen rounded(const Sixteen& a) {
-  return each_lane([&](int i) { return std::nearbyintf(a.v[i]); });
+  constexpr float WHOLE = 8388608.0f;
+  return each_four([&](int i) {
+    const Four size = magnitude(a.v[i]), whole = (size + WHOLE) - WHOLE;
+    const IntFour sign = reinterpret_cast<IntFour>(a.v[i]) & INT32_MIN;
+    return reinterpret_cast<Four>(reinterpret_cast<IntFour>(size < WHOLE ? whole : size) | sign);
+  });
 }
 inline Sixteen lesser(const Sixteen& a, const Sixteen& b) {
-  return each_lane([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  return each_four([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
 inline Sixteen larger(const Sixteen& a, const Sixteen& b) {
-  return each_lane([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  return each_four([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
 inline Sixteen magnitude(const Sixteen& a) {
-  return each_lane([&](int i) { return std::fabs(a.v[i]); });
+  return each_four([&](int i) { return magnitude(a.v[i]); });
 }
 
 inline uint32_t below(const Sixteen& a, const Sixteen& b) {
-  uint32_t found = 0;
-  for (int i = 0; i < LANE_COUNT; ++i) found |= uint32_t(a.v[i] < b.v[i]) << i;
-  return found;
+  IntFour found = {};
+  for (int i = 0; i < FOURS; ++i) found |= (a.v[i] < b.v[i]) & (IntFour{1, 2, 4, 8} << (4 * i));
+  return uint32_t(found[0] | found[1] | found[2] | found[3]);
 }
 
 inline Sixteen load16(const float* p) {
@@ -285,68 +296,78 @@ inline Sixteen load16(const float* p) {
   return found;
 }
 inline void store(const Sixteen& a, float* p) { std::memcpy(p, &a, sizeof a); }
-
 template <int KIND>
 inline Sixteen weights16(const void* weights, int64_t at) {
-  Sixteen found;
-  load(weights, KIND, at, LANE_COUNT, found.v);
-  return found;
+  float found[LANE_COUNT];
+  load(weights, KIND, at, LANE_COUNT, found);
+  return load16(found);
 }
 
+template <class Value, class Lanes>
+struct Array {
+  Value v[LANE_COUNT];
+  explicit Array(const Lanes& lanes) { std::memcpy(v, &lanes, sizeof v); }
+};
+
 inline Whole all_whole(int32_t value) {
-  return each_lane<Whole>([&](int) { return uint32_t(value); });
+  return each_four<Whole>([&](int) { return WholeFour{} + uint32_t(value); });
 }
 inline Whole bytes16(const uint8_t* p) {
-  return each_lane<Whole>([&](int i) { return uint32_t(p[i]); });
+  return each_four<Whole>([&](int i) { return WholeFour{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]}; });
 }
 inline Sixteen picked(const Sixteen& values, const Whole& at) {
-  return each_lane([&](int i) { return values.v[at.v[i] & 15]; });
+  const Array<float, Sixteen> from(values);
+  const Array<uint32_t, Whole> places(at);
+  float found[LANE_COUNT];
+  for (int i = 0; i < LANE_COUNT; ++i) found[i] = from.v[places.v[i] & 15];
+  return load16(found);
 }
 inline Whole whole(const Sixteen& a) {
-  return each_lane<Whole>([&](int i) { return uint32_t(int32_t(a.v[i])); });
+  return each_four<Whole>([&](int i) { return reinterpret_cast<WholeFour>(__builtin_convertvector(a.v[i], IntFour)); });
 }
 inline Whole bits_of(const Sixteen& a) {
-  return each_lane<Whole>([&](int i) { return to_bits(a.v[i]); });
+  return each_four<Whole>([&](int i) { return reinterpret_cast<WholeFour>(a.v[i]); });
 }
 inline Sixteen floats_of(const Whole& a) {
-  return each_lane([&](int i) { return from_bits(a.v[i]); });
+  return each_four([&](int i) { return reinterpret_cast<Four>(a.v[i]); });
 }
 inline Whole operator+(const Whole& a, const Whole& b) {
-  return each_lane<Whole>([&](int i) { return a.v[i] + b.v[i]; });
+  return each_four<Whole>([&](int i) { return a.v[i] + b.v[i]; });
 }
 inline Whole operator-(const Whole& a, const Whole& b) {
-  return each_lane<Whole>([&](int i) { return a.v[i] - b.v[i]; });
+  return each_four<Whole>([&](int i) { return a.v[i] - b.v[i]; });
 }
 inline Whole operator&(const Whole& a, const Whole& b) {
-  return each_lane<Whole>([&](int i) { return a.v[i] & b.v[i]; });
+  return each_four<Whole>([&](int i) { return a.v[i] & b.v[i]; });
 }
 inline Whole operator|(const Whole& a, const Whole& b) {
-  return each_lane<Whole>([&](int i) { return a.v[i] | b.v[i]; });
+  return each_four<Whole>([&](int i) { return a.v[i] | b.v[i]; });
 }
 inline Whole operator>>(const Whole& a, int n) {
-  return each_lane<Whole>([&](int i) { return a.v[i] >> n; });
+  return each_four<Whole>([&](int i) { return a.v[i] >> uint32_t(n); });
 }
 inline Whole operator<<(const Whole& a, int n) {
-  return each_lane<Whole>([&](int i) { return a.v[i] << n; });
+  return each_four<Whole>([&](int i) { return a.v[i] << uint32_t(n); });
 }
 
 inline void store_bytes(const Whole& a, uint8_t* p) {
-  for (int i = 0; i < LANE_COUNT; ++i) p[i] = uint8_t(a.v[i]);
+  const Array<uint32_t, Whole> from(a);
+  for (int i = 0; i < LANE_COUNT; ++i) p[i] = uint8_t(from.v[i]);
 }
-
 inline void add_to(double* lanes, const Sixteen& a) {
-  for (int i = 0; i < LANE_COUNT; ++i) lanes[i] += double(a.v[i]);
+  const Array<float, Sixteen> from(a);
+  for (int i = 0; i < LANE_COUNT; ++i) lanes[i] += double(from.v[i]);
 }
 
 struct Counter {
-  int64_t count = 0;
+  IntFour count[FOURS] = {};
   void add_different(const Sixteen& a, const Sixteen& b) {
-    for (int i = 0; i < LANE_COUNT; ++i) count += a.v[i] != b.v[i];
+    for (int i = 0; i < FOURS; ++i) count[i] -= a.v[i] != b.v[i];
   }
   void add_below(const Sixteen& a, const Sixteen& b) {
-    for (int i = 0; i < LANE_COUNT; ++i) count += a.v[i] < b.v[i];
+    for (int i = 0; i < FOURS; ++i) count[i] -= a.v[i] < b.v[i];
   }
-  int64_t total() const { return count; }
+  int64_t total() const { return sum_of_lanes(count); }
 };
 
 #endif

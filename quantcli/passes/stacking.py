@@ -66,8 +66,10 @@ def _rules(plan: Grouping, dtype: str, scheme: Scheme, scale_dtype: str, shape: 
     if scheme.calibration == "auto" or scales.of(scheme).overall is not None:
         return None
     own, other = rule_of(scheme, plan, Store(scale_dtype)), rival(scheme)
-    if own is None or other is None:
-        return None if own is None else (own, None)
+    if own is None or own.height > 1:
+        return None
+    if other is None:
+        return own, None
     measured = rule_of(other, grouping_of(shape, other), Store(default_scale_dtype(other, dtype)))
     return None if measured is None else (own, measured)
 

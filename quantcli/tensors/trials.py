@@ -12,6 +12,7 @@ from quantcli.asking import candidates, plainly_rounded, weighs
 from quantcli.formats import code_grid
 from quantcli.kernels import Kernels, Made, QuantParams, Sums, Tile, numpy_tiles, row_bytes
 from quantcli.metrics import Metrics, ordered_sum, total
+from quantcli.tensors.blocks import by_rows
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.fit import Fit, Misfit
 from quantcli.tensors.rows import TileSpan, grouping_of
@@ -155,7 +156,11 @@ class Trials:
         other = None if rival is None else rival.rule
         if rule is None or (rival is not None and other is None):
             return None
-        return kernels.quantize(tile, rule, other, packed)
+        made = kernels.quantize(tile, rule, other, packed)
+        if made is None or rule.height == 1:
+            return made
+        scale = by_rows(made.params.scale, self.plan, 0, tile.rows)  # tiles begin with blocks
+        return replace(made, params=replace(made.params, scale=scale))
 
     def params(self, kernels: Kernels, tile: Tile, span: TileSpan) -> QuantParams:
         """The parameters of a tile."""

@@ -18,7 +18,7 @@ import quantcli
 from quantcli import Scheme
 from quantcli.asking import candidates
 from quantcli.calibrators import entropy
-from quantcli.calibrators.searches import arithmetic, breakpoints, histogram, kmeans
+from quantcli.calibrators.searches import arithmetic, breakpoints, histogram, kmeans, trials
 from quantcli.calibrators.searches import candidates as tried
 
 GOLDEN = json.loads((GOLDEN_FILES / "calibrators.json").read_text())
@@ -162,6 +162,30 @@ def test_a_histogram_is_searched_like_the_weights() -> None:
             q = np.clip(np.rint(x / scale), -top - 1, top)
             errors.append(float(((x - q * scale) ** 2).sum()))
         assert found <= min(errors) * 1.002
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({"bits": 2}, {"bits": 4}, {"bits": 8}, {"bits": 4, "grid": "restricted"}, {"bits": 3, "format": "midrise"}),
+        *({"format": "fp4"}, {"format": "nf4"}, {"format": "fp8-e4m3"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("weights", ["normal", "positive", "outlier", "few"])
+def test_running_sums_find_the_scale_that_a_search_weight_by_weight_does(weights: str, asked: dict[str, Any]) -> None:
+    x = gaussian(16, 1024, seed=8).astype(BF16).astype(np.float64).ravel()
+    x = {"normal": x, "positive": np.abs(x), "outlier": np.append(x, 40.0), "few": np.append(np.round(x), 0.3)}[weights]
+    values, counts = np.unique(x, return_counts=True)
+    scheme = Scheme(granularity="tensor", calibration="mse", scale_dtype="float32", **asked)
+    levels = trials.levels_of(scheme)
+
+    def error(scale: float) -> float:
+        return float(((values - levels(values / scale) * scale) ** 2 * counts).sum())
+
+    slow = trials.symmetric(values[None], counts[None].astype(np.float64), scheme, norm=2.0, effort="default")[0]
+    found = trials.of_histogram(values, counts.astype(np.float64), scheme, "default")
+    assert error(found) <= error(slow) * (1 + 1e-6)
 
 
 def test_other_norms_trade_the_largest_error_for_the_rest() -> None:

@@ -52,6 +52,9 @@ SCHEMES: list[dict[str, Any]] = [
     {"format": "fp4", "scale_dtype": "float8_e4m3"},
     {"format": "fp4", "calibration": "mse", "scale_dtype": "float8_e4m3_alone", "options": {"effort": "fast"}},
     {"format": "nf4"},
+    {"format": "fp8-e4m3", "granularity": "block"},
+    {"format": "fp8-e4m3", "granularity": "block", "calibration": "mse"},
+    {"format": "fp8-e4m3", "granularity": "block", "calibration": "mse", "scale_dtype": "float8_e8m0"},
     {"format": "mu-law"},
 ]
 SIZES = [1, 5, 16, 32, 48, 64, 128, 10**6]
@@ -81,8 +84,9 @@ def made(kernels: Kernels, tile: Tile, trials: Trials, bits: int) -> tuple[bytes
 
 def alike(values: np.ndarray, kind: int, asked: dict[str, Any], size: int, scale_dtype: str) -> list[bool]:
     """Assert that every variant makes what numpy does; whether each did it in one call."""
-    group = min(size, values.shape[1])
-    whole = size == 10**6 and "float8_e4m3" not in asked.get("scale_dtype", "")  # which is for groups
+    block = asked.get("granularity") == "block"
+    group = min(size, values.shape[1], 128 if block else size)
+    whole = not block and size == 10**6 and "float8_e4m3" not in asked.get("scale_dtype", "")  # which is for groups
     scheme = Scheme(**asked, **({"granularity": "channel"} if whole else {"group_size": group}))
     if scheme.scale_dtype != AUTO:
         scale_dtype = default_scale_dtype(scheme, "F32")

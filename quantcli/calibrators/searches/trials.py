@@ -59,6 +59,18 @@ def by_groups(
     return Ideal(scale, zero if affine else None)
 
 
+def levels_listed(scheme: Scheme) -> Array:
+    """The levels of a symmetric scheme, ascending."""
+    grid = code_grid(scheme)
+    if grid.mode == LEVELS:
+        found: Array = fixed_codebook(scheme).sorted[0].astype(np.float64)
+    else:
+        assert grid.mode == INTEGER
+        found = np.arange(grid.umin - grid.zero, grid.umax - grid.zero + 1, dtype=np.float64)
+        found += 0.5 if grid.midrise else 0.0
+    return found
+
+
 def levels_of(scheme: Scheme) -> Callable[[Array], Array]:
     """The function from quotients weight / scale to the levels they are given, for a symmetric scheme."""
     grid = code_grid(scheme)
@@ -100,6 +112,62 @@ def symmetric(weights: Array, counts: Array | None, scheme: Scheme, *, norm: flo
         for _ in range(4):  # a refit can only improve
             best.offer(*_tried(weights, counts, best.scale, levels, norm), best.tag)
     return np.where(extreme > 0, best.scale, 1.0)
+
+
+def of_histogram(values: Array, counts: Array, scheme: Scheme, effort: str) -> float:
+    """The same scale for the ascending values of a histogram and norm 2: weights of a level follow each other, so that
+    differences of running sums tell what `symmetric` adds up weight by weight."""
+    coarse, fine = TRIALS[effort]
+    levels = levels_listed(scheme)
+    extreme = max(-float(values[0]), float(values[-1]))
+    if not extreme:
+        return 1.0
+    unit = extreme / reach(scheme)
+    sums = _Running(values, counts, levels)
+    signs = np.array([1.0] if np.array_equal(levels, -levels[::-1]) else [1.0, -1.0])
+    row = np.geomspace(1.3, _least(len(values), counts, effort), coarse)
+    ratios = (np.append(1.0, row)[:, None] * signs).ravel()
+    found, errors = sums.tried(ratios * unit)
+    best = int(errors.argmin())
+    scale, error, centre = found[best], errors[best], ratios[best]
+    spacing = (row[0] / row[-1]) ** (1 / (coarse - 1))
+    found, errors = sums.tried(np.geomspace(spacing, 1 / spacing, fine) * centre * unit)
+    best = int(errors.argmin())
+    if errors[best] < error:
+        scale, error = found[best], errors[best]
+    for _ in range(4):  # a refit can only improve
+        found, errors = sums.tried(np.array([scale]))
+        if not errors[0] < error:
+            break
+        scale, error = found[0], errors[0]
+    return float(scale)
+
+
+class _Running:
+    """Running sums of ascending values, and the levels they are given."""
+
+    def __init__(self, values: Array, counts: Array, levels: Array) -> None:
+        self._values, self._levels = values, levels
+        self._upto = np.append(0.0, np.cumsum(counts)), np.append(0.0, np.cumsum(values * counts))
+        self._power = float(ordered_sum(values * values * counts))
+
+    def tried(self, scales: Array) -> tuple[Array, Array]:
+        """Refit scales and errors of trials."""
+        found, errors = scales.copy(), np.empty(len(scales))
+        for sign in (1.0, -1.0):
+            own = np.flatnonzero(np.sign(scales) == sign)
+            levels = self._levels if sign > 0 else -self._levels[::-1]
+            middles = (levels[1:] + levels[:-1]) / 2
+            ends = np.full((len(own), len(levels) + 1), len(self._values))
+            ends[:, 0] = 0
+            ends[:, 1:-1] = np.searchsorted(self._values, middles * np.abs(scales[own])[:, None], side="left")
+            count, total = (np.diff(upto[ends], axis=1) for upto in self._upto)
+            square, cross = ordered_sum(levels * levels * count), ordered_sum(levels * total)
+            good = (square > 0) & (cross != 0)
+            size = np.where(good, cross / np.where(good, square, 1.0), np.abs(scales[own]))
+            found[own] = sign * size
+            errors[own] = self._power + size * (size * square - 2 * cross)
+        return found, errors
 
 
 def _least(n: int, counts: Array | None, effort: str) -> float:
