@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from quantcli.api import compare, plan, quantize_file
+    from quantcli.api import compare, merge, plan, quantize_file
     from quantcli.asking import Scheme
     from quantcli.errors import DataError, QuantcliError, UsageError
     from quantcli.layouts.native.model import Model, Tensor, open
@@ -40,6 +40,7 @@ __all__ = [
     "compare",
     "dequantize",
     "fake_quantize",
+    "merge",
     "open",
     "plan",
     "quantize",
@@ -57,6 +58,7 @@ _HOMES = {
     "compare": "api.compare",
     "dequantize": "tensors.api.dequantize",
     "fake_quantize": "tensors.fake.fake_quantize",
+    "merge": "api.merge",
     "open": "layouts.native.model.open",
     "plan": "api.plan",
     "quantize": "tensors.api.quantize",

@@ -27,6 +27,10 @@ def main() -> NoReturn:
     gc.set_threshold(500_000, 10, 10)
     # numpy's library of matrix products, which nothing here needs, would start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if any("://" in word for word in sys.argv[1:]):
+        from quantcli.stores import system
+
+        system.share_heap()
     from quantcli.cli import main as run
 
     try:

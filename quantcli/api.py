@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from quantcli.asking import Scheme, given, with_keywords
 from quantcli.errors import UsageError
 from quantcli.floats import Reading
-from quantcli.folders import components, job, prepare
+from quantcli.folders import components, job, prepare, shares
 from quantcli.matching import Pair, paired, under_one_name
 from quantcli.models import Model, open_model
 from quantcli.passes import compare as comparing
@@ -22,7 +23,7 @@ from quantcli.planning import recipe as recipes
 from quantcli.planning.order import Order, made, named_by, with_usual
 from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
-from quantcli.stores import need_file, signals
+from quantcli.stores import destinations, need_file, signals
 from quantcli.stores.destinations import writable
 from quantcli.stores.pipelines import others
 from quantcli.stores.places import local, pinned
@@ -223,6 +224,7 @@ def quantize_file(
     force: bool = False,
     private: bool = False,
     resume: bool = False,
+    part: tuple[int, int] | str | None = None,
     threads: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -231,8 +233,9 @@ def quantize_file(
     """Quantize a file or checkpoint folder as `quantcli quantize` does; the report on it.
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
-    force: whether an existing output is replaced; private, resume: as the options. threads: 0 for one on each
-    processor. progress: called with the bytes done so far; say: called with what the command says on standard error.
+    force: whether an existing output is replaced; private, resume: as the options. part: which of so many parts to do,
+    as in (3, 16), or as the option names it, such as `auto`; `merge` joins them. threads: 0 for one on each processor.
+    progress: called with the bytes done so far; say: called with what the command says on standard error.
 
     Asked may be, by keyword, recipe: a file or a preset; to: the target, such as `gguf`, which the extension of `dst`
     may tell; container, include, exclude, keep_defaults, keep_embeddings, importance, statistics, allow_unweighted,
@@ -251,13 +254,56 @@ def quantize_file(
     ...     report.tensors[0].scheme, os.path.exists(dst)
     ('w8g128', True)
     """
-    with _ready(Asked.of(asked), src, dst, force=force, private=private, resume=resume, say=say) as ready:
-        for line in ready.notes:
-            say(line)
-        done = ready.run(threads=threads or default_threads(), progress=progress)
-        for line in done.notes:
-            say(line)
-        return done.report
+    share = None
+    if part is not None:
+        named = part if isinstance(part, str) else "/".join(map(str, part))
+        share = shares.asked(named, os.environ, fspath(src), None if dst is None else fspath(dst), resume=resume)
+    how = prepare.Writing(force=force, private=private, resume=resume, share=share)
+    with _ready(Asked.of(asked), src, dst, how, say=say) as ready:
+        return _told(ready, lambda: ready.run(threads=threads or default_threads(), progress=progress), say)
+
+
+@_takes_asked
+def merge(
+    src: Path,
+    dst: Path,
+    *,
+    force: bool = False,
+    threads: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+    **asked: Any,
+) -> RunReport:
+    """Make `dst` of its parts, which `quantize_file` or `quantcli quantize --part` has made; the report on all of it.
+
+    src, and the keywords: as the parts had them. force: whether an existing output is replaced; threads, say: as of
+    `quantize_file`. Weights are not read again; the parts are removed.
+
+    Raises DataError where parts are missing, damaged or made from another source, UsageError where one was asked for
+    something else, and what `quantize_file` raises.
+
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     src, dst = (os.path.join(folder, name) for name in ("a.npz", "a.safetensors"))
+    ...     np.savez(src, a=np.ones((32, 128), np.float32), b=np.ones((32, 128), np.float32))
+    ...     for number in (1, 2):
+    ...         _ = quantize_file(src, dst, part=(number, 2), bits=8)
+    ...     merge(src, dst, bits=8).summary.tensors
+    2
+    """
+    destinations.check_parts(fspath(dst))
+    with _ready(Asked.of(asked), src, dst, prepare.Writing(force=force), say=say) as ready:
+        return _told(ready, lambda: ready.merge(threads=threads or default_threads()), say)
+
+
+def _told(ready: job.Job, run: Callable[[], job.Outcome], say: Callable[[str], None]) -> RunReport:
+    """The report on a run that is carried out. say: called with what there is to say of it before, and after."""
+    for line in ready.notes:
+        say(line)
+    done = run()
+    for line in done.notes:
+        say(line)
+    return done.report
 
 
 @_takes_asked
@@ -273,7 +319,7 @@ def plan(src: Path, *, say: Callable[[str], None] = lambda text: None, **asked: 
     ...     plan(os.path.join(folder, "a.npy"), bits=4).tensors[0].bytes_out
     2128
     """
-    with _ready(Asked.of(asked), src, None, dry_run=True, say=say) as ready:
+    with _ready(Asked.of(asked), src, None, prepare.Writing(dry_run=True), say=say) as ready:
         return ready.planned()
 
 
@@ -282,14 +328,11 @@ def _ready(
     asked: Asked,
     src: Path,
     dst: Path | None,
+    how: prepare.Writing,
     *,
-    force: bool = False,
-    private: bool = False,
-    resume: bool = False,
-    dry_run: bool = False,
     say: Callable[[str], None],
 ) -> Iterator[job.Job]:
-    """The run that is asked for, ready to begin."""
+    """The run that is asked for, ready to begin. how: without the files that are read beside the source."""
     path, named = pinned(fspath(src)), _path(asked.recipe)
     name = None if dst is None else writable(fspath(dst))
     order = asked.order(name)
@@ -298,5 +341,5 @@ def _ready(
         label = job.label(next(iter(requests.values())), named)
         target, folder = prepare.place(chosen, order, name, label)
         read = [named] if named is not None else []
-        how = prepare.Writing(force=force, private=private, resume=resume, dry_run=dry_run, read=read)
+        how = replace(how, read=read)
         yield prepare.ready(chosen, requests, order, target, how, shown=target, folder=folder)

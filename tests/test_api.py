@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import ROOT, run
+from making import ROOT, one_line, run, save
+from strategies import gaussian
 
 import quantcli
-from quantcli import UsageError
+from quantcli import DataError, UsageError
 
 TINY = ROOT / "sample_models" / "tiny-llama"
 
@@ -64,7 +65,7 @@ def test_what_the_command_refuses_is_refused(asked: dict[str, Any], words: str, 
 
 def test_plan_takes_what_quantize_file_takes() -> None:
     names = [list(inspect.signature(call).parameters) for call in (quantcli.quantize_file, quantcli.plan)]
-    assert set(names[0]) - set(names[1]) == {"dst", "force", "resume", "threads", "progress", "private"}
+    assert set(names[0]) - set(names[1]) == {"dst", "force", "resume", "threads", "progress", "private", "part"}
     assert {"include", "lora", "bits", "scale_dtype"} <= set(names[1]) and "asked" not in names[0]
     assert quantcli.plan(TINY, digest="none", on_nonfinite="keep").summary.quantized > 0
 
@@ -73,3 +74,42 @@ def test_a_misspelt_keyword_is_an_error_of_the_call(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="bitz"):
         quantcli.quantize_file(TINY, tmp_path / "out", bitz=4)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_parts_from_python(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of one run; parts of the command and of Python are the same, and need the same keywords."""
+    monkeypatch.chdir(tmp_path)
+    src = save(tmp_path / "a.safetensors", {f"w{n}": gaussian(32, 256, seed=n) for n in range(6)})
+    source, one, many = (TINY, "one", "many") if kind == "folder" else (src, "one.safetensors", "many.safetensors")
+    quantcli.quantize_file(source, one, bits=4, group_size=32)
+    said = list[str]()
+    quantcli.quantize_file(source, many, bits=4, group_size=32, part=(1, 3), say=said.append)
+    assert any("part 1/3: " in line for line in said)
+    with pytest.raises(DataError, match="parts 2 and 3 of 3 are missing"):
+        quantcli.merge(source, many, bits=4, group_size=32)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    quantcli.quantize_file(source, many, bits=4, group_size=32, part="auto/3")
+    assert run("quantize", source, "-o", many, "--bits", 4, "--group-size", 32, "--part", "3/3", "-q").code == 0
+    with pytest.raises(UsageError, match="part 1/3 had another request"):
+        quantcli.merge(source, many, bits=3, group_size=32)
+    report = quantcli.merge(source, many, bits=4, group_size=32)
+    assert report.summary.parameters > 0
+    made = contents(tmp_path / many), contents(tmp_path / one)
+    named = [{name: content for name, content in files.items() if name != "README.md"} for files in made]
+    assert named[0] == named[1] and set(made[0]) == set(made[1])
+    assert not list(tmp_path.glob(".*quantcli*"))
+
+
+def test_parts_that_cannot_be(tmp_path: Path) -> None:
+    src = save(tmp_path / "a.safetensors", {"w": gaussian(32, 256)})
+    for part, says in (((4, 3), "there is no part 4 of 3"), ((0, 0), "0 parts"), ("3", "is not a part")):
+        with pytest.raises(UsageError, match=says):
+            quantcli.quantize_file(src, tmp_path / "b.safetensors", part=part)
+    with pytest.raises(UsageError, match="a part always goes on"):
+        quantcli.quantize_file(src, tmp_path / "b.safetensors", part=(1, 2), resume=True)
+    with pytest.raises(UsageError, match="are made by one process, not of parts"):
+        quantcli.quantize_file(src, "gs://bucket/b.safetensors", part=(1, 2))
+    quantcli.quantize_file(src, tmp_path / "b.safetensors", part=(1, 1))
+    said = one_line(run("merge", tmp_path / "b.safetensors"), 2)
+    assert "its parts were made from Python, which leaves no command line; join them there with quantcli.merge" in said

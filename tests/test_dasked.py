@@ -20,7 +20,7 @@ import pytest
 from checkpoints import contents, made
 from making import ROOT, command, environment, one_line, run, save
 from pipelines import pipeline
-from remote_parts import serving
+from remote_parts import s3_server, serving
 from strategies import gaussian
 
 from quantcli import dasked
@@ -199,6 +199,23 @@ def _refused(patch: pytest.MonkeyPatch, *arguments: object) -> str:
         return one_line(run(*arguments), 2)
     finally:
         patch.setattr(dasked, "PATIENCE", 15)
+
+
+@pytest.mark.usefixtures("small")
+def test_workers_write_to_a_bucket(models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object that one machine makes, of a source that is in the bucket too, and nothing else."""
+    with s3_server() as (client, url):
+        for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        client.create_bucket(Bucket="dask")
+        client.upload_file(str(models[0]), "dask", "a.safetensors")
+        words = ("quantize", "s3://dask/a.safetensors", "--bits", 3, "-q", "--dask", "local:2")
+        ran = run(*words, "-o", "s3://dask/b.safetensors")
+        assert ran.code == 0 and ran.err == "", ran
+        found = [one["Key"] for one in client.list_objects_v2(Bucket="dask")["Contents"]]
+        assert found == ["a.safetensors", "b.safetensors"]
+        assert client.get_object(Bucket="dask", Key="b.safetensors")["Body"].read() == models[1].read_bytes()
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------

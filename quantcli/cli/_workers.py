@@ -43,12 +43,12 @@ class Workers:
     def check_writing(self, src: str, part: str | None, output: str | None, asked: Mapping[str, Any]) -> None:
         """Raise UsageError for what of quantize's options workers, and parts, cannot do."""
         self.check(src)
-        if output is not None and (part is not None or self.dask is not None):
-            from quantcli.stores import destinations
-
-            destinations.check_parts(output, "--part" if part is not None else "--dask")
         if self.dask is None:
             return
+        if output is not None:
+            from quantcli.stores import destinations
+
+            destinations.check_parts(output, "--dask")
         if part is not None:
             raise UsageError("one process does a part", place=["--dask"], hint="leave out --part or --dask")
         if output == "-":

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from quantcli.cli import _help, options
-from quantcli.errors import os_error
+from quantcli.errors import UsageError, os_error
 
 
 @_help.command(
@@ -43,6 +43,9 @@ def command(
     path = places.real(dst)
     found = merge.complete(path)
     asked = parts.request_of(path, found[0])
+    if not asked.line:
+        hint = "join them there with quantcli.merge"
+        raise UsageError("its parts were made from Python, which leaves no command line", place=[dst], hint=hint)
     file = options.document_file(output, RunReport, [dst])
     with (
         _inside(asked.folder),

@@ -203,9 +203,9 @@ def _share(text: str | None, src: str, output: str | None, asked: Mapping[str, A
     """The part of the run that is asked for. Raises UsageError for what parts cannot do."""
     if text is None:
         return None
-    from quantcli.folders.shares import share
+    from quantcli.folders import shares
 
-    found = share(text, os.environ)
+    found = shares.asked(text, os.environ, src, output, resume=resume)
     once = "choose once with quantcli plan -o recipe.yaml, and give all parts --recipe recipe.yaml"
     for name, why, way in (
         ("target_size", "choosing schemes for a size reads all weights, in every part", once),
@@ -214,10 +214,6 @@ def _share(text: str | None, src: str, output: str | None, asked: Mapping[str, A
     ):
         if asked[name] is not None:
             raise UsageError(why, place=[f"--{name.replace('_', '-')}"], hint=way)
-    if resume:
-        raise UsageError("a part always goes on where it was interrupted", place=["--resume"], hint="leave it out")
-    if src == "-" or output == "-":
-        raise UsageError("parts read and write files, not pipes", place=["-"], hint="name a file or folder")
     return found
 
 

@@ -15,7 +15,7 @@ from quantcli.folders.cut import Cutter
 from quantcli.folders.planned import Planned
 from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut
-from quantcli.stores import Source
+from quantcli.stores import Source, destinations
 
 MOST = 100_000
 """Most parts of a run."""
@@ -91,6 +91,19 @@ def share(text: str, variables: Mapping[str, str]) -> Share:
     if not 1 <= made.number <= made.count:
         raise _wrong(f"there is no part {made.number} of {made.count}", f"parts are 1 to {made.count}")
     return made
+
+
+def asked(text: str, variables: Mapping[str, str], src: str, output: str | None, *, resume: bool) -> Share:
+    """The share of a run that a text asks for. src, output: as they were named; resume: whether it is to go on after
+    an interrupted run. Raises UsageError, also for what parts cannot do."""
+    if output is not None:
+        destinations.check_parts(output, "--part")
+    found = share(text, variables)
+    if resume:
+        raise UsageError("a part always goes on where it was interrupted", place=["--resume"], hint="leave it out")
+    if "-" in (src, output):
+        raise UsageError("parts read and write files, not pipes", place=["-"], hint="name a file or folder")
+    return found
 
 
 def _wrong(problem: str, hint: str) -> UsageError:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Mapping, Sequence
 
 from quantcli import interrupts
-from quantcli.errors import DataError, os_error
 from quantcli.stores import destinations, places, system
 from quantcli.stores.destinations import OutputFile as Destination
 from quantcli.stores.files import InputFile, OutputFile
 
-_COPY = 1 << 23
-"""Bytes that are copied at a time where the system does not do it by itself."""
-
 Run = tuple[int, int, int]
 """Bytes to copy: their place there, their place here, and how many."""
-
-_UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
 
 
 def begin(path: str, size: int, *, within: str | None, runs: Mapping[str, Sequence[Run]]) -> Destination:
@@ -63,14 +56,13 @@ def _linked(out: OutputFile, base: str) -> bool:
 
 def _begun_remote(path: str, size: int, within: str | None, runs: Mapping[str, Sequence[Run]]) -> Destination:
     """A file behind a URL, filled from its beginning to its end: whatever is begun is in memory until it is full."""
-    out = destinations.file(path, size, force=True, within=within)
+    out = destinations.file(path, size, force=True, within=within, joined=True)
     try:
         with contextlib.ExitStack() as stack:
             opened = {p: stack.enter_context(contextlib.closing(places.opened(p))) for p in runs}
             joined = [(at, start, nbytes, p) for p, own in runs.items() for start, at, nbytes in _joined(own)]
             for at, start, nbytes, p in sorted(joined):
-                for done in range(0, nbytes, _COPY):
-                    out.write(at + done, opened[p].read(start + done, min(_COPY, nbytes - done)))
+                out.copy(opened[p], start, at, nbytes)
     except BaseException:
         out.discard()
         raise
@@ -81,11 +73,7 @@ def copy(out: OutputFile, path: str, runs: Sequence[Run]) -> None:
     """Copy runs of bytes of a file into another one. Raises DataError where they are not there."""
     with contextlib.closing(InputFile(path, follow=False)) as file:
         for start, at, size in _joined(runs):
-            done = _by_system(out, file, start, at, size)
-            while done < size:
-                step = min(_COPY, size - done)
-                out.write(at + done, file.read(start + done, step))
-                done += step
+            out.copy(file, start, at, size)
 
 
 def _joined(runs: Sequence[Run]) -> list[Run]:
@@ -97,20 +85,3 @@ def _joined(runs: Sequence[Run]) -> list[Run]:
         elif size:
             found.append((start, at, size))
     return found
-
-
-def _by_system(out: OutputFile, file: InputFile, start: int, at: int, size: int) -> int:
-    """Have the system copy, which some file systems do without moving a byte; how many it has copied."""
-    done = 0
-    with file.descriptor() as source:
-        while done < size:
-            try:
-                got = out.copy_range(source, start + done, at + done, size - done)
-            except OSError as error:
-                if error.errno in _UNSUPPORTED:
-                    return done
-                raise os_error(error, out.path) from None
-            if not got:
-                raise DataError("the file is cut short", place=[file.path])
-            done += got
-    return done

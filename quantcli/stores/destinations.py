@@ -54,6 +54,10 @@ class OutputFile(Protocol):
     def write(self, offset: int, data: memoryview | bytes | bytearray) -> None:
         """Write all of `data` at `offset`; safe from several threads. No byte is written twice."""
 
+    def copy(self, file: InputFile, start: int, offset: int, size: int) -> None:
+        """Write `size` bytes of another file, from byte `start` of it, at `offset`: by the place itself where it can,
+        without moving them."""
+
     def sync(self) -> None:
         """Declare that all bytes are written: from now on they can be read at `temp`."""
 
@@ -130,8 +134,9 @@ class OutputFolder(Protocol):
 class Kind(Protocol):
     """A kind of place behind a URL that outputs are written to."""
 
-    def file(self, path: str, size: int, *, force: bool, within: str | None) -> OutputFile:
-        """A file to write. within: the hidden folder in which it is made; None to make one."""
+    def file(self, path: str, size: int, *, force: bool, within: str | None, joined: bool) -> OutputFile:
+        """A file to write. within: the hidden folder in which it is made; None to make one. joined: whether most of it
+        is in other files."""
 
     def folder(self, path: str, *, force: bool, in_place: bool) -> OutputFolder:
         """A folder to write."""
@@ -194,11 +199,13 @@ def _kind(path: str) -> Kind:
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
-def file(path: str, size: int, *, force: bool, within: str | None = None, sparse: bool = False) -> OutputFile:
+def file(
+    path: str, size: int, *, force: bool, within: str | None = None, sparse: bool = False, joined: bool = False
+) -> OutputFile:
     """A file to write. within: the hidden folder in which it is made, of a file in an output folder that folder; None
-    for one of its own. sparse: whether much of it stays empty."""
+    for one of its own. sparse: whether much of it stays empty; joined: whether most of it is in other files."""
     if places.is_url(path):
-        return _kind(path).file(path, size, force=force, within=within)
+        return _kind(path).file(path, size, force=force, within=within, joined=joined)
     return files.OutputFile(path, size, force=force, within=within, sparse=sparse)
 
 

@@ -15,6 +15,12 @@ from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
 from quantcli.stores import abandoned, system
 
+_COPY = 1 << 23
+"""Bytes that are copied at a time where the system does not do it by itself."""
+
+_UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
+"""What a system answers that does not copy between these files."""
+
 _KINDS = [
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -309,9 +315,29 @@ class OutputFile:
             except OSError as error:
                 raise os_error(error, self.path) from None
 
-    def copy_range(self, source: int, start: int, offset: int, size: int) -> int:
-        """Have the system copy bytes of an open file to `offset`; how many it has copied. Raises OSError."""
-        return system.copy_range(source, start, self._fd, offset, size)
+    def copy(self, file: InputFile, start: int, offset: int, size: int) -> None:
+        """Write bytes of another file. Raises DataError where they are not there."""
+        done = self._copied_by_system(file, start, offset, size)
+        while done < size:
+            step = min(_COPY, size - done)
+            self.write(offset + done, file.read(start + done, step))
+            done += step
+
+    def _copied_by_system(self, file: InputFile, start: int, offset: int, size: int) -> int:
+        """Have the system copy, which some file systems do without moving a byte; how many it has copied."""
+        done = 0
+        with file.descriptor() as source:
+            while done < size:
+                try:
+                    got = system.copy_range(source, start + done, self._fd, offset + done, size - done)
+                except OSError as error:
+                    if error.errno in _UNSUPPORTED:
+                        return done
+                    raise os_error(error, self.path) from None
+                if not got:
+                    raise DataError("the file is cut short", place=[file.path])
+                done += got
+        return done
 
     def reopen(self) -> None:
         """Write to the file that has the hidden name now."""

@@ -118,6 +118,7 @@ def members(path: str, variant: str | None = None) -> list[Member]:
 def folder_of(path: str) -> str:
     """The folder of a pipeline that a path names; empty where it names none."""
     folder = os.path.dirname(path) or "." if os.path.basename(path) == DIFFUSERS else path
+    places.look_up(folder)
     if places.is_file(os.path.join(folder, DIFFUSERS)):
         return folder
     is_one = places.is_file(os.path.join(folder, SENTENCES)) and not has_weights(folder)

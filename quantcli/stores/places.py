@@ -58,6 +58,13 @@ def local(path: str) -> str:
     raise UsageError(problem, place=[shown], hint="name a path, and copy from there")
 
 
+def look_up(path: str) -> None:
+    """List the files at a URL, for all that is asked of them next. Raises QuantcliError for one of a bucket or a
+    repository that is not there, which names this URL, not that of a file below it."""
+    if is_url(path):
+        remote.files(path)
+
+
 def is_folder(path: str) -> bool:
     """Whether there is a folder."""
     return bool(remote.files(path)) if is_url(path) else os.path.isdir(path)

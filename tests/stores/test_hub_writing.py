@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import contents, made
-from cloud_parts import Storage, storage_server
+from cloud_parts import Storage, azure_server, google_server
 from hub_parts import WritableHub, writable_hub
 from making import environment, one_line, run, save
 from strategies import gaussian
 
 import quantcli
-from quantcli.stores.remote import bucket, hub_writing, object_writing, reading, spool
+from quantcli.stores.remote import hub_writing, object_writing, reading, spool
+from quantcli.stores.remote import lock as locking
 
 WEIGHTS = (".safetensors", ".index.json", "config.json")
 
@@ -45,7 +46,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub
     assert not list(spools.iterdir()), "a spool was left behind"
 
 
-def quantized(source: Path, output: object, *options: object) -> Any:
+def quantized(source: object, output: object, *options: object) -> Any:
     return run("quantize", source, "-o", output, "--bits", 4, *options)
 
 
@@ -426,7 +427,7 @@ def test_two_runs_on_one_output(objects: Any, tmp_path: Path, monkeypatch: pytes
     assert "w4/config.json" in listed(objects) and lock not in listed(objects)
     objects.put(lock, b"{}")
     assert "another run is writing it" in one_line(quantized(source, f"{scheme}://bucket/w4", "--force"), 1)
-    monkeypatch.setattr(bucket, "DEAD", -1.0)
+    monkeypatch.setattr(locking, "DEAD", -1.0)
     assert quantized(source, f"{scheme}://bucket/w4", "--force").code == 0
     assert lock not in listed(objects)
 
@@ -436,27 +437,74 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     """A server of Google Cloud Storage."""
     pytest.importorskip("obstore")
     monkeypatch.setattr(reading, "PAUSES", [0.01])
-    with storage_server() as found:
+    with google_server() as found:
         account = {"gcs_base_url": found.url, "disable_oauth": True, "client_email": "", "private_key": ""}
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps({**account, "private_key_id": ""}))
         monkeypatch.setenv("GOOGLE_BASE_URL", found.url)
         yield found
 
 
-def test_google_cloud_storage_over_the_network(
-    google: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def azure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """A server of Azure."""
+    pytest.importorskip("obstore")
+    monkeypatch.setattr(reading, "PAUSES", [0.01])
+    with azure_server() as found:
+        for name, value in {"ACCOUNT_NAME": "me", "ACCOUNT_KEY": "c2VjcmV0", "ENDPOINT": found.url}.items():
+            monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+        yield found
+
+
+NETWORKS = [("gs", "google"), ("az", "azure")]
+
+
+@pytest.mark.parametrize(("scheme", "server"), NETWORKS)
+def test_written_and_read_over_the_network(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, server: str
 ) -> None:
-    """Files that are sent whole and in parts, and read again."""
+    """Files that are sent whole and in parts, read again, replaced, and read as a source."""
+    storage: Storage = request.getfixturevalue(server)
     monkeypatch.setattr(object_writing, "PART", 5 << 10)
-    folder = made(tmp_path / "model")
+    folder, url = made(tmp_path / "model"), f"{scheme}://bucket/a/w4"
     assert quantized(folder, tmp_path / "local").code == 0
-    ran = quantized(folder, "gs://bucket/a/w4")
+    ran = quantized(folder, url)
     assert ran.code == 0, ran.err
     local = {f"a/w4/{name}": content for name, content in contents(tmp_path / "local").items()}
-    held = {key: content for key, (content, _) in google.objects.items()}
-    assert weights(held) == weights(local) and set(held) == set(local) and not google.parts
-    assert run("verify", "gs://bucket/a/w4", "--source", folder).code == 0
-    assert "no such bucket" in one_line(quantized(folder, "gs://other/w4"), 1)
+    held = {key: content for key, (content, _) in storage.objects.items()}
+    assert weights(held) == weights(local) and set(held) == set(local) and not storage.parts
+    assert run("verify", url, "--source", folder).code == 0
+    assert "the output exists" in one_line(quantized(folder, url), 2)
+    assert quantized(folder, url, "--force", "--max-shard-size", "20kB").code == 0
+    assert quantized(folder, tmp_path / "cut", "--max-shard-size", "20kB").code == 0
+    cut = {f"a/w4/{name}" for name in contents(tmp_path / "cut")}
+    assert set(storage.objects) == cut, "objects of the old model are left"
+    for name, content in contents(folder).items():
+        storage.keep(f"source/{name}", content)
+    assert quantized(f"{scheme}://bucket/source", tmp_path / "read").code == 0
+    assert weights(contents(tmp_path / "read")) == weights(contents(tmp_path / "local"))
+
+
+@pytest.mark.parametrize(("scheme", "server"), NETWORKS)
+def test_faults_over_the_network_are_one_line(
+    request: pytest.FixtureRequest, tmp_path: Path, scheme: str, server: str
+) -> None:
+    storage: Storage = request.getfixturevalue(server)
+    source = save(tmp_path / "model.safetensors", {"w": gaussian(64, 256)})
+    url = f"{scheme}://bucket/w4.safetensors"
+    for name in ("model", "a.safetensors"):
+        assert f"{scheme}://other/{name}: no such bucket" in one_line(run("inspect", f"{scheme}://other/{name}"), 1)
+    assert "no such bucket" in one_line(quantized(source, f"{scheme}://other/w4.safetensors"), 1)
+    assert "no such file or folder" in one_line(run("inspect", f"{scheme}://bucket/none.safetensors"), 1)
+    for status, code, says in (
+        (403, "AuthenticationFailed", "no access with these credentials"),
+        (403, "ExpiredToken", "the credentials have expired"),
+        (503, "ServerBusy", "try again later"),
+    ):
+        storage.refused = {"PUT": (status, code)}
+        assert says in one_line(quantized(source, url), 1)
+        storage.refused = {"GET": (status, code)}
+        assert says in one_line(run("inspect", url), 1)
+    assert not storage.objects
 
 
 def test_what_a_killed_run_leaves_does_not_look_whole(google: Storage, tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from remote_parts import s3_server
 from strategies import gaussian
 
 from quantcli.errors import QuantcliError
-from quantcli.stores.remote import bucket as writing
+from quantcli.stores.remote import lock as locking
 from quantcli.stores.remote import s3
+from quantcli.stores.remote.bucket import WRITER
+from quantcli.stores.remote.upload import LEAST, Upload
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,42 @@ def test_parts_in_a_bucket_are_merged_to_the_bytes_of_one_run(
     assert held(objects) == {f"w4/{name}": content for name, content in contents(tmp_path / "local").items()}
 
 
+def test_a_bucket_joins_what_parts_have_of_a_file(objects: Any, faulty: Callable[..., _Proxy], tmp_path: Path) -> None:
+    """Of a file that two parts share the bucket copies what fills parts of an upload; only the rest is moved here."""
+    weights = np.random.default_rng(0).standard_normal((2048, 1024)).astype("<f2")
+    one = save(tmp_path / "one.safetensors", {f"layers.{n}.weight": weights for n in range(20)})
+    assert run("quantize", one, "-o", tmp_path / "w8.safetensors", "-q", "--bits", 8).code == 0
+    words = ("quantize", one, "-o", "s3://models/w8.safetensors", "-q", "--bits", 8)
+    for number in (1, 2):
+        assert run(*words, "--part", f"{number}/2").code == 0
+    sent = list[str]()
+    proxy = faulty(lambda method, path: sent.append(f"{method} {path}"))
+    ran = run("merge", "s3://models/w8.safetensors")
+    assert ran.code == 0, ran.err
+    assert held(objects) == {"w8.safetensors": (tmp_path / "w8.safetensors").read_bytes()}
+    numbers = [request for request in sent if "partNumber" in request]
+    assert len(numbers) == -(-(tmp_path / "w8.safetensors").stat().st_size // LEAST) == len(proxy.copies) + 2
+    assert proxy.moved < 3 * LEAST
+
+
+def test_an_object_that_another_run_made_meanwhile_stays(
+    objects: Any, faulty: Callable[..., _Proxy], tmp_path: Path
+) -> None:
+    """The bucket itself is told to copy only where there is none: what another wrote meanwhile is not replaced."""
+    one = save(tmp_path / "one.safetensors", {"w": gaussian(64, 256)})
+
+    def meanwhile(method: str, path: str) -> tuple[int, str] | None:
+        if method == "PUT" and path.endswith("/w4.safetensors") and ".quantcli" not in path:
+            objects.put_object(Bucket="models", Key="w4.safetensors", Body=b"theirs")
+            proxy.taken.add(path)
+        return None
+
+    proxy = faulty(meanwhile)
+    ran = run("quantize", one, "-o", "s3://models/w4.safetensors", "--bits", 4)
+    assert "another process created the output" in one_line(ran, 1)
+    assert held(objects) == {"w4.safetensors": b"theirs"}
+
+
 _HOOKED = """
 import os, sys
 
@@ -186,7 +224,8 @@ CUT = (0, "")
 
 
 class _Proxy(ThreadingHTTPServer):
-    """Passes requests on to an S3 server, unless `wrong` answers them: a status and a code of S3."""
+    """Passes requests on to an S3 server, unless `wrong` answers them: a status and a code of S3. moved: bytes sent to
+    it; copies: requests that have it copy; taken: paths at which there is an object."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -194,6 +233,7 @@ class _Proxy(ThreadingHTTPServer):
     def __init__(self, behind: str, wrong: Callable[[str, str], tuple[int, str] | None]) -> None:
         super().__init__(("127.0.0.1", 0), _Passing)
         self.behind, self.wrong = behind, wrong
+        self.moved, self.copies, self.taken = 0, list[str](), set[str]()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def handle_error(self, *_: object) -> None:
@@ -218,10 +258,17 @@ class _Passing(BaseHTTPRequestHandler):
             self._answer(status, {}, content if self.command != "HEAD" else b"")
             return
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection", "expect")}
+        if "x-amz-copy-source" in self.headers:
+            self.server.copies.append(self.path)
+            if self.headers.get("If-None-Match") == "*" and self.path in self.server.taken:  # moto copies even so
+                self._answer(412, {}, b"<Error><Code>PreconditionFailed</Code></Error>")
+                return
         with contextlib.closing(HTTPConnection(self.server.behind, timeout=60)) as behind:
             behind.request(self.command, self.path, body, headers)
             found = behind.getresponse()
-            self._answer(found.status, dict(found.getheaders()), found.read())
+            content = found.read()
+            self.server.moved += len(body)
+            self._answer(found.status, dict(found.getheaders()), content)
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response(status)
@@ -355,7 +402,7 @@ def test_two_runs_on_one_destination(objects: Any, model: Path, monkeypatch: pyt
     words = ("quantize", model, "--bits", 4, "-o", "s3://models/w4", "-q")
     assert "another run is writing it" in one_line(run(*words), 1)
     assert set(held(objects)) == {".w4.quantcli-partial/lock"}, "the lock is the other's"
-    monkeypatch.setattr(writing, "DEAD", -5.0)
+    monkeypatch.setattr(locking, "DEAD", -5.0)
     assert run(*words).code == 0
     assert "w4/config.json" in held(objects) and len(held(objects, ".w4")) == 0
 
@@ -363,15 +410,15 @@ def test_two_runs_on_one_destination(objects: Any, model: Path, monkeypatch: pyt
 def test_a_lock_of_a_process_of_this_machine_that_is_no_more_holds_nobody_up(objects: Any, model: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    if not writing._machine():
+    if not locking._machine():
         pytest.skip("this system does not tell when it was started")
-    text = json.dumps({"machine": writing._machine(), "process": gone.pid, "run": "x"})
+    text = json.dumps({"machine": locking._machine(), "process": gone.pid, "run": "x"})
     objects.put_object(Bucket="models", Key=".w4.quantcli-partial/lock", Body=text.encode())
     assert run("quantize", model, "--bits", 4, "-o", "s3://models/w4", "-q").code == 0
 
 
 def test_a_run_whose_lock_was_taken_over_does_not_publish(objects: Any) -> None:
-    out = writing.WRITER.folder("s3://models/w4", force=False, in_place=False)
+    out = WRITER.folder("s3://models/w4", force=False, in_place=False)
     with pytest.raises(QuantcliError, match="another run has taken over"), out:
         out.begin(())
         out.write("config.json", b"{}")
@@ -386,7 +433,7 @@ def test_a_run_whose_lock_was_taken_over_does_not_publish(objects: Any) -> None:
 def test_bytes_may_come_in_any_order_from_several_threads(objects: Any) -> None:
     """The parts are those of the offsets, the first one last; what nobody writes is zero, as in a file."""
     content = np.random.default_rng(1).bytes(17_000_001)
-    upload = s3.Upload("s3://models/x", len(content) + 1000, "x")
+    upload = Upload("s3://models/x", len(content) + 1000, "x")
     starts = np.random.default_rng(2).permutation(range(0, len(content), 70_000))[::-1]
 
     def write(own: Any) -> None:
@@ -403,9 +450,9 @@ def test_bytes_may_come_in_any_order_from_several_threads(objects: Any) -> None:
     assert held(objects, "x")[""] == content + bytes(1000)
 
 
-@pytest.mark.parametrize("size", [0, 1, s3.LEAST, s3.LEAST + 1])
+@pytest.mark.parametrize("size", [0, 1, LEAST, LEAST + 1])
 def test_sizes_of_uploads(objects: Any, size: int) -> None:
-    upload = s3.Upload("s3://models/x", size, "x")
+    upload = Upload("s3://models/x", size, "x")
     upload.write(0, b"a" * size)
     upload.finish()
     assert held(objects, "x")[""] == b"a" * size

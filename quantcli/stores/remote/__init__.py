@@ -59,8 +59,9 @@ class Store(Protocol):
         """A file. Raises MissingError, and QuantcliError."""
 
 
-_SMALL, _SMALL_FILES = 1 << 20, 64
-"""Bytes of a file, and number of files, whose content is kept as long: a configuration is read by many."""
+_SMALL, _SMALL_FILES = 1 << 24, 64
+"""Bytes of all files, and number of files, whose content is kept as long: a configuration is read by many, and so is an
+index, of 3 MB for 34,000 tensors."""
 
 _contents: dict[str, tuple[float, bytes]] = {}
 _known: dict[tuple[str, str], tuple[float, Mapping[str, int | None]]] = {}
@@ -137,11 +138,10 @@ def content(url: str, limit: int) -> bytes:
     if at and time.monotonic() - at < _FRESH:
         return found
     found = whole(store(url).open(url), limit)
-    if len(found) <= _SMALL:
-        with _lock:
-            _contents[url] = time.monotonic(), found
-            while len(_contents) > _SMALL_FILES:
-                del _contents[next(iter(_contents))]
+    with _lock:
+        _contents[url] = time.monotonic(), found
+        while len(_contents) > _SMALL_FILES or sum(len(kept) for _, kept in _contents.values()) > _SMALL:
+            del _contents[next(iter(_contents))]
     return found
 
 

@@ -13,114 +13,25 @@ takes the folder. A run that is killed while it copies leaves `publishing`, and 
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
-from typing import Protocol
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.stores import remote
 from quantcli.stores.files import InputFile, another_created
 from quantcli.stores.remote import s3
+from quantcli.stores.remote.lock import Lock
+from quantcli.stores.remote.reading import RemoteFile
+from quantcli.stores.remote.upload import Upload
 from quantcli.stores.workspace import partial_of
-
-BEAT, DEAD = 20.0, 120.0
-"""Seconds after which a lock is renewed, and after which one that was not is taken over."""
 
 _COPY = 1 << 22
 _AT_ONCE = 8
 """Files that are copied to their names at a time."""
-
-
-# ---- one run at a time ------------------------------------------------------------------------------------------
-
-
-class Cells(Protocol):
-    """Small objects of a bucket: what `s3` has for them."""
-
-    def put(self, url: str, content: bytes, *, create: bool = False, match: str | None = None) -> str: ...
-    def get(self, url: str) -> s3.Small | None: ...
-    def delete(self, urls: Sequence[str]) -> None: ...
-
-
-class Lock:
-    """The lock of a destination. cells: the objects of its kind of bucket. Raises QuantcliError where another run holds
-    it."""
-
-    def __init__(self, url: str, shown: str, cells: Cells = s3) -> None:
-        self._url, self._shown, self._cells = url, shown, cells
-        self._ended, self.lost = threading.Event(), False
-        own = {"machine": _machine(), "process": os.getpid(), "run": os.urandom(8).hex()}
-        self._text = json.dumps(own).encode()
-        try:
-            self._tag = cells.put(url, self._text, create=True)
-        except s3.ExistsError:
-            self._tag = self._taken_over()
-        threading.Thread(target=self._renew, daemon=True).start()
-
-    def _taken_over(self) -> str:
-        found = self._cells.get(self._url)
-        try:
-            if found is None:
-                return self._cells.put(self._url, self._text, create=True)
-            if found.age < DEAD and not _dead(found.content):
-                hint = f"wait until it has ended; one that was killed is forgotten after {DEAD:.0f} s"
-                raise QuantcliError("another run is writing it", place=[self._shown], hint=hint)
-            return self._cells.put(self._url, self._text, match=found.tag)
-        except s3.ExistsError:
-            raise QuantcliError("another run is writing it", place=[self._shown], hint="wait until it ends") from None
-
-    def _renew(self) -> None:
-        while not self._ended.wait(BEAT):
-            try:
-                self._tag = self._cells.put(self._url, self._text, match=self._tag)
-            except s3.ExistsError:
-                self.lost = True
-                return
-            except QuantcliError:  # the next one may succeed; `check` finds out
-                continue
-
-    def check(self) -> None:
-        """Raise QuantcliError where another run has taken the lock over."""
-        found = self._cells.get(self._url)
-        if self.lost or found is None or found.content != self._text:
-            self.lost = True
-            hint = "this one did not answer for too long; the other one goes on"
-            raise QuantcliError("another run has taken over", place=[self._shown], hint=hint)
-
-    def end(self) -> None:
-        """Give the lock back."""
-        self._ended.set()
-        if not self.lost:
-            with suppress(QuantcliError):
-                self._cells.delete([self._url])
-
-
-def _machine() -> str:
-    """What tells this machine, since it was started, from all others; empty where that is not known."""
-    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return f"{platform.node()} {file.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
-    return ""
-
-
-def _dead(text: bytes) -> bool:
-    """Whether the holder of a lock was a process of this machine that is no more."""
-    with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        held = json.loads(text)
-        if held["machine"] and held["machine"] == _machine() and held["process"] != os.getpid():
-            try:
-                os.kill(int(held["process"]), 0)
-            except ProcessLookupError:
-                return True
-            except OSError:
-                return False
-    return False
 
 
 class _Hidden:
@@ -191,7 +102,7 @@ class _File:
     """An object that takes its name only when it is complete; in an output folder it has its name, and the folder has
     not."""
 
-    def __init__(self, path: str, size: int, *, force: bool, within: str | None) -> None:
+    def __init__(self, path: str, size: int, *, force: bool, within: str | None, joined: bool = False) -> None:
         self.path, self.size, self.force = path, size, force
         folder, base = os.path.split(path)
         self._hidden = _Hidden(path, force=force) if within is None else None
@@ -199,7 +110,7 @@ class _File:
         self._stays = home == folder
         self.temp = path if self._stays else f"{home}/{os.urandom(4).hex()}-{base}"
         self._there = self._published = False
-        self._upload = s3.Upload(self.temp, size, path)
+        self._upload = Upload(self.temp, size, path, joined=joined)
         interrupts.remember(self.discard)
 
     def __enter__(self) -> _File:
@@ -211,6 +122,15 @@ class _File:
     def write(self, offset: int, data: memoryview | bytes | bytearray) -> None:
         """Write all of `data` at `offset`; safe from several threads."""
         self._upload.write(offset, data)
+
+    def copy(self, file: InputFile, start: int, offset: int, size: int) -> None:
+        """Write bytes of another file: the bucket copies those of an object that fill parts, and others are read."""
+        begin = end = offset
+        if isinstance(file, RemoteFile) and remote.scheme_of(file.path) == "s3":
+            begin, end = self._upload.copied(file.path, file.transport.version, start, offset, size)
+        for first, last in ((offset, begin), (end, offset + size)):
+            for at in range(first, last, _COPY):
+                self.write(at, file.read(start + at - offset, min(_COPY, last - at)))
 
     def sync(self) -> None:
         """Complete the upload: the object can be read at `temp`."""
@@ -225,7 +145,10 @@ class _File:
                 self._hidden.lock.check()
             if not self.force and s3.any_of(self.path):
                 raise another_created(self.path)
-            s3.copy(self.temp, self.path, self.size)
+            try:
+                s3.copy(self.temp, self.path, self.size, create=not self.force)
+            except s3.ExistsError:
+                raise another_created(self.path) from None
         self._published = True
         remote.forget()
 
@@ -291,9 +214,9 @@ class _Folder:
 
     def copy(self, name: str, file: InputFile) -> None:
         """Upload a file of any size."""
-        with _File(f"{self.temp}/{name}", file.size, force=True, within=os.path.dirname(f"{self.temp}/{name}")) as out:
-            for start in range(0, file.size, _COPY):
-                out.write(start, file.read(start, min(_COPY, file.size - start)))
+        path = f"{self.temp}/{name}"
+        with _File(path, file.size, force=True, within=os.path.dirname(path), joined=True) as out:
+            out.copy(file, 0, 0, file.size)
             out.sync()
             out.publish()
 
@@ -357,9 +280,9 @@ class _Folder:
 class _Bucket:
     """Buckets of S3 as a kind of destination."""
 
-    def file(self, path: str, size: int, *, force: bool, within: str | None) -> _File:
+    def file(self, path: str, size: int, *, force: bool, within: str | None, joined: bool) -> _File:
         """An object to write."""
-        return _File(path, size, force=force, within=within)
+        return _File(path, size, force=force, within=within, joined=joined)
 
     def folder(self, path: str, *, force: bool, in_place: bool) -> _Folder:
         """A folder to write."""

@@ -52,7 +52,7 @@ def problem_of(error: Exception, url: str) -> Exception:
         return QuantcliError("no such bucket", place=[url])
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or re.search(r"\b40[13] (?:Forbidden|Unauth)", text):
         if re.search("Expired|InvalidToken|TokenRefresh", text):
-            hint = "renew them and run again; quantize --resume continues a folder"
+            hint = "renew them and run again"
             return QuantcliError("the credentials have expired", place=[url], hint=hint)
         return DeniedError("no access with these credentials", place=[url], hint=_CREDENTIALS)
     if kind == "PreconditionError":
@@ -175,9 +175,9 @@ class _Cloud:
 
     def files(self, folder: str) -> Mapping[str, int | None]:
         """The objects below a key."""
+        store, key = self.bucket(folder)
         import obstore
 
-        store, key = self.bucket(folder)
         within = f"{key}/" if key else ""
 
         def listed() -> dict[str, int | None]:

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from weakref import WeakKeyDictionary
 
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.stores.remote import FILE, DeniedError, MissingError, at_once
+from quantcli.stores.remote import FILE, DeniedError, MissingError, at_once, content
 from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
 
 TIMEOUT = 30.0
@@ -40,6 +40,9 @@ _NAMES = (
     "adapter_config.json", "adapter_model.safetensors", "README.md", "LICENSE",
 )  # fmt: skip
 """Files of a model that are asked for in a folder."""
+
+_INDEX = 100_000_000
+"""Most bytes of an index, which is read at once, for everybody reads it next."""
 
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 
@@ -288,7 +291,7 @@ class Ranges:
         if status in (401, 403):
             answer.read()
             if status == 401 and "Authorization" in self._headers and self.version is not None:
-                hint = "log in again with hf auth login, or set HF_TOKEN; quantize --resume continues a folder"
+                hint = "log in again with hf auth login, or set HF_TOKEN"
                 raise QuantcliError("the token has expired or was withdrawn", place=[self.shown], hint=hint)
             what = "a token is needed" if status == 401 and "Authorization" not in self._headers else "no access"
             raise DeniedError(f"{what} ({status} {answer.reason})", place=[self.shown])
@@ -352,15 +355,14 @@ class _Web:
         sizes = dict(zip(_NAMES, at_once(self._size, [f"{folder}/{name}" for name in _NAMES], 8)))
         found: dict[str, int | None] = {name: size for name, size in sizes.items() if size is not None}
         for index in [name for name in found if name.endswith(".index.json")]:
-            file = self.open(f"{folder}/{index}")
             with contextlib.suppress(ValueError, AttributeError):
-                listed = json.loads(file.read(0, file.size)).get("weight_map") or {}
+                listed = json.loads(content(f"{folder}/{index}", _INDEX)).get("weight_map") or {}
                 found |= {name: None for name in listed.values() if isinstance(name, str) and name not in found}
         return found
 
     def _size(self, url: str) -> int | None:
         try:
-            return self.open(url).size
+            return len(content(url, _INDEX)) if url.endswith(".index.json") else self.open(url).size
         except (MissingError, DeniedError):
             return None
 

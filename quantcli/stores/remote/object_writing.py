@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from quantcli import interrupts
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.stores import remote
-from quantcli.stores.remote.bucket import Lock
 from quantcli.stores.remote.cloud import STORE, problem_of
+from quantcli.stores.remote.lock import Lock
 from quantcli.stores.remote.reading import retried
 from quantcli.stores.remote.s3 import ExistsError, Small
 from quantcli.stores.remote.spool import LAST, SpooledKind, interruptible

@@ -1,7 +1,7 @@
 """Files that are read over a network, a few pieces ahead of whoever asks.
 
 A read that no piece covers begins one: small at first, for a header is a few kilobytes, and four times as large each
-time the reading goes on where the last piece ended, up to 8 MiB; from then on several pieces are under way at once. All
+time the reading goes on where the last piece ended, up to 4 MiB; from then on several pieces are under way at once. All
 pieces of all files together stay within `ROOM` bytes. What is read ahead goes on in the file that follows, where one
 is known to. Every answer must come from the same version of the file.
 """
@@ -21,11 +21,12 @@ from quantcli.errors import DataError, QuantcliError
 from quantcli.stores.files import InputFile
 from quantcli.stores.remote import MissingError
 
-FIRST, PIECE = 1 << 14, 1 << 23
-"""Bytes of the first piece of a file, and of the largest."""
-ROOM, FLIGHTS = 32 << 20, 8
-"""Bytes of pieces in memory, and requests at a time: 100 MB/s at 50 ms need 5 MB under way."""
-AHEAD = 2
+FIRST, PIECE = 1 << 14, 1 << 22
+"""Bytes of the first piece of a file, and of the largest: 8 MiB use as much of a link of 100 MB/s at 50 ms, 93 %, and
+take half as much memory again."""
+ROOM, FLIGHTS = 16 << 20, 8
+"""Bytes of pieces in memory, and requests at a time: such a link needs 5 MB under way."""
+AHEAD = 3
 """Pieces of full size that are asked for ahead."""
 PAUSES = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
 """Seconds to wait, more or less, before a request is tried again."""
@@ -37,6 +38,8 @@ _MAPPED = 1 << 20
 152 MiB with its memory, and takes 119 to 126."""
 
 Buffer = bytearray | mmap.mmap
+_Reader = tuple["RemoteFile", int]
+"""Where somebody reads: a file, and the place in it."""
 
 
 class PassingError(Exception):
@@ -67,7 +70,7 @@ def retried(attempt: Callable[[], T], place: str) -> T:
             return attempt()
         except PassingError as problem:
             if pause is None:
-                hint = "try again later; --resume continues a folder"
+                hint = "try again later"
                 raise QuantcliError(f"{problem}, after {len(PAUSES) + 1} tries", place=[place], hint=hint) from None
             # Not all at the same moment again.
             threading.Event().wait(max(min(problem.after, 60.0), pause * random.uniform(0.5, 1.5)))
@@ -126,7 +129,7 @@ class _Pieces:
         with self._lock:
             piece = self._covering(file, offset)
             if piece is None:
-                piece = self._begin(file, offset, len(buffer), needed=True)
+                piece = self._begin(file, offset, len(buffer))
                 assert piece is not None
             piece.users += 1
             self._held.move_to_end(piece)
@@ -160,15 +163,16 @@ class _Pieces:
         found = file.pieces[at] if at >= 0 else None
         return found if found is not None and offset < found.end else None
 
-    def _begin(self, file: RemoteFile, offset: int, wanted: int, *, needed: bool) -> _Piece | None:
-        """Ask for a piece from `offset`, which none covers. needed: whether even beyond the room there is."""
+    def _begin(self, file: RemoteFile, offset: int, wanted: int, reader: _Reader | None = None) -> _Piece | None:
+        """Ask for a piece from `offset`, which none covers. reader: who reads elsewhere, and will come here; without
+        one the piece is needed now, even beyond the room there is."""
         at = bisect_right(file.begins, offset)
         before = file.pieces[at - 1] if at else None
         goes_on = before is not None and offset - before.end <= before.size
         size = max(wanted, FIRST, 4 * before.size if goes_on and before is not None else 0)
         end = file.pieces[at].begin if at < len(file.pieces) else file.size
         size = min(size, PIECE, end - offset)
-        if not self._room(size, file, offset, needed=needed):
+        if not self._room(size, reader or (file, offset), needed=reader is None):
             return None
         own = mmap.mmap(-1, size) if size >= _MAPPED and not (size == PIECE and self._spare) else None
         buffer = own or (self._spare.pop() if size == PIECE and self._spare else bytearray(size))
@@ -192,18 +196,20 @@ class _Pieces:
                 file, wanted = file.after, PIECE
                 header = self._covering(file, file.place)
                 at = header.end if header is not None else file.place
-            found = self._covering(file, at) or self._begin(file, at, wanted, needed=False)
+            found = self._covering(file, at) or self._begin(file, at, wanted, (piece.file, piece.begin))
             if found is None:
                 return
             at = found.end
 
-    def _room(self, size: int, file: RemoteFile, offset: int, *, needed: bool) -> bool:
-        """Make room for a piece. What is still to be read of the file behind `offset` gives way only where it must."""
+    def _room(self, size: int, reader: _Reader, *, needed: bool) -> bool:
+        """Make room for a piece. What is still to be read from where the reader is, or shortly before, for threads
+        take turns, gives way only where it must."""
+        file, offset = reader
         for keep_ahead in (True, False) if needed else (True,):
             for piece in list(self._held):
                 if self._bytes + size <= ROOM:
                     return True
-                near = piece.file is file and piece.end > offset - PIECE
+                near = piece.file is file and piece.end > offset - 2 * PIECE
                 ahead = piece.left > 0 and (near or piece.file is file.after or piece.file.after is file)
                 if piece.idle and not (keep_ahead and ahead):
                     self._drop(piece)

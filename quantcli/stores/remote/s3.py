@@ -1,16 +1,14 @@
 """Objects of S3 to write: through botocore, which finds credentials, regions and endpoints as the tools of AWS do.
 
-An object is uploaded in parts by number, each sent when its bytes are there, in whatever order they come: the header of
-a file of weights is known last, and is in part 1. Reading goes through obstore (see cloud).
+Files of weights are uploaded in parts (see upload). Reading goes through obstore (see cloud).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -19,11 +17,10 @@ from typing import Any
 from quantcli.errors import QuantcliError
 from quantcli.stores import remote
 
-LEAST, MOST_PARTS = 5 << 20, 10_000
-"""Bytes that S3 wants in every part but the last, and the parts that an object may have."""
+MOST_PARTS = 10_000
+"""Parts that an object may have."""
 FLIGHTS = 2
-"""Parts of a file on their way at a time: with the bytes that are being gathered about 30 MiB of memory."""
-_ZEROS = bytes(1 << 16)
+"""Parts of a file that are sent at a time."""
 COPIED = 256 << 20
 """Bytes that S3 copies by itself in one request: more may take longer than an answer is waited for."""
 
@@ -55,6 +52,7 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
+    from botocore.handlers import add_expect_header
 
     told = dict(known)
     session = botocore.session.Session()
@@ -64,7 +62,7 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
         connect_timeout=10,
         read_timeout=120,
         retries={"mode": "standard", "total_max_attempts": 7},
-        max_pool_connections=4 * FLIGHTS,
+        max_pool_connections=16,
         # Servers of other makers do not know the newer checksums; the signature covers every byte.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -72,7 +70,10 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
     )
     region = told.get("AWS_REGION") or told.get("AWS_DEFAULT_REGION") or session.get_config_variable("region")
     endpoint = next((told[n] for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if told.get(n)), None)
-    return session.create_client("s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=config)
+    made = session.create_client("s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=config)
+    # A server that is asked first whether it would take the bytes answers once more, which takes as long as a part.
+    made.meta.events.unregister("before-call.s3", add_expect_header)
+    return made
 
 
 def place(url: str) -> dict[str, str]:
@@ -98,7 +99,7 @@ def told(url: str) -> Iterator[None]:
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         raise QuantcliError("no credentials were found", place=[url], hint=hint) from None
     except (exceptions.BotoCoreError, OSError) as error:
-        hint = "try again later; --resume continues a folder"
+        hint = "try again later"
         raise QuantcliError(f"the bucket cannot be reached ({type(error).__name__})", place=[url], hint=hint) from None
 
 
@@ -107,7 +108,7 @@ def _problem(code: str, status: int, message: str, url: str) -> QuantcliError:
     if code == "NoSuchBucket":
         return QuantcliError("no such bucket", place=[url], hint="create it first")
     if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken", "TokenRefreshRequired"):
-        hint = "renew them and run again; quantize --resume continues a folder"
+        hint = "renew them and run again"
         return QuantcliError("the credentials have expired", place=[url], hint=hint)
     if status in (401, 403):
         hint = "writing needs the rights to put, get, list and delete objects"
@@ -182,12 +183,18 @@ def abort_below(prefix: str) -> None:
                     )
 
 
-def copy(source: str, target: str, size: int) -> None:
-    """Have the bucket copy an object, which moves no byte of it here."""
+def copy(source: str, target: str, size: int, *, create: bool = False) -> None:
+    """Have the bucket copy an object, which moves no byte of it here. create: only where there is none yet, as far as
+    the server and the installed botocore know that condition. Raises ExistsError."""
     requests, origin = client(target), place(source)
+
+    def only_new(operation: str) -> dict[str, str]:
+        known = requests.meta.service_model.operation_model(operation).input_shape.members
+        return {"IfNoneMatch": "*"} if create and "IfNoneMatch" in known else {}
+
     with told(target):
         if size <= COPIED:
-            requests.copy_object(**place(target), CopySource=origin)
+            requests.copy_object(**place(target), CopySource=origin, **only_new("CopyObject"))
             return
         upload = requests.create_multipart_upload(**place(target))["UploadId"]
         own = {**place(target), "UploadId": upload}
@@ -202,128 +209,9 @@ def copy(source: str, target: str, size: int) -> None:
         try:
             with ThreadPoolExecutor(8) as pool:
                 parts = list(pool.map(part, range(1, -(-size // step) + 1)))
-            requests.complete_multipart_upload(**own, MultipartUpload={"Parts": parts})
+            condition = only_new("CompleteMultipartUpload")
+            requests.complete_multipart_upload(**own, MultipartUpload={"Parts": parts}, **condition)
         except BaseException:
             with contextlib.suppress(Exception):
                 requests.abort_multipart_upload(**own)
             raise
-
-
-# ---- uploads ----------------------------------------------------------------------------------------------------
-
-
-class Upload:
-    """An object whose bytes come in any order, from several threads. shown: its name in errors. Bytes that are never
-    written are zero."""
-
-    def __init__(self, url: str, size: int, shown: str) -> None:
-        self._url, self._size, self._shown = url, size, shown
-        self._part = max(LEAST, -(-size // MOST_PARTS))
-        self._count = -(-size // self._part)
-        self._lock, self._room = threading.Lock(), threading.Semaphore(FLIGHTS)
-        self._open: dict[int, _Gathering] = {}
-        self._spare: list[bytearray] = []
-        self._sent: dict[int, Future[str]] = {}
-        self._failed: BaseException | None = None
-        self._client, self._upload, self._pool = client(url), "", None
-        if self._count > 1:
-            with told(shown):
-                self._upload = self._client.create_multipart_upload(**place(url))["UploadId"]
-            self._pool = ThreadPoolExecutor(FLIGHTS)
-
-    _pool: ThreadPoolExecutor | None
-
-    def _size_of(self, number: int) -> int:
-        return min(self._part, self._size - number * self._part)
-
-    def write(self, offset: int, data: memoryview | bytes | bytearray) -> None:
-        """Take in bytes; waits while too many are on their way."""
-        view = memoryview(data).cast("B")
-        while len(view):
-            if self._failed is not None:
-                raise self._failed
-            number, inside = divmod(offset, self._part)
-            size = self._size_of(number)
-            count = min(len(view), size - inside)
-            with self._lock:
-                assert number not in self._sent, "bytes are written once"
-                if number not in self._open:
-                    self._open[number] = _Gathering(self._zeros(size), size)
-                gathering = self._open[number]
-            gathering.buffer[inside : inside + count] = view[:count]
-            with self._lock:
-                gathering.left -= count
-                full = gathering.left == 0 and self._pool is not None
-                if full:
-                    del self._open[number]
-            if full:
-                self._send(number, gathering.buffer)
-            offset, view = offset + count, view[count:]
-
-    def _zeros(self, size: int) -> bytearray:
-        """A buffer of zeros, one that was used before where there is one: memory that is freed is not always given
-        back."""
-        if size < self._part or not self._spare:
-            return bytearray(size)
-        found = self._spare.pop()
-        for start in range(0, size, len(_ZEROS)):
-            found[start : start + len(_ZEROS)] = _ZEROS[: size - start]
-        return found
-
-    def _send(self, number: int, content: bytearray) -> None:
-        assert self._pool is not None
-        self._room.acquire()
-        with self._lock:
-            self._sent[number] = self._pool.submit(self._uploaded, number, content)
-
-    def _uploaded(self, number: int, content: bytearray) -> str:
-        """Upload a part; its ETag."""
-        try:
-            with told(self._shown):
-                found = self._client.upload_part(
-                    **place(self._url), UploadId=self._upload, PartNumber=number + 1, Body=content
-                )
-            with self._lock:
-                self._spare += [content] if len(content) == self._part else []
-            return str(found["ETag"])
-        except BaseException as error:
-            self._failed = self._failed or error
-            raise
-        finally:
-            self._room.release()
-
-    def finish(self) -> None:
-        """Have the object appear, with all its bytes. Raises QuantcliError."""
-        if self._pool is None:
-            held = self._open.pop(0, None)
-            put(self._url, bytes(held.buffer) if held is not None else bytes(self._size))
-            return
-        for number in range(self._count):
-            if number not in self._sent:
-                held = self._open.pop(number, None)
-                self._send(number, held.buffer if held is not None else bytearray(self._size_of(number)))
-        parts = [{"PartNumber": number + 1, "ETag": self._sent[number].result()} for number in range(self._count)]
-        with told(self._shown):
-            self._client.complete_multipart_upload(
-                **place(self._url), UploadId=self._upload, MultipartUpload={"Parts": parts}
-            )
-        self._upload = ""
-        self._pool.shutdown()
-
-    def abort(self) -> None:
-        """End it, where it is not finished; what was uploaded is removed by the bucket."""
-        self._failed = self._failed or QuantcliError("the upload was cancelled", place=[self._shown])
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        if self._upload:
-            with contextlib.suppress(Exception):
-                self._client.abort_multipart_upload(**place(self._url), UploadId=self._upload)
-            self._upload = ""
-
-
-@dataclass(slots=True)
-class _Gathering:
-    """A part that is not full yet, and how many of its bytes are missing."""
-
-    buffer: bytearray
-    left: int

@@ -208,6 +208,10 @@ class SpooledFile:
         """Write all of `data` at `offset`; safe from several threads."""
         self._file.write(offset, data)
 
+    def copy(self, file: InputFile, start: int, offset: int, size: int) -> None:
+        """Write bytes of another file."""
+        self._file.copy(file, start, offset, size)
+
     def sync(self) -> None:
         """Declare that all bytes are written."""
         self._file.sync()
@@ -293,7 +297,7 @@ class SpooledKind:
             raise UsageError(problem, place=[path], hint="split it with --max-shard-size, such as 40GB")
         files.check_space(os.path.join(tempfile.gettempdir(), os.path.basename(path)), room, source)
 
-    def file(self, path: str, size: int, *, force: bool, within: str | None) -> SpooledFile:
+    def file(self, path: str, size: int, *, force: bool, within: str | None, joined: bool) -> SpooledFile:
         """A file to write, in the spool `within`, or in one of its own."""
         if within is not None:
             return SpooledFile(path, size, HiddenSpool.of(within))

@@ -1,0 +1,171 @@
+"""Uploads to S3 in parts by number, each sent when its bytes are there, in whatever order they come: the header of a
+file of weights is known last, and is in part 1.
+
+All parts but the last have one size, as some servers want it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from quantcli.errors import QuantcliError
+from quantcli.stores.remote.reading import changed
+from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, ExistsError, client, place, put, told
+
+LEAST = 5 << 20
+"""Bytes that S3 wants in every part but the last."""
+JOINED, LARGEST = 64, 32 << 20
+"""Parts of an object that is put together from others, as long as none has more bytes than these: a part is a request,
+and what does not fill one is moved through this process."""
+COPIES = 8
+"""Parts that the bucket copies at a time."""
+
+
+class Upload:
+    """An object whose bytes come in any order, from several threads. shown: its name in errors; joined: whether most
+    of it is in other objects. Bytes that are never written are zero."""
+
+    def __init__(self, url: str, size: int, shown: str, *, joined: bool = False) -> None:
+        self._url, self._size, self._shown = url, size, shown
+        least = min(max(LEAST, -(-size // JOINED)), LARGEST) if joined else LEAST
+        self._part = max(least, -(-size // MOST_PARTS))
+        self._count = -(-size // self._part)
+        self._lock, self._room = threading.Lock(), threading.Semaphore(FLIGHTS)
+        self._open: dict[int, _Gathering] = {}
+        self._sent: dict[int, Future[str]] = {}
+        self._failed: BaseException | None = None
+        self._client, self._upload, self._pool = client(url), "", None
+        if self._count > 1:
+            with told(shown):
+                self._upload = self._client.create_multipart_upload(**place(url))["UploadId"]
+            self._pool = ThreadPoolExecutor(FLIGHTS + COPIES)
+
+    _pool: ThreadPoolExecutor | None
+
+    def _size_of(self, number: int) -> int:
+        return min(self._part, self._size - number * self._part)
+
+    def write(self, offset: int, data: memoryview | bytes | bytearray) -> None:
+        """Take in bytes; waits while too many are on their way."""
+        view = memoryview(data).cast("B")
+        while len(view):
+            if self._failed is not None:
+                raise self._failed
+            number, inside = divmod(offset, self._part)
+            count = min(len(view), self._size_of(number) - inside)
+            if number not in self._open:
+                with self._room:  # no part is begun before one that is full can be sent
+                    pass
+            with self._lock:
+                assert number not in self._sent, "bytes are written once"
+                if number not in self._open:
+                    self._open[number] = self._begun(number)
+                gathering = self._open[number]
+            gathering.buffer[inside : inside + count] = view[:count]
+            with self._lock:
+                gathering.left -= count
+                full = gathering.left == 0 and self._pool is not None
+                if full:
+                    del self._open[number]
+            if full:
+                self._send(number, gathering.buffer)
+            offset, view = offset + count, view[count:]
+
+    def copied(self, source: str, tag: str | None, start: int, offset: int, size: int) -> tuple[int, int]:
+        """Where of `size` bytes from `offset` those begin and end that the bucket copies itself, from byte `start` of
+        another object: the parts that they fill. tag: the ETag that this object must have."""
+        first, end = -(-offset // self._part), (offset + size) // self._part
+        if offset + size == self._size:
+            end = self._count
+        if self._pool is None or first >= end:
+            return offset, offset
+        for number in range(first, end):
+            at = start + number * self._part - offset
+            with self._lock:
+                self._sent[number] = self._pool.submit(self._copied, number, source, tag, at)
+        return first * self._part, min(end * self._part, self._size)
+
+    def _begun(self, number: int) -> _Gathering:
+        """A part of zeros, in pages of its own: the C library keeps what is freed, for each thread."""
+        size = self._size_of(number)
+        return _Gathering(mmap.mmap(-1, size), size)
+
+    def _send(self, number: int, content: mmap.mmap) -> None:
+        assert self._pool is not None
+        self._room.acquire()
+        with self._lock:
+            self._sent[number] = self._pool.submit(self._uploaded, number, content)
+
+    def _uploaded(self, number: int, content: mmap.mmap) -> str:
+        """Upload a part; its ETag."""
+        try:
+            with told(self._shown), contextlib.closing(content):
+                found = self._client.upload_part(
+                    **place(self._url), UploadId=self._upload, PartNumber=number + 1, Body=content
+                )
+            return str(found["ETag"])
+        except BaseException as error:
+            self._failed = self._failed or error
+            raise
+        finally:
+            self._room.release()
+
+    def _copied(self, number: int, source: str, tag: str | None, start: int) -> str:
+        """Have the bucket copy a part; its ETag."""
+        condition = {} if tag is None else {"CopySourceIfMatch": tag}
+        try:
+            with told(self._shown):
+                found = self._client.upload_part_copy(
+                    **place(self._url),
+                    UploadId=self._upload,
+                    PartNumber=number + 1,
+                    CopySource=place(source),
+                    CopySourceRange=f"bytes={start}-{start + self._size_of(number) - 1}",
+                    **condition,
+                )
+            return str(found["CopyPartResult"]["ETag"])
+        except ExistsError:
+            self._failed = self._failed or changed(source)
+            raise self._failed from None
+        except BaseException as error:
+            self._failed = self._failed or error
+            raise
+
+    def finish(self) -> None:
+        """Have the object appear, with all its bytes. Raises QuantcliError."""
+        if self._pool is None:
+            held = self._open.pop(0, None)
+            put(self._url, held.buffer[:] if held is not None else bytes(self._size))
+            return
+        for number in range(self._count):
+            if number not in self._sent:
+                self._send(number, (self._open.pop(number, None) or self._begun(number)).buffer)
+        parts = [{"PartNumber": number + 1, "ETag": self._sent[number].result()} for number in range(self._count)]
+        with told(self._shown):
+            self._client.complete_multipart_upload(
+                **place(self._url), UploadId=self._upload, MultipartUpload={"Parts": parts}
+            )
+        self._upload = ""
+        self._pool.shutdown()
+
+    def abort(self) -> None:
+        """End it, where it is not finished; what was uploaded is removed by the bucket."""
+        self._failed = self._failed or QuantcliError("the upload was cancelled", place=[self._shown])
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._upload:
+            with contextlib.suppress(Exception):
+                self._client.abort_multipart_upload(**place(self._url), UploadId=self._upload)
+            self._upload = ""
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """A part that is not full yet, and how many of its bytes are missing."""
+
+    buffer: mmap.mmap
+    left: int
