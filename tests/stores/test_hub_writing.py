@@ -22,7 +22,8 @@ from making import environment, one_line, run, save
 from strategies import gaussian
 
 import quantcli
-from quantcli.stores.remote import bucket, hub_writing, object_writing, reading, spool
+from quantcli.stores.remote import hub_writing, object_writing, reading, spool
+from quantcli.stores.remote import lock as locking
 
 WEIGHTS = (".safetensors", ".index.json", "config.json")
 
@@ -426,7 +427,7 @@ def test_two_runs_on_one_output(objects: Any, tmp_path: Path, monkeypatch: pytes
     assert "w4/config.json" in listed(objects) and lock not in listed(objects)
     objects.put(lock, b"{}")
     assert "another run is writing it" in one_line(quantized(source, f"{scheme}://bucket/w4", "--force"), 1)
-    monkeypatch.setattr(bucket, "DEAD", -1.0)
+    monkeypatch.setattr(locking, "DEAD", -1.0)
     assert quantized(source, f"{scheme}://bucket/w4", "--force").code == 0
     assert lock not in listed(objects)
 

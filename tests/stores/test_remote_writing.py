@@ -23,7 +23,7 @@ from strategies import gaussian
 
 from quantcli.errors import QuantcliError
 from quantcli.stores.remote import bucket as writing
-from quantcli.stores.remote import s3
+from quantcli.stores.remote import lock, s3
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +355,7 @@ def test_two_runs_on_one_destination(objects: Any, model: Path, monkeypatch: pyt
     words = ("quantize", model, "--bits", 4, "-o", "s3://models/w4", "-q")
     assert "another run is writing it" in one_line(run(*words), 1)
     assert set(held(objects)) == {".w4.quantcli-partial/lock"}, "the lock is the other's"
-    monkeypatch.setattr(writing, "DEAD", -5.0)
+    monkeypatch.setattr(lock, "DEAD", -5.0)
     assert run(*words).code == 0
     assert "w4/config.json" in held(objects) and len(held(objects, ".w4")) == 0
 
@@ -363,9 +363,9 @@ def test_two_runs_on_one_destination(objects: Any, model: Path, monkeypatch: pyt
 def test_a_lock_of_a_process_of_this_machine_that_is_no_more_holds_nobody_up(objects: Any, model: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    if not writing._machine():
+    if not lock._machine():
         pytest.skip("this system does not tell when it was started")
-    text = json.dumps({"machine": writing._machine(), "process": gone.pid, "run": "x"})
+    text = json.dumps({"machine": lock._machine(), "process": gone.pid, "run": "x"})
     objects.put_object(Bucket="models", Key=".w4.quantcli-partial/lock", Body=text.encode())
     assert run("quantize", model, "--bits", 4, "-o", "s3://models/w4", "-q").code == 0
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from quantcli.errors import QuantcliError
 from quantcli.stores import remote
+from quantcli.stores.remote.lock import ExistsError, Small
 
 LEAST, MOST_PARTS = 5 << 20, 10_000
 """Bytes that S3 wants in every part but the last, and the parts that an object may have."""
@@ -26,19 +27,6 @@ FLIGHTS = 2
 _ZEROS = bytes(1 << 16)
 COPIED = 256 << 20
 """Bytes that S3 copies by itself in one request: more may take longer than an answer is waited for."""
-
-
-class ExistsError(Exception):
-    """There is an object already, or it is not the one that was expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Small:
-    """A small object: its content, its ETag, and seconds since it was written, by the clock of the server."""
-
-    content: bytes
-    tag: str
-    age: float
 
 
 # ---- requests ---------------------------------------------------------------------------------------------------
