@@ -12,6 +12,7 @@ Python opens files there so that others may read and write them, but not remove 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -31,12 +32,11 @@ def opened() -> set[str]:
     """The paths of all files that a process of this session has open."""
     found = set()
     for process in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.getsid(int(process)) == _ours:
-                folder = f"/proc/{process}/fd"
-                found |= {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
-        except OSError:  # it has ended, or the file is closed
-            continue
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            folder = f"/proc/{process}/fd"
+            for fd in os.listdir(folder) if os.getsid(int(process)) == _ours else ():
+                with contextlib.suppress(OSError):  # it is closed
+                    found.add(os.readlink(f"{folder}/{fd}"))
     return found
 
 
