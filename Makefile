@@ -1,7 +1,7 @@
 # make demo    a virtual environment with the package alone; sample models quantized and measured
 # make test    a virtual environment with what the tests need, and the tests
 # make check   ruff, mypy --strict and the tests, which must cover most of the code (TESTS: more options of pytest)
-# make docs    the tables of README.md and of the topics of quantcli help, written from the code
+# make docs    the tables of README.md and of the topics of quantcli help, and pages of man, written from the code
 # make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md and README.md (12 minutes, and
 #              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: llama.cpp, MLX and others beside it
 #              (4 minutes)

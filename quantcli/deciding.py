@@ -292,7 +292,8 @@ def _calibration(asked: Asked, what: _Codes) -> tuple[str, dict[str, Any]]:
         if asked.grid is not None:
             raise UsageError("calibration auto chooses the grid", place=["grid"])
         if what.binary or what.family == "learned":
-            raise UsageError(f"this format supports only {usual}", place=["calibration"])
+            codes = "one symmetric bit" if what.binary else what.name
+            raise UsageError(f"{codes} has only {usual}", place=["calibration"], hint="leave it out")
         return name, {}
     _one_of("calibration", name, (*registry.names("calibrators"), AUTO))
     method = calibrator(name)

@@ -140,14 +140,24 @@ def plot(marks: Sequence[tuple[float, float, str]], stream: TextIO, *, across: s
     stream.write(" " * 9 + ends[0] + ends[1].rjust(width - len(ends[0])) + f"   ({up} upwards)\n")
 
 
-def paragraph(text: str, stream: TextIO, indent: str = "") -> None:
-    """Print a text in lines that fit the terminal, or 100 characters in a pipe."""
+def paragraph(text: str, stream: TextIO, *, lead: str = "") -> None:
+    """Print a text in lines that fit the terminal, or 100 characters in a pipe. lead: what stands before the first, and
+    is as wide before the others."""
     import textwrap
 
     screen = terminal_size(stream)
     width = screen[0] if screen else 100
-    lines = textwrap.fill(text, width, break_on_hyphens=False, initial_indent=indent, subsequent_indent=indent)
-    stream.write(lines + "\n")
+    stream.write(
+        textwrap.fill(
+            text,
+            width,
+            break_on_hyphens=False,
+            break_long_words=False,
+            initial_indent=lead,
+            subsequent_indent=" " * len(lead),
+        )
+        + "\n"
+    )
 
 
 def line(text: str, stream: TextIO, *, style: str = "") -> None:

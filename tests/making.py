@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 import zipfile
@@ -196,6 +197,25 @@ def run_process(*arguments: object, cwd: Path | None = None, **changes: str) -> 
     done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(**changes), timeout=120,
                           cwd=cwd, check=False)  # fmt: skip
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def on_a_terminal(*arguments: str, columns: int = 80, **more: str) -> str:
+    """What a command prints where standard output is a terminal."""
+    ours, theirs = pty.openpty()
+    found = environment(TERM="xterm-256color", COLUMNS=str(columns), **more)
+    with subprocess.Popen(command(*arguments), stdout=theirs, env=found):
+        os.close(theirs)
+        printed = b""
+        while True:
+            try:
+                piece = os.read(ours, 1 << 16)
+            except OSError:  # how Linux says that the other side is closed
+                break
+            if not piece:
+                break
+            printed += piece
+    os.close(ours)
+    return printed.decode().replace("\r\n", "\n")
 
 
 def sparse_model(path: Path, gigabytes: float) -> Path:

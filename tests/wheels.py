@@ -1,13 +1,15 @@
 """Build a wheel for this kind of machine, and try it where nothing else is installed: `make wheels`.
 
 The wheel gets the name of the oldest libc it runs on (auditwheel), is installed into an empty environment, and runs the
-first commands of README there. The wheels of other systems are cibuildwheel's work, by its settings in pyproject.toml.
+first commands of README there; man and the shells find its pages and completions. The wheels of other systems are
+cibuildwheel's work, by its settings in pyproject.toml.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import tempfile
 import venv
@@ -51,7 +53,39 @@ def main() -> None:
         for command in commands((ROOT / "README.md").read_text(encoding="utf-8")):
             print(f"$ {command}", flush=True)
             subprocess.run(command, shell=True, check=True, cwd=room, env={"PATH": f"{empty}:/usr/bin:/bin"})
+        _check_shared(empty)
     print(wheel)
+
+
+INSTALLED = {
+    "man": ("man quantcli-quantize | head -4", "quantize a model file or folder"),
+    "bash": (
+        "bash -c 'source {share}/bash-completion/completions/quantcli; COMP_WORDS=(quantcli quan); COMP_CWORD=1; "
+        "_quantcli_completion quantcli; echo $COMPREPLY'",
+        "quantize",
+    ),
+    "zsh": (
+        "zsh -fc 'fpath=({share}/zsh/site-functions $fpath); autoload -U compinit; compinit -u -D; "
+        "echo $_comps[quantcli]'",
+        "_quantcli",
+    ),
+    "fish": ("XDG_DATA_DIRS={share} fish -c 'complete -C \"quantcli quan\"'", "quantize"),
+}
+"""Of each program that a wheel brings a file for: a command that finds it, and what it prints."""
+
+
+def _check_shared(empty: Path) -> None:
+    """Check that pages of man and completions are found where they are installed, by the programs that are here."""
+    for name, (command, expected) in INSTALLED.items():
+        if shutil.which(name) is None:
+            print(f"not tried: {name} is not installed")
+            continue
+        line, path = command.format(share=empty.parent / "share"), f"{empty}:/usr/bin:/bin"
+        done = subprocess.run(
+            line, shell=True, capture_output=True, text=True, env={"PATH": path, "HOME": str(empty), "LANG": "C.UTF-8"}
+        )
+        assert expected in done.stdout, (line, done)
+        print(f"installed: {name}")
 
 
 def _environment(folder: Path, *packages: str) -> Path:

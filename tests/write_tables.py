@@ -5,7 +5,8 @@ A table stands between two lines of a Markdown file, which this script finds and
     <!-- generated: NAME -->
     <!-- end -->
 
-NAME is one of TABLES, or `options COMMAND`. A test checks that every table is up to date.
+NAME is one of TABLES, or `options COMMAND`. The pages of the manual are written too (see write_manual), and completion
+scripts where they are missing. A test checks that all is up to date.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 from textwrap import wrap
 
 import click
+import write_manual
 
 import quantcli
-from quantcli import registry
+from quantcli import front, registry
 from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, cli
 from quantcli.layouts.gguf.families import families
 from quantcli.layouts.gguf.images.models import IMAGE_MODELS
@@ -188,7 +190,7 @@ def options(name: str) -> str:
     """The options of a command, group by group."""
     command = cli.get_command(click.Context(cli), name)
     assert command is not None, name
-    ctx = click.Context(command, info_name=name)
+    ctx = click.Context(command, info_name=name, help_option_names=list(front.NAMES))
     rows = []
     for group, found in _help.grouped(command, ctx).items():
         rows.append([f"**{group}**", "", ""])
@@ -316,15 +318,16 @@ def filled(text: str) -> str:
 
 
 def stale() -> Iterator[tuple[Path, str]]:
-    """The documents whose tables are not up to date, each with the text it should have."""
-    for path in DOCUMENTS:
-        before = path.read_text(encoding="utf-8")
-        after = filled(before)
+    """The documents whose tables are not up to date, and pages of the manual, each with the text it should have."""
+    texts = {path: filled(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
+    for path, after in {**texts, **write_manual.manual()}.items():
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
         if before != after:
             yield path, after
 
 
 if __name__ == "__main__":
-    for path, text in stale():
+    for path, text in [*stale(), *((p, text) for p, text in write_manual.scripts().items() if not p.exists())]:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"written: {path.relative_to(ROOT)}")

@@ -187,10 +187,10 @@ def write(
         write_heading(formatter, "Details")
         write_text(formatter, details)
     options = grouped(command, ctx).items()
-    write_sections(formatter, {group: [row for one in found for row in _rows(one, ctx)] for group, found in options})
+    write_sections(formatter, {group: [row for one in found for row in rows(one, ctx)] for group, found in options})
 
 
-def _rows(option: click.Option, ctx: click.Context) -> Iterable[tuple[str, str]]:
+def rows(option: click.Option, ctx: click.Context) -> Iterable[tuple[str, str]]:
     """The lines of an option: itself, then each of its choices that has a description."""
     record = option.get_help_record(ctx)
     if record is None:

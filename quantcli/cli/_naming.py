@@ -1,9 +1,10 @@
-"""Names of outputs: an extension that belongs to another format than the one that is written is refused."""
+"""Names of outputs: an extension that belongs to another format than the one that is written is refused, and what is
+left of an output under another name is told."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from quantcli import registry
 from quantcli.errors import UsageError
@@ -78,3 +79,11 @@ def rendering(output: str, kind: type) -> str:
 
     known, able_to = renderings(), able(kind)
     return known[document(output, [end for end, name in known.items() if name in able_to])]
+
+
+def tell_remains(path: str, inform: Callable[[str], object]) -> None:
+    """Say where a part of the folder that was replaced is, if it could not be removed. path: the real one."""
+    from quantcli.stores import destinations
+
+    if left := destinations.remains(path):
+        inform(f"the folder that was replaced could not be removed: the rest of it is in {left}; remove it")

@@ -23,6 +23,12 @@ SHELLS = ("bash", "zsh", "fish")
 @_help.option("--debug", is_flag=True, hidden=True, help="Show the traceback of an error.", group="Run")
 def command(shell: str, debug: bool) -> None:
     """Print what a shell needs to complete commands, options, files and tensor names."""
+    sys.stdout.write(script(shell))
+    sys.stdout.flush()
+
+
+def script(shell: str) -> str:
+    """The completion script of a shell."""
     from click.shell_completion import get_completion_class
 
     from quantcli.cli import cli
@@ -30,8 +36,10 @@ def command(shell: str, debug: bool) -> None:
 
     found = get_completion_class(shell)
     assert found is not None
-    sys.stdout.write(found(cli, {}, "quantcli", COMPLETE).source() + "\n")
-    sys.stdout.flush()
+    text = found(cli, {}, "quantcli", COMPLETE).source() + "\n"
+    # zsh loads the function `_quantcli` from a file of that name; click defines another one there, so that every second
+    # Tab found nothing.
+    return text.replace("_quantcli_completion", "_quantcli") if shell == "zsh" else text
 
 
 PROVIDES = command

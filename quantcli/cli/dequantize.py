@@ -50,6 +50,7 @@ def command(
     from quantcli.folders import components, evaluate
     from quantcli.folders.job import kept_sources
     from quantcli.reports.dequantized import DequantizeReport
+    from quantcli.stores import places
 
     began = time.perf_counter()
     _naming.check_model(output, None)
@@ -72,6 +73,7 @@ def command(
             bar=partial(console.bar, os.path.basename(target)),
             say=console.inform,
         )
+        _naming.tell_remains(places.real(target), console.inform)
         whole = kept_sources(found.kept).values()
         report = DequantizeReport(
             source=src,

@@ -37,7 +37,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
             lines.append(f"With quantize also {name}:KIND, of {', '.join(export.kinds)}.")
         lines += [f"{runtime.name}: quantcli {runtime.command}" for runtime in export.runtimes]
         for text in lines:
-            terminal.paragraph(text, sys.stdout, indent="  ")
+            terminal.paragraph(text, sys.stdout, lead="  ")
     ctx.exit()
 
 
@@ -145,6 +145,7 @@ def command(
             console.inform(*told, *warnings)
             home = found.home or sources[""].folder
             moved = outputs.move(exports, real, home=home, folder=folder, force=force, side=side)
+            _naming.tell_remains(real, console.inform)
         report = exported.report_of(
             exports,
             {name: one.exact for name, one in moved.items()},

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from quantcli.cli import _help, options
+from quantcli.cli import _help, _naming, options
 from quantcli.errors import UsageError, os_error
 
 
@@ -53,6 +53,7 @@ def command(
     ):
         done = ready.merge(threads=options.thread_count(threads))
     console.inform(*ready.notes, f"{len(found)} parts merged", *done.notes)
+    _naming.tell_remains(path, console.inform)
     if not console.quiet:
         options.print_warnings(done.report)
     options.show(done.report, console, show_all=show_all, file=file)

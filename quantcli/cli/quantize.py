@@ -311,6 +311,7 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
             beginning = functools.partial(again, ready.line, ready.path, options.QUIET, force=ready.force)
             done = spread.run(ready, crew, beginning, threads=run.workers.count, progress=bar)
     console.inform(*done.notes)
+    _naming.tell_remains(ready.path, console.inform)
     if console.verbose:
         _print_details(done)
     return done.report

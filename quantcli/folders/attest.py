@@ -46,6 +46,8 @@ def files_of(path: str, left_out: Sequence[str] = ()) -> dict[str, str]:
 
     Raises QuantcliError where it cannot be read, UsageError for a URL, DataError for a folder without files.
     """
+    if path == "-":
+        raise UsageError("statements are about files, not standard input", place=["-"], hint="name the file")
     if places.is_url(path):
         raise UsageError("statements are about files at hand", place=[path], hint="download it, and name the copy")
     if not os.path.isdir(path):

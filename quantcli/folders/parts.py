@@ -14,10 +14,11 @@ run again goes on after them. `merge` makes the output of the parts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from quantcli.passes import outputs
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.quantize import Options, write_part
 from quantcli.stores import Source, destinations, places
-from quantcli.stores.destinations import Part
+from quantcli.stores.destinations import OutputFolder, Part
 from quantcli.stores.places import read_small
 from quantcli.stores.workspace import is_own, parts_of
 from quantcli.tensors.info import TensorInfo
@@ -220,12 +221,7 @@ def run(
         wrong = "was damaged"
     notes = [f"part {share.name} {wrong} and is made again"] if wrong else []
     hidden = parts_of(path)
-    try:
-        if not places.is_url(path):
-            os.makedirs(hidden, exist_ok=True)
-    except OSError as error:
-        raise os_error(error, path) from None
-    with destinations.output_folder(folder_of(path, share), force=True, in_place=True) as out:
+    with _begun(path, share) as out:
         size = sum(parts[task.model].model.nbytes(name) for task in tasks for name in task.tensors)
         plain = {"asked": dict(request.asked), "source": dict(request.source)}
         ledger = Ledger(out, plain, resumed=True, hint=f"remove {hidden}")
@@ -241,6 +237,34 @@ def run(
             part.source.check_unchanged()
         out.publish()
     return Done(tasks=tasks, files=ledger.done, notes=(*notes, *ledger.notes))
+
+
+@contextlib.contextmanager
+def _begun(path: str, share: Share) -> Iterator[OutputFolder]:
+    """The folder of a part, in the hidden one for all parts, which goes again where nothing is left in it."""
+    if places.is_url(path):
+        with destinations.output_folder(folder_of(path, share), force=True, in_place=True) as out:
+            yield out
+        return
+    hidden = parts_of(path)
+    try:
+        with _made(hidden, path, share) as out:
+            yield out
+    finally:
+        with contextlib.suppress(OSError):  # other parts are in it
+            os.rmdir(hidden)
+
+
+def _made(hidden: str, path: str, share: Share) -> OutputFolder:
+    while True:
+        try:
+            os.makedirs(hidden, exist_ok=True)
+            return destinations.output_folder(folder_of(path, share), force=True, in_place=True)
+        except OSError as error:
+            raise os_error(error, path) from None
+        except QuantcliError:
+            if os.path.lexists(hidden):
+                raise  # else another part, which failed, has just removed it
 
 
 def _known(path: str, share: Share, request: Request) -> tuple[Made | None, str]:

@@ -102,6 +102,7 @@ _LAYOUTS = (
     _Layout("onnxruntime's quantizer", "_quantized", ("U8", "I8", "U16", "I16", *_FP8), ("{s}_scale",)),
     _Layout("8-bit floats with scales", "", _FP8, (*_SCALES, *_OF_MODULE)),
     _Layout("small floats with scales", "", SMALL_FLOATS, (*_SCALES, *_OF_MODULE)),
+    _Layout("integers as compressed-tensors stores them", "weight", ("I8",), ("{n}_scale",)),
     _Layout("integers with scales", "", WHOLE, (*_SCALES, "{n}_zero_point")),
     _Layout("integers with scales", "weight", WHOLE, _OF_MODULE),
 )

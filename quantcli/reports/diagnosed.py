@@ -37,7 +37,7 @@ class DoctorReport:
             yield Line(title, strong=True)
             width = max((len(name) for name, _ in facts), default=0)
             for name, value in facts:
-                yield Line(f"  {name.ljust(width)}  {printable(value, 1000)}")
+                yield Line(printable(value, 1000), wrapped=True, lead=f"  {name.ljust(width)}  ")
 
     def _sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
         found = self.found

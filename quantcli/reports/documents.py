@@ -34,12 +34,13 @@ class Display:
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line of text, empty between two blocks. strong: a title; passed: the verdict it is about; wrapped: a paragraph,
-    which a terminal divides into lines."""
+    which a terminal divides into lines; lead: what comes before it, at the left of all of them."""
 
     text: str = ""
     strong: bool = False
     passed: bool | None = None
     wrapped: bool = False
+    lead: str = ""
 
     @property
     def verdict(self) -> str:
@@ -49,7 +50,7 @@ class Line:
     @property
     def words(self) -> str:
         """Verdict and text."""
-        return f"{self.verdict} {self.text}" if self.verdict else self.text
+        return f"{self.verdict} {self.text}" if self.verdict else f"{self.lead}{self.text}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

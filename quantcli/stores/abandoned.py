@@ -16,17 +16,6 @@ _REST = re.compile(r"\d+-[0-9a-f]{8}\.tmp")
 """What follows in the name of such a file: the number of its process, and what makes it unique."""
 
 
-def lock(fd: int, *, wait: bool = False) -> bool:
-    """Lock a file; False where another process has locked it, or the file system has no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
-
-
 def remove(folder: str, start: str) -> None:
     """Remove the hidden files of this folder whose names begin so and that nobody has locked."""
     with contextlib.suppress(OSError):
@@ -37,9 +26,14 @@ def remove(folder: str, start: str) -> None:
 
 
 def _remove_unlocked(path: str) -> None:
+    """Remove a hidden file. Raises OSError where it is locked, or on Windows open."""
+    if not system.HAS_LOCKS:
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            os.unlink(path)
+        return
     fd = os.open(path, system.WRITE)
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode) and lock(fd):
+        if stat.S_ISREG(os.fstat(fd).st_mode) and system.lock(fd):
             os.unlink(path)
     finally:
         os.close(fd)

@@ -345,6 +345,15 @@ def left_over(path: str) -> str | None:
     return hidden if left else None
 
 
+def remains(path: str) -> str | None:
+    """The hidden folder in which something is left of an output folder that was replaced and could not be removed; None
+    where there is none."""
+    hidden = workspace.partial_of(path)
+    if places.is_url(path) or not os.path.isdir(hidden) or workspace.is_held(hidden):
+        return None
+    return hidden
+
+
 # ---- parts of a folder --------------------------------------------------------------------------------------------
 
 

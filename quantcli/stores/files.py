@@ -30,6 +30,10 @@ _KINDS = [
 ]
 
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+"""Errors of file systems without hard links, the last one of Windows."""
+
+
 class InputFile:
     """A regular file to read. `once`: whether released bytes are gone. With `hold=False` it is opened again for every
     read and checked to be the same: a checkpoint of a thousand shards must not need a thousand descriptors."""
@@ -57,6 +61,8 @@ class InputFile:
         try:
             fd = os.open(self.path, self._flags)
         except OSError as error:
+            if os.path.isdir(self.path):  # Windows opens none
+                raise DataError("this is a folder, not a regular file", place=[self.path]) from None
             raise os_error(error, self.path) from None
         except ValueError:
             raise DataError("a file name cannot hold a NUL character", place=[self.path]) from None
@@ -285,9 +291,12 @@ class OutputFile:
         """Make the hidden file, and lock it."""
         while True:
             self._fd = os.open(self.temp, system.CREATE, 0o666)
+            if not system.HAS_LOCKS:
+                return
             # Not the descriptor itself: that one is closed, to learn of errors, before the file has its name.
             self._lock = os.dup(self._fd)
-            abandoned.lock(self._lock, wait=True)
+            with contextlib.suppress(OSError):
+                system.lock(self._lock, wait=True)
             if os.fstat(self._fd).st_nlink:
                 return
             self._close()  # another run has taken it for abandoned before it was locked
@@ -368,7 +377,7 @@ class OutputFile:
                 try:
                     os.link(self.temp, self.path)
                 except OSError as error:
-                    if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                    if error.errno not in _NO_LINKS:
                         raise
                     if os.path.lexists(self.path):
                         raise FileExistsError(errno.EEXIST, "the output exists") from None
@@ -389,6 +398,8 @@ class OutputFile:
 
     def discard(self) -> None:
         """Remove the hidden file, if it still exists."""
+        if not system.HAS_LOCKS:
+            self._close()  # Windows removes no file that is open
         with contextlib.suppress(OSError):
             os.unlink(self.temp)
         self._close()

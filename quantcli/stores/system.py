@@ -1,7 +1,9 @@
-"""Calls of the operating system that not every one has: positioned reads and writes, reserved room, flags of open.
+"""Calls of the operating system that not every one has: positioned reads and writes, reserved room, locks, flags of
+open.
 
 Linux has all of them. macOS lacks posix_fallocate and copy_file_range, Windows nearly all. What takes their place gives
-the same bytes, slower: without positioned reads and writes, threads take turns.
+the same bytes, slower: without positioned reads and writes, threads take turns. Windows neither removes nor renames a
+file that is open, which for other processes is its lock.
 """
 
 from __future__ import annotations
@@ -12,6 +14,15 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+
+try:
+    import fcntl
+
+    HAS_LOCKS = True
+except ImportError:
+    HAS_LOCKS = False
+"""Whether open files can be locked, and removed. On Windows they can be neither: one is closed before it is removed,
+and one that cannot be removed is in use."""
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -78,6 +89,66 @@ def copy_range(source: int, start: int, fd: int, offset: int, size: int) -> int:
     if not hasattr(os, "copy_file_range"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return os.copy_file_range(source, fd, size, start, offset)
+
+
+def lock(fd: int, *, wait: bool = False) -> bool:
+    """Lock an open file until it is closed; False where the system or the file system has no locks.
+
+    Raises BlockingIOError where another process has locked it; OSError, EBADF where only what is open for writing is
+    locked, as on NFS.
+    """
+    if not HAS_LOCKS:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK)) from None
+        if error.errno == errno.EBADF:
+            raise
+        return False
+    return True
+
+
+def open_locked(path: str) -> int:
+    """The descriptor of an empty file, made where it is missing, that is locked until it is closed.
+
+    Raises BlockingIOError where another process has locked it, OSError where it cannot be opened.
+    """
+    if not HAS_LOCKS:
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            if not is_locked(path):
+                return os.open(path, CREATE, 0o600)
+        raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+    access = READ  # closing what was not open for writing cannot fail
+    while True:
+        fd = os.open(path, access | os.O_CREAT | NO_LINK, 0o600)
+        try:
+            lock(fd)
+        except OSError as error:
+            os.close(fd)
+            if error.errno != errno.EBADF or access == WRITE:
+                raise
+            access = WRITE
+        else:
+            return fd
+
+
+def is_locked(path: str) -> bool:
+    """Whether another process has locked a file with `open_locked`. On Windows a file that is not locked is removed:
+    that it can be is the only sign."""
+    try:
+        if not HAS_LOCKS:
+            os.unlink(path)
+            return False
+        fd = os.open(path, READ | NO_LINK)
+        try:
+            lock(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return isinstance(error, PermissionError if not HAS_LOCKS else BlockingIOError)
+    return False
 
 
 def link(old: str, new: str) -> None:

@@ -8,7 +8,6 @@ the disk fails; another run on the same destination resumes it, or clears it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Callable
@@ -105,14 +104,20 @@ class Workspace:
                     for path in self._contents():
                         with contextlib.suppress(OSError):
                             remove(path, strict=False)
-                with contextlib.suppress(OSError):
+                with interrupts.deferred(), contextlib.suppress(OSError):
+                    if not system.HAS_LOCKS:
+                        self._release()  # Windows removes no file that is open
                     os.unlink(os.path.join(self.folder, "lock"))
             with contextlib.suppress(OSError):
                 os.rmdir(self.folder)  # which another run may have taken in the meantime
-        lock, self._lock = self._lock, -1
-        with contextlib.suppress(OSError):  # nothing was written to it
-            os.close(lock)
+        self._release()
         interrupts.forget(self.close)
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            with contextlib.suppress(OSError):  # nothing was written to it
+                os.close(lock)
 
     def _worth_keeping(self) -> bool:
         """Whether it holds finished files, or the folder to be replaced, which could not be restored."""
@@ -167,13 +172,15 @@ def _locked(folder: str, path: str) -> int:
 
     Raises QuantcliError when another run holds it, or the folder belongs to somebody else.
     """
-    lock, access = os.path.join(folder, "lock"), system.READ  # closing what was not open for writing cannot fail
+    lock = os.path.join(folder, "lock")
     while True:
         try:
             _made(folder, path)
             if os.path.lexists(folder) and not is_own(folder, stat.S_ISDIR):
                 raise QuantcliError("not a folder of this user", place=[path, folder], hint="remove it")
-            fd = os.open(lock, access | os.O_CREAT | system.NO_LINK, 0o600)
+            fd = system.open_locked(lock)
+        except BlockingIOError:
+            raise QuantcliError("another run is writing it", place=[path], hint="wait until it has ended") from None
         except FileNotFoundError as error:
             if not os.path.isdir(os.path.dirname(folder)):
                 raise os_error(error, path) from None
@@ -182,15 +189,9 @@ def _locked(folder: str, path: str) -> int:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # if nothing is in it
             raise os_error(error, path) from None
-        try:
-            if not _flock(fd, path):
-                access = system.WRITE
-            elif _is_at(fd, lock):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+        if _is_at(fd, lock):
+            return fd
+        os.close(fd)  # the run that had it removed it as it ended
 
 
 def _made(folder: str, path: str) -> None:
@@ -203,33 +204,9 @@ def _made(folder: str, path: str) -> None:
         raise os_error(error, path) from None
 
 
-def _flock(fd: int, path: str) -> bool:
-    """Lock a file; False when that needs a file open for writing, as on NFS."""
-    try:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise QuantcliError("another run is writing it", place=[path], hint="wait until it has ended") from None
-        # Some network file systems have no locks; there is nothing better then.
-        return error.errno != errno.EBADF
-    return True
-
-
 def is_held(folder: str) -> bool:
     """Whether a run is writing in a hidden folder."""
-    with contextlib.suppress(OSError):
-        fd = os.open(os.path.join(folder, "lock"), system.READ | system.NO_LINK)
-        try:
-            _flock(fd, folder)
-        except QuantcliError:
-            return True
-        finally:
-            os.close(fd)
-    return False
+    return system.is_locked(os.path.join(folder, "lock"))
 
 
 def _is_at(fd: int, path: str) -> bool:

@@ -14,6 +14,8 @@ import pytest
 from making import environment, run, save
 from strategies import gaussian
 
+import quantcli
+
 START = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],
     "zsh": ["zsh", "-f", "-i"],
@@ -54,8 +56,18 @@ class Terminal:
         os.waitpid(self.pid, 0)
 
 
+SHARE = Path(quantcli.__file__).parent / "share"
+INSTALLED = {
+    "bash": f'PS1="ready> "; source {SHARE}/bash-completion/completions/quantcli\n',
+    "zsh": f'PS1="ready> "; fpath=({SHARE}/zsh/site-functions $fpath); autoload -Uz compinit; compinit -u -d zdump\n',
+    "fish": f"set -p fish_complete_path {SHARE}/fish/vendor_completions.d\n",
+}
+"""How shells find the completions that a wheel installs."""
+
+
+@pytest.mark.parametrize("load", [LOAD, INSTALLED], ids=["printed", "installed"])
 @pytest.mark.parametrize("shell", START)
-def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
+def test_a_shell_completes(shell: str, load: dict[str, str], tmp_path: Path) -> None:
     """Shell completion for bash, zsh and fish completes tensor names too"""
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell}")
@@ -66,7 +78,7 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
     program.chmod(0o755)
     terminal = Terminal(shell, tmp_path)
     try:
-        terminal.type(LOAD[shell] + "echo loa''ded\n")
+        terminal.type(load[shell] + "echo loa''ded\n")
         terminal.wait_for("\nloaded" if shell != "fish" else "loaded")
         # What appears behind the keys; the module `unusual` and its weight share a beginning.
         for keys, appears in (("quantcli quan\t", "tize"), ("mod\t", "el.safetensors"), (" --calibr\t", "ation"),

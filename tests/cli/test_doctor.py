@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from making import environment, run, run_process
+from making import environment, on_a_terminal, run, run_process
 
 from quantcli import library, registry
 
@@ -32,6 +32,21 @@ def test_the_facts_are_those_of_the_machine() -> None:
     packages = {name: v for extra in found["extras"] for name, v in extra["packages"].items()}
     assert packages["pytest"] == metadata.version("pytest")
     assert "](" not in ran.out and "`" not in ran.out
+
+
+def test_no_line_is_wider_than_the_terminal() -> None:
+    """80 columns: texts are divided into lines that begin below each other. In a pipe lines have 100 characters."""
+    shown = on_a_terminal("doctor", NO_COLOR="1")
+    lines = [line for line in shown.splitlines() if "/" not in line]  # paths stay whole
+    assert "\x1b" not in shown and max(map(len, lines)) <= 80 < max(map(len, told_of_targets()))
+    words = " ".join(shown.split())
+    assert all(" ".join(fact.split()) in words for fact in told_of_targets())
+    assert max(len(line) for line in run("doctor").out.splitlines() if "/" not in line) <= 100
+
+
+def told_of_targets() -> list[str]:
+    """What programs get to read of each target."""
+    return [target["needs"] for target in run("doctor", "--json").json["targets"]]
 
 
 def test_every_target_has_packages_or_none_by_intent() -> None:

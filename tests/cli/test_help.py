@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +13,9 @@ from pathlib import Path
 import click
 import documents
 import pytest
+import write_manual
 import write_tables
-from making import ROOT, environment, run, run_process
+from making import ROOT, environment, on_a_terminal, run, run_process
 
 from quantcli import registry
 from quantcli.cli import _help, cli, help
@@ -34,25 +34,6 @@ def sections(text: str) -> Iterator[tuple[str, list[str]]]:
     for part in re.split(r"\n\n(?=\S)", text.strip("\n"))[1:]:
         heading, *lines = part.splitlines()
         yield heading, lines
-
-
-def on_a_terminal(*arguments: str, columns: int = 80, **more: str) -> str:
-    """What a command prints where standard output is a terminal."""
-    ours, theirs = pty.openpty()
-    found = environment(TERM="xterm-256color", COLUMNS=str(columns), **more)
-    with subprocess.Popen([sys.executable, "-m", "quantcli", *arguments], stdout=theirs, env=found):
-        os.close(theirs)
-        printed = b""
-        while True:
-            try:
-                piece = os.read(ours, 1 << 16)
-            except OSError:  # how Linux says that the other side is closed
-                break
-            if not piece:
-                break
-            printed += piece
-    os.close(ours)
-    return printed.decode().replace("\r\n", "\n")
 
 
 # ---- options ----------------------------------------------------------------------------------------------------
@@ -238,6 +219,22 @@ def test_topics_are_completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_tables_are_up_to_date() -> None:
     """`make docs` writes them."""
     assert [path.relative_to(ROOT) for path, _ in write_tables.stale()] == []
+
+
+def test_pages_of_the_manual() -> None:
+    """One for the program and one for each command, which groff takes without a warning, with every option."""
+    pages = sorted((write_manual.SHARE / "man" / "man1").iterdir())
+    assert {page.name for page in pages} == {"quantcli.1", *(f"quantcli-{name}.1" for name in COMMANDS)}
+    if shutil.which("groff") is None:
+        pytest.skip("no groff")
+    words = ["groff", "-man", "-ww", "-Tutf8", "-P-c", "-rLL=200n"]
+    shown = {page.stem: subprocess.run([*words, page], capture_output=True, text=True, check=True) for page in pages}
+    assert [name for name, done in shown.items() if done.stderr] == []
+    for name in COMMANDS:
+        text = re.sub(".\b", "", shown[f"quantcli-{name}"].stdout)
+        for option in cli.get_command(click.Context(cli), name).params:  # type: ignore[union-attr]
+            if isinstance(option, click.Option) and not option.hidden:
+                assert re.search(rf"^ +.*{re.escape(option.opts[-1])}\b", text, re.MULTILINE), (name, option.name)
 
 
 TABLES = sorted(write_tables.TABLES.keys() - {"speed"})  # which is a sentence

@@ -39,6 +39,11 @@ def attested(
     return tmp_path / name, tmp_path / "s.intoto.json", source
 
 
+def test_standard_input_has_no_files() -> None:
+    line = one_line(run("attest", "-"), 2)
+    assert line == "-: statements are about files, not standard input; name the file"
+
+
 def files_in(path: Path) -> dict[str, str]:
     """SHA-256 of a file, or of those in a folder."""
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

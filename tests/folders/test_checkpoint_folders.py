@@ -535,6 +535,20 @@ def test_file_systems_that_lock_only_what_is_open_for_writing(source: Path, monk
     assert access == [os.O_RDONLY, os.O_RDWR, *files] and sorted(os.listdir()) == ["out", "source"]
 
 
+def test_a_replaced_folder_that_cannot_be_removed_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("quantize", source, "-o", "out", "-q").code == 0
+    for words in (("quantize", source, "--bits", 8, "-o", "out"), ("dequantize", "out", "-o", "floats")):
+        assert run(*words, "--force").code == 0
+        with monkeypatch.context() as held:
+            held.setattr(shutil, "rmtree", lambda *_, **__: None)
+            ran = run(*words, "--force")
+        left = Path(words[-1]).resolve().parent / f".{words[-1]}.quantcli-partial"
+        said = f"the folder that was replaced could not be removed: the rest of it is in {left}; remove it"
+        assert ran.code == 0 and said in ran.err and left.is_dir()
+        ran = run(*words, "--force")
+        assert ran.code == 0 and "could not be removed" not in ran.err and not left.exists()
+
+
 def test_a_run_with_another_target_says_what_it_removed(source: Path, failing: Any) -> None:
     interrupted(source, failing, 3)
     ran = run("quantize", source, "--to", "mlx", "-o", "out")

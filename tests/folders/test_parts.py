@@ -93,6 +93,15 @@ def test_the_bytes_of_one_run(case: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert not [p for p in folder.iterdir() if p.name.startswith(".")]
 
 
+def test_a_part_that_fails_leaves_no_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise QuantcliError("no space left on device", place=["out"])
+
+    monkeypatch.setattr(parts, "make", full)
+    one_line(run("quantize", source, "--bits", 4, "-o", "out", "--part", "1/2", "-q"), 1)
+    assert os.listdir() == ["source"]
+
+
 def test_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pipeline(Path("flux"))

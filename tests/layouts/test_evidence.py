@@ -111,6 +111,13 @@ def test_quantized_sources_are_refused_before_a_weight_is_read(case: str, tmp_pa
     assert "it is quantized in a layout that quantcli does not decode" in line and said in line
 
 
+def test_integers_of_compressed_tensors_are_named_without_a_configuration(tmp_path: Path) -> None:
+    tensors: Tensors = {"l.q.weight": ("I8", (64, 128)), "l.q.weight_scale": ("F32", (64, 1))}
+    source = model(tmp_path / "source", {**FLOATS, **tensors}, {})
+    ran = run("inspect", source)
+    assert "layout: integers as compressed-tensors stores them: l.q.weight is I8 beside l.q.weight_scale" in ran.out
+
+
 @pytest.mark.parametrize("case", DECODED)
 def test_published_formats_are_decoded(case: str, tmp_path: Path) -> None:
     tensors, config, _ = DECODED[case]

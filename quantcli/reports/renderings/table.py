@@ -27,7 +27,7 @@ def render(document: Readable, stream: TextIO, display: Display) -> None:
 
 def _line(line: Line, stream: TextIO, display: Display) -> None:
     if line.wrapped:
-        t.paragraph(line.text, stream)
+        t.paragraph(line.text, stream, lead=line.lead)
         return
     if line.verdict:
         colour = 32 if line.passed else 31

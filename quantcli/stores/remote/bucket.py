@@ -24,7 +24,7 @@ from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.stores import remote
 from quantcli.stores.files import InputFile, another_created
 from quantcli.stores.remote import s3
-from quantcli.stores.remote.lock import Lock
+from quantcli.stores.remote.lock import ExistsError, Lock
 from quantcli.stores.remote.reading import RemoteFile
 from quantcli.stores.remote.upload import Upload
 from quantcli.stores.workspace import partial_of
@@ -41,7 +41,7 @@ class _Hidden:
         self.path, self.folder = path, partial_of(path)
         self.keep, self._closed = True, False
         with interrupts.deferred():
-            self.lock = Lock(f"{self.folder}/lock", path)
+            self.lock = Lock(f"{self.folder}/lock", path, s3)
             interrupts.remember(self.close)
         try:
             self.found = s3.get(f"{self.folder}/journal")
@@ -147,7 +147,7 @@ class _File:
                 raise another_created(self.path)
             try:
                 s3.copy(self.temp, self.path, self.size, create=not self.force)
-            except s3.ExistsError:
+            except ExistsError:
                 raise another_created(self.path) from None
         self._published = True
         remote.forget()

@@ -1,4 +1,8 @@
-"""The lock of an output in a bucket: a small object that says who is writing, renewed for as long as the run lasts."""
+"""The lock of a destination in a bucket: a small object that the run which writes renews every 20 seconds.
+
+Buckets of every kind have it, each with requests of its own (`Cells`): an object is only created where there is none,
+and only replaced where it still is the one that was read.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,33 @@ import platform
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from quantcli.errors import QuantcliError
-from quantcli.stores.remote import s3
 
 BEAT, DEAD = 20.0, 120.0
 """Seconds after which a lock is renewed, and after which one that was not is taken over."""
 
 
+class ExistsError(Exception):
+    """There is an object already, or it is not the one that was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """A small object: its content, its ETag, and seconds since it was written, by the clock of the server."""
+
+    content: bytes
+    tag: str
+    age: float
+
+
 class Cells(Protocol):
-    """Small objects of a bucket: what `s3` has for them."""
+    """Small objects of a bucket: what one kind has for them."""
 
     def put(self, url: str, content: bytes, *, create: bool = False, match: str | None = None) -> str: ...
-    def get(self, url: str) -> s3.Small | None: ...
+    def get(self, url: str) -> Small | None: ...
     def delete(self, urls: Sequence[str]) -> None: ...
 
 
@@ -29,14 +46,14 @@ class Lock:
     """The lock of a destination. cells: the objects of its kind of bucket. Raises QuantcliError where another run holds
     it."""
 
-    def __init__(self, url: str, shown: str, cells: Cells = s3) -> None:
+    def __init__(self, url: str, shown: str, cells: Cells) -> None:
         self._url, self._shown, self._cells = url, shown, cells
         self._ended, self.lost = threading.Event(), False
         own = {"machine": _machine(), "process": os.getpid(), "run": os.urandom(8).hex()}
         self._text = json.dumps(own).encode()
         try:
             self._tag = cells.put(url, self._text, create=True)
-        except s3.ExistsError:
+        except ExistsError:
             self._tag = self._taken_over()
         threading.Thread(target=self._renew, daemon=True).start()
 
@@ -49,14 +66,14 @@ class Lock:
                 hint = f"wait until it has ended; one that was killed is forgotten after {DEAD:.0f} s"
                 raise QuantcliError("another run is writing it", place=[self._shown], hint=hint)
             return self._cells.put(self._url, self._text, match=found.tag)
-        except s3.ExistsError:
+        except ExistsError:
             raise QuantcliError("another run is writing it", place=[self._shown], hint="wait until it ends") from None
 
     def _renew(self) -> None:
         while not self._ended.wait(BEAT):
             try:
                 self._tag = self._cells.put(self._url, self._text, match=self._tag)
-            except s3.ExistsError:
+            except ExistsError:
                 self.lost = True
                 return
             except QuantcliError:  # the next one may succeed; `check` finds out

@@ -18,9 +18,8 @@ from quantcli import interrupts
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.stores import remote
 from quantcli.stores.remote.cloud import STORE, problem_of
-from quantcli.stores.remote.lock import Lock
+from quantcli.stores.remote.lock import ExistsError, Lock, Small
 from quantcli.stores.remote.reading import retried
-from quantcli.stores.remote.s3 import ExistsError, Small
 from quantcli.stores.remote.spool import LAST, SpooledKind, interruptible
 from quantcli.stores.workspace import partial_of
 

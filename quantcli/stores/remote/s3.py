@@ -9,13 +9,13 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
 from quantcli.errors import QuantcliError
 from quantcli.stores import remote
+from quantcli.stores.remote.lock import ExistsError, Small
 
 MOST_PARTS = 10_000
 """Parts that an object may have."""
@@ -23,19 +23,6 @@ FLIGHTS = 2
 """Parts of a file that are sent at a time."""
 COPIED = 256 << 20
 """Bytes that S3 copies by itself in one request: more may take longer than an answer is waited for."""
-
-
-class ExistsError(Exception):
-    """There is an object already, or it is not the one that was expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Small:
-    """A small object: its content, its ETag, and seconds since it was written, by the clock of the server."""
-
-    content: bytes
-    tag: str
-    age: float
 
 
 # ---- requests ---------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from quantcli.errors import QuantcliError
+from quantcli.stores.remote.lock import ExistsError
 from quantcli.stores.remote.reading import changed
-from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, ExistsError, client, place, put, told
+from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, client, place, put, told
 
 LEAST = 5 << 20
 """Bytes that S3 wants in every part but the last."""
