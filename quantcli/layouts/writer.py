@@ -20,7 +20,7 @@ from quantcli.layouts.accepts import Accepts
 from quantcli.scheme import AUTO, PUBLISHED, Scheme
 from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
-from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.info import Endings, TensorInfo, alone, bytes_of
 from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
@@ -119,8 +119,9 @@ class Conversion:
     small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds these tensors.
     files(base, text, limit): for a container format, its files, the one that refers to the others first; base is the
     name of the output, limit the most bytes of a file, for targets with shards, and text goes into its metadata under
-    KEY. notes: limits of the loaders, for the user; in_folder: what they want of a folder into which a single file is
-    put.
+    KEY. endings(name): of a layout that names what holds a tensor after it, how these names end, which is known without
+    its job. notes: limits of the loaders, for the user; in_folder: what they want of a folder into which a single file
+    is put.
     """
 
     jobs: Mapping[str, Job]
@@ -128,8 +129,19 @@ class Conversion:
     beside: Mapping[str, bytes] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
     files: Callable[[str, str, int | None], Sequence[ContainerFile]] | None = None
+    endings: Callable[[str], Endings] | None = None
     notes: Sequence[str] = ()
     in_folder: Sequence[str] = ()
+
+    def stored(self, name: str) -> Sequence[tuple[str, Endings]]:
+        """The tensors that hold one, by what their names begin with, and how they end."""
+        if self.endings is not None:
+            return [(name, self.endings(name))]
+        return [(output.name, alone(output.dtype, output.shape)) for output in self.jobs[name].outputs]
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of the tensors that hold one."""
+        return self.jobs[name].nbytes if self.endings is None else bytes_of(self.endings(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,8 @@ def write(
 
         for at, piece in places.header(metadata):
             out.write(at, piece)
-        walk((visit(view, places.offsets[name]) for name, view in views.items()), threads=threads)
+        offsets = places.offsets
+        walk((visit(view, offsets[name]) for name, view in views.items()), threads=threads)
         model.source.check_unchanged()
         out.sync()
         places.check(out.temp, path)

@@ -117,6 +117,7 @@ class Export:
         work = Work(
             source=self.model.source.path,
             jobs=self.outgoing.conversion.jobs,
+            nbytes=self.outgoing.nbytes,
             produce=produce,
             amend=partial(_unsuited, self.model.source.path),
             finished=source.check_unchanged,
