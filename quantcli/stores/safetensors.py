@@ -6,22 +6,21 @@ output is read again before it takes its name (see safetensors_check).
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from json.encoder import encode_basestring_ascii
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantcli import memory
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError
 from quantcli.stores import safetensors_check, seal
 from quantcli.stores.files import InputFile
+from quantcli.stores.safetensors_header import METADATA, Entry, parsed
 from quantcli.stores.source import HeaderDocument, Source
-from quantcli.strict import strict_json
 from quantcli.tensors.info import Endings, Kind, TensorInfo, alone
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ _LARGE, _TAKEN = 1 << 24, 12
 """Bytes of a header from which on its memory is checked, and how many are taken for each: a header of 85 MB, of a
 million tensors, took 931 MiB."""
 
-METADATA = "__metadata__"
-"""The key of a header that is not a tensor."""
-
 _PICKLES = "; a checkpoint of PyTorch is read from a file with its own ending, such as .pt or .bin"
 _STRANGERS = [
     (b"GGUF", "this is a GGUF file"),
@@ -50,40 +46,6 @@ _STRANGERS = [
     (b"<!DOCTYPE", "this is a web page"),
     (b"<html", "this is a web page"),
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor and the place of its bytes behind the header."""
-
-    info: TensorInfo
-    begin: int
-
-
-def _count(value: Any, what: str) -> int:
-    if type(value) is not int or value < 0:
-        raise DataError(f"{what} {printable(repr(value), 60)} is not a whole number of 0 or more")
-    return value
-
-
-def _entry(name: str, fields: Any, shapes: dict[tuple[int, ...], tuple[int, ...]]) -> Entry:
-    """A tensor as its entry in a header has it. shapes: those that were seen, for most tensors share them. Raises
-    DataError."""
-    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise DataError("its header entry does not have just dtype, shape and data_offsets")
-    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise DataError(f"unknown dtype {printable(repr(dtype), 60)}")
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise DataError("its shape or data_offsets are not lists of numbers")
-    dims = tuple([_count(n, "dimension") for n in shape])
-    dims = shapes.setdefault(dims, dims)
-    begin, end = _count(offsets[0], "offset"), _count(offsets[1], "offset")
-    bits = math.prod(dims) * DTYPES[dtype].bits
-    if bits % 8 or end - begin != bits // 8:
-        size = f"{bits / 8:g}" if bits < 1 << 64 else "more than 2^61"
-        raise DataError(f"its {dtype} elements take {size} bytes, but its offsets leave {end - begin}")
-    return Entry(TensorInfo(name, DTYPES[dtype].name, dims), begin)  # one text for all, not one of the header's
 
 
 def _check_memory(length: int, place: str) -> None:
@@ -114,24 +76,8 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
     text = file.read(8, length)
     if not text.startswith(b"{"):
         raise DataError("not a safetensors file: its header does not start with '{'", place=[place])
-    header = strict_json(text, f"{place}: header")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise DataError("__metadata__ is not a map of strings", place=[place, "header"])
-    entries, shapes = list[Entry](), dict[tuple[int, ...], tuple[int, ...]]()
-    for name, fields in header.items():
-        try:
-            entries.append(_entry(name, fields, shapes))
-        except DataError as error:
-            raise error.within(place, printable(name)) from None
-    entries.sort(key=lambda e: (e.begin, e.begin + e.info.nbytes))
-    position = 0
-    for entry in entries:
-        if entry.begin != position:
-            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
-            raise DataError(f"its data {kind}", place=[place, printable(entry.info.name)])
-        position += entry.info.nbytes
-    file.expect(8 + length + position)
+    metadata, entries = parsed(text, place)
+    file.expect(8 + length + (entries[-1].begin + entries[-1].info.nbytes if entries else 0))
     if not entries:
         raise DataError("the file holds no tensors", place=[place])
     return metadata, entries, start[:8] + text
