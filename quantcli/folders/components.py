@@ -262,7 +262,7 @@ def quantized(src: str, variant: str | None, what: str, *, hint: str | None = No
         for member in places:
             try:
                 model = stack.enter_context(open_model(member.path, variant=member.variant))
-                holds = not member.name or model.is_native or bool(model.quantized)
+                holds = not member.name or model.is_native or model.codes > 0
             except DataError:
                 if not member.why_kept:
                     raise
@@ -273,7 +273,7 @@ def quantized(src: str, variant: str | None, what: str, *, hint: str | None = No
                 found[member.name] = model
             else:
                 kept[member.name] = model.source, "it holds no quantized tensor"
-        if not any(model.quantized for model in found.values()):
+        if not any(model.codes for model in found.values()):
             raise DataError("it holds no quantized tensor", place=[src], hint=hint)
         yield Quantized(
             home=pipelines.folder_of(src),

@@ -58,6 +58,11 @@ class Tensor:
         return self.stored.info.name
 
     @property
+    def source(self) -> Source:
+        """The file it is in."""
+        return self._source
+
+    @property
     def dtype(self) -> str:
         """Its original safetensors dtype, such as `BF16`."""
         return self.stored.info.dtype
