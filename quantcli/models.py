@@ -143,16 +143,16 @@ class Model(Mapping[str, View]):
         """The tensors that are stored as codes. Raises DataError."""
         return {name: view for name, view in self.items() if view.scheme is not None}
 
-    def kinds(self) -> Iterator[tuple[TensorInfo, str | None]]:
-        """Name, dtype and shape of every tensor, and how it is stored, None for a float tensor. Raises DataError."""
+    def kinds(self) -> Iterator[tuple[TensorInfo, bool]]:
+        """Name, dtype and shape of every tensor, and whether it is stored as codes. Raises DataError."""
         if self.own is None:
-            return ((view.info, view.scheme) for view in self.values())
-        return ((t.stored.info, t.scheme.name if t.scheme else None) for t in self.own.values())
+            return ((view.info, view.scheme is not None) for view in self.values())
+        return ((tensor.stored.info, tensor.scheme is not None) for tensor in self.own.values())
 
     @property
     def codes(self) -> int:
         """How many tensors are stored as codes. Raises DataError."""
-        return sum(scheme is not None for _, scheme in self.kinds())
+        return sum(coded for _, coded in self.kinds())
 
     @property
     def own(self) -> native.Model | None:

@@ -42,7 +42,7 @@ def write(
     made, None for one of its own. Raises QuantcliError.
     """
     metadata = plain_metadata(model.source)
-    infos = [_target(info, scheme is not None, dtype) for info, scheme in model.kinds()]
+    infos = [_target(info, coded, dtype) for info, coded in model.kinds()]
     try:
         kinds = [alone(info.dtype, info.shape) for info in infos]
         places = lay_out_all([info.name for info in infos], kinds, metadata)

@@ -39,6 +39,8 @@ CHANGED = "its quantcli header was changed after it was written, so what it says
 class Tensor:
     """A tensor of a file: its original name, dtype and shape, and its values on demand."""
 
+    __slots__ = ("_overall", "_source", "stored")
+
     def __init__(self, source: Source, stored: StoredTensor) -> None:
         self._source = source
         self.stored = stored

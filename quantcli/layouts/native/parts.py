@@ -85,11 +85,12 @@ def endings(tensor: Decided) -> Endings:
     """How the names of the tensors that hold it end, with their dtypes and shapes; many tensors have the same."""
     if tensor.scheme is None:
         return alone(tensor.info.dtype, tensor.info.shape)
-    return _endings(len(tensor.info.shape), tensor.scheme, tensor.grouping, tensor.scale_dtype)
+    return endings_of(len(tensor.info.shape), tensor.scheme, tensor.grouping, tensor.scale_dtype)
 
 
 @lru_cache(maxsize=4096)
-def _endings(dimensions: int, scheme: Scheme, plan: Grouping, scale_dtype: str) -> Endings:
+def endings_of(dimensions: int, scheme: Scheme, plan: Grouping, scale_dtype: str) -> Endings:
+    """The endings of a quantized tensor of so many dimensions."""
     zero_rows, groups = zero_shape(plan)
     tables = (
         (*plan.lead, 1 << scheme.bits) if scheme.family == "learned" and plan.shared is None else (1 << scheme.bits,)
