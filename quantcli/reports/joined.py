@@ -34,7 +34,7 @@ def report_of(
     found: Mapping[str, Reported], *, command: str, source: str, output: str | None, seconds: float | None
 ) -> RunReport:
     """The report on models by their names, one under an empty name or components of a pipeline."""
-    tensors = [replace(t, name=within(name, t.name)) for name, one in found.items() for t in one.tensors]
+    tensors = [replace(t, name=within(name, t.name)) if name else t for name, one in found.items() for t in one.tensors]
     metrics = {within(name, tensor): m for name, one in found.items() for tensor, m in one.metrics.items()}
     floats = {within(name, tensor) for name, one in found.items() for tensor in one.floats}
     comparison = _compared({name: one.comparison for name, one in found.items()})
