@@ -47,20 +47,18 @@ def obstacle(weight: Weight, export: Writer, model: Architecture, again: Again |
 
 def convert(
     tensors: Sequence[Decided],
-    to: str | None,
+    to: str,
     beside: Beside,
     *,
     container: bool = False,
     again: Again | None = None,
 ) -> Conversion:
-    """What becomes of a model in a target, None for the native layout; container: as a container of its tensors, which
+    """What becomes of a model in a target of another tool; container: as a container of its tensors, which
     nothing runs. again: how it is written again, where it is in the format of the target already.
 
     Raises UsageError for what the target does not support, DataError where two tensors would be written under one
     name.
     """
-    if to is None:
-        return native.convert(tensors, beside)
     export = named(to)
     make = export.container if container else export.convert
     if make is None:
@@ -137,6 +135,8 @@ class Outgoing:
     @cached_property
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
+        if self.to is None:
+            return native.convert(self.by_name)
         return convert(self.tensors, self.to, self.beside, container=self.container, again=self.again)
 
     @cached_property
@@ -165,6 +165,7 @@ class Outgoing:
         if self.to is not None:
             self._sizes  # noqa: B018 - kept
         self.__dict__.pop("conversion")
+        self.__dict__.pop("places", None)
 
 
 def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:

@@ -98,7 +98,7 @@ class SafetensorsFile(Source):
         except BaseException:
             self.file.close()
             raise
-        self._entries = {e.info.name: e for e in entries}
+        self._infos, self._begins = [e.info for e in entries], {e.info.name: e.begin for e in entries}
 
     @property
     def documents(self) -> list[HeaderDocument]:
@@ -108,13 +108,13 @@ class SafetensorsFile(Source):
         return [HeaderDocument(self.metadata["quantcli"], self.infos(), self._seal)]
 
     def infos(self) -> Sequence[TensorInfo]:
-        return [e.info for e in self._entries.values()]
+        return self._infos
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
-        self.file.read_into(self.data + self._entries[name].begin + start, buffer)
+        self.file.read_into(self.data + self._begins[name] + start, buffer)
 
     def read_each(self, names: Sequence[str], buffer: memoryview) -> None:
-        starts, first = [self._entries[name].begin for name in names], 0
+        starts, first = [self._begins[name] for name in names], 0
         size = len(buffer) // max(len(names), 1)
         for at in range(1, len(names) + 1):  # tensors that lie beside each other in one go
             if at == len(names) or starts[at] != starts[first] + (at - first) * size:
@@ -122,10 +122,10 @@ class SafetensorsFile(Source):
                 first = at
 
     def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
-        self.file.read_runs(self.data + self._entries[name].begin + start, step, [run.data for run in runs])
+        self.file.read_runs(self.data + self._begins[name] + start, step, [run.data for run in runs])
 
     def passed(self, name: str, start: int, size: int) -> None:
-        self.file.passed(self.data + self._entries[name].begin + start, size)
+        self.file.passed(self.data + self._begins[name] + start, size)
 
     def files(self) -> Sequence[InputFile]:
         return [self.file]

@@ -17,7 +17,7 @@ from quantcli.errors import UsageError, printable
 from quantcli.kernels import row_bytes
 from quantcli.layouts.native.parts import endings, outputs, parts, zero_shape
 from quantcli.layouts.pieces import plain
-from quantcli.layouts.writer import Alike, Beside, Codes, Conversion, Job, Piece, Together, Write
+from quantcli.layouts.writer import Alike, Codes, Conversion, Job, Piece, Together, Write
 from quantcli.scales import Store
 from quantcli.scheme import IN_SUPER_BLOCKS, Scheme
 from quantcli.tensors import digits, packing
@@ -40,13 +40,13 @@ def check_scheme(scheme: Scheme, place: str = "") -> None:
         raise UsageError(problem, place=where, hint="add --to comfyui")
 
 
-def convert(tensors: Sequence[Decided], beside: Beside) -> Conversion:
-    """The native writer: every tensor by itself, whatever its scheme. Raises UsageError as `check_scheme` does."""
-    for tensor in tensors:
+def convert(tensors: Mapping[str, Decided]) -> Conversion:
+    """The native writer: every tensor by itself, whatever its scheme. tensors: by name. Raises UsageError as
+    `check_scheme` does."""
+    for tensor in tensors.values():
         if tensor.scheme is not None:
             check_scheme(tensor.scheme, tensor.info.name)
-    by_name = {t.info.name: t for t in tensors}
-    return Conversion(jobs=_Jobs(by_name), endings=lambda name: endings(by_name[name]))
+    return Conversion(jobs=_Jobs(tensors), endings=lambda name: endings(tensors[name]))
 
 
 class _Jobs(Mapping[str, Job]):
