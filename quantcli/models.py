@@ -36,7 +36,7 @@ PIECE = 1 << 16
 """Weights decoded at a time where rows are stored one after another: float32 of these stay in the cache."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class View:
     """A tensor as a loader of the file sees it.
 

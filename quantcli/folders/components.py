@@ -36,7 +36,7 @@ Reopening = Callable[[], contextlib.AbstractContextManager[Source]]
 """Opens a source, also in another process."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Opened:
     """A model that is to be quantized. source: as its target needs it; order: what is asked of its tensors; to: the
     target, None for the native layout; notes: what there is to say of that."""
@@ -47,7 +47,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Chosen:
     """The models that a path names. src: the path; folder: of a pipeline, empty where it is one model. members: all by
     their names, a single one under an empty name; models: those to quantize; kept: the others. whole(name): opens a
@@ -224,7 +224,7 @@ def _check_order(order: Order, reading: Reading, output: str | None) -> None:
 # ---- models that are quantized already -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Quantized:
     """The models that a path names, quantized already. home: the folder of a pipeline, empty where it is one model.
     models: those that hold codes by their names, a single one under an empty name; kept: components that hold none.

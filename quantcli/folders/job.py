@@ -164,7 +164,7 @@ def kept_tensors(kept: Mapping[str, Whole]) -> list[Kept]:
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Job:
     """A run that may begin: all sizes are known, and all that can be refused is allowed.
 

@@ -114,7 +114,7 @@ def notes(model: Outgoing, *, folder: bool) -> list[str]:
 # ---- the model to write -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Outgoing:
     """A model as it will be written: what was decided for its tensors, and where they go.
 
@@ -198,7 +198,7 @@ def _listed(plan: Plan, source: Source) -> list[Decided]:
 # ---- its files --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class OneFile:
     """A file to write: its name, the tensors of the source it holds, its size. place(tensor, number): where
     an output of a tensor is in it, None where that is in another file. between: what stands between tensors, given what

@@ -43,7 +43,7 @@ TOGETHER = 512
 """Small tensors that a thread takes at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Work:
     """What to write: jobs by the name of a tensor, nbytes(name): of its outputs, and who produces them. source: what it
     comes from, by the name that errors have. amend: what a tensor becomes whose weights are not finite or whose scales

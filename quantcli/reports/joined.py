@@ -13,7 +13,7 @@ from quantcli.reports.run import RunReport
 from quantcli.stores.pipelines import prefixed, within
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Reported:
     """What is reported of one model. metrics: by tensor, None where nothing was measured. floats: tensors in floating
     point before and after. kind: the class that loads it, of a component; kept: why nothing of it is quantized, empty
