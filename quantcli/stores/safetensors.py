@@ -204,19 +204,29 @@ def _cut(text: str) -> Iterator[str]:
     return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
 
 
-def _in_order(names: Sequence[str], endings: Sequence[Endings]) -> Iterator[tuple[int, str, Kind]]:
-    """The number, name, dtype and shape of tensors in file order: wider elements first, so that every tensor is aligned
-    when the file is mapped, and as they were given among equals."""
+def _by_width(endings: Sequence[Endings]) -> Iterator[dict[int, list[tuple[int, str, Kind, str, int]]]]:
+    """What is in a file in turn: wider elements first, so that every tensor is aligned when the file is mapped. Of each
+    of these endings, by its id, those of one width: number, ending, dtype and shape, what an entry says of these before
+    its offsets, and bytes."""
     kinds = {id(own): own for own in endings}
     widths = {DTYPES[dtype].bits for own in kinds.values() for _, (dtype, _) in own}
     for bits in sorted(widths, reverse=True):
-        wanted = {
-            key: [(number, *part) for number, part in enumerate(own) if DTYPES[part[1][0]].bits == bits]
+        yield {
+            key: [
+                (number, ending, kind, *_said(kind))
+                for number, (ending, kind) in enumerate(own)
+                if DTYPES[kind[0]].bits == bits
+            ]
             for key, own in kinds.items()
         }
+
+
+def _in_order(names: Sequence[str], endings: Sequence[Endings]) -> Iterator[tuple[int, str, Kind]]:
+    """The number, name, dtype and shape of tensors in file order; as they were given among those of one width."""
+    for wanted in _by_width(endings):
         first = 0
         for name, own in zip(names, endings):
-            for number, ending, kind in wanted[id(own)]:
+            for number, ending, kind, _, _ in wanted[id(own)]:
                 yield first + number, name + ending, kind
             first += len(own)
 
@@ -224,11 +234,12 @@ def _in_order(names: Sequence[str], endings: Sequence[Endings]) -> Iterator[tupl
 def _entries(names: Sequence[str], endings: Sequence[Endings]) -> Iterator[str]:
     """The entries in a header of tensors that lie one after another."""
     at = 0
-    for _, name, kind in _in_order(names, endings):
-        text, nbytes = _said(kind)
-        end = at + nbytes
-        yield f"{encode_basestring_ascii(name)}:{text}{at},{end}]}}"
-        at = end
+    for wanted in _by_width(endings):
+        for name, own in zip(names, endings):
+            for _, ending, _, text, nbytes in wanted[id(own)]:
+                end = at + nbytes
+                yield f"{encode_basestring_ascii(name + ending)}:{text}{at},{end}]}}"
+                at = end
 
 
 @lru_cache(maxsize=4096)
@@ -260,7 +271,11 @@ def lay_out_all(names: Sequence[str], endings: Sequence[Endings], metadata: Text
         raise DataError(problem, hint="quantize fewer tensors at once")
     at = header = 8 + room
     starts = array("q", bytes(8 * sum(map(len, endings))))
-    for number, _, kind in _in_order(names, endings):
-        starts[number] = at
-        at += _said(kind)[1]
+    for wanted in _by_width(endings):
+        first = 0
+        for own in endings:
+            for number, _, _, _, nbytes in wanted[id(own)]:
+                starts[first + number] = at
+                at += nbytes
+            first += len(own)
     return FileLayout(names, endings, starts, header, at)
