@@ -36,7 +36,7 @@ PIECE = 1 << 16
 """Weights decoded at a time where rows are stored one after another: float32 of these stay in the cache."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class View:
     """A tensor as a loader of the file sees it.
 
@@ -75,11 +75,7 @@ class View:
         wanted = dtype or self.info.dtype
         if self.encoded is not None and wanted == self.info.dtype:
             return self.encoded(first, last)
-        decoded = self.read(first, last)
-        if wanted == "F16" and self.info.dtype == "F16":
-            # The outermost step may reach beyond float16; the original weight cannot have.
-            decoded = np.clip(decoded, -65504, 65504)
-        return _rounded(decoded, wanted)
+        return as_stored(self.read(first, last), self.info.dtype, wanted)
 
     def rounded(self, first: int, last: int) -> Floats:
         """A run of weights as float32, rounded to its own dtype where the library of its layout does that."""
@@ -90,6 +86,14 @@ class View:
     def __repr__(self) -> str:
         kind = f", scheme={printable(self.scheme)!r}" if self.scheme is not None else ""
         return f"View({printable(self.info.name)!r}, shape={self.info.shape}, dtype={self.info.dtype!r}{kind})"
+
+
+def as_stored(decoded: Floats, own: str, wanted: str) -> NDArray[Any]:
+    """Decoded weights of a dtype of their own in the one that is wanted, as an array whose bytes a file can hold."""
+    if wanted == own == "F16":
+        # The outermost step may reach beyond float16; the original weight cannot have.
+        decoded = np.clip(decoded, -65504, 65504)
+    return _rounded(decoded, wanted)
 
 
 def _rounded(values: Floats, dtype: str) -> NDArray[Any]:
@@ -139,9 +143,25 @@ class Model(Mapping[str, View]):
         """The tensors that are stored as codes. Raises DataError."""
         return {name: view for name, view in self.items() if view.scheme is not None}
 
+    def kinds(self) -> Iterator[tuple[TensorInfo, bool]]:
+        """Name, dtype and shape of every tensor, and whether it is stored as codes. Raises DataError."""
+        if self.own is None:
+            return ((view.info, view.scheme is not None) for view in self.values())
+        return ((tensor.stored.info, tensor.scheme is not None) for tensor in self.own.values())
+
+    @property
+    def codes(self) -> int:
+        """How many tensors are stored as codes. Raises DataError."""
+        return sum(coded for _, coded in self.kinds())
+
+    @property
+    def own(self) -> native.Model | None:
+        """Its tensors where quantcli wrote them, so that a view of each need not be made; else None."""
+        return self.stored if self.is_native and self._config is None else None
+
     @cached_property
     def _views(self) -> Mapping[str, View]:
-        if self.is_native and self._config is None:
+        if self.own is not None:
             return {name: view_of(tensor) for name, tensor in self.stored.items()}
         try:
             stated = _stated(self.source, self.path, self._config)
@@ -169,10 +189,10 @@ class Model(Mapping[str, View]):
         return self._views[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
+        return iter(self._views if self.own is None else self.own)
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._views if self.own is None else self.own)
 
     def __enter__(self) -> Model:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 import re
@@ -104,6 +103,8 @@ def _repeats(parsed: Any, repeated: bool) -> int | None:
 
 def near_misses(pattern: str, names: Iterable[str]) -> str:
     """A hint that lists the names closest to a pattern."""
+    import difflib  # of errors alone, as everywhere
+
     known = sorted({n for name in names for n in (name, module_of(name)) if n})
     plain = pattern.removeprefix("re:").replace("*", "").replace("\\", "")
     close = (

@@ -29,7 +29,7 @@ Observed = dict[str, Any]
 Sharing = Literal["tensor", "columns"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Ideal:
     """Parameters before rounding, float64. zero: for integer zero points the (not yet rounded) code of value 0, for
     float ones the offset; None for symmetric codes. levels: (tables, count) ascending, for learned codebooks. blocks:
@@ -41,7 +41,7 @@ class Ideal:
     blocks: BlockScales | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Shared:
     """Levels (count,) shared by the groups of a tensor, each of which has a separate scale; `step` counts the passes so
     far, and `done` marks the levels as final."""
@@ -52,7 +52,7 @@ class Shared:
     done: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Gather:
     """A way to gather statistics of weights that lie in several tiles.
 
@@ -68,7 +68,7 @@ class Gather:
     columns: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class LevelSearch:
     """How levels that groups share are learned: observe(kernels, tile, scheme, shared) in as many passes as it takes,
     each merged in file order and solved for better levels; then local(..., shared, scale_dtype) for the scales."""
@@ -79,7 +79,7 @@ class LevelSearch:
     local: Callable[[Kernels, Tile, Scheme, Shared, str], Ideal | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Option:
     """An option of a calibrator: its default, and the numbers or words it may be."""
 
@@ -98,7 +98,7 @@ class Option:
             raise UsageError(f"{shown} is not a number from {self.low:g} to {self.high:g}", place=[name])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Calibrator:
     """A way to find parameters.
 

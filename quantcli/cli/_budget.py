@@ -51,7 +51,7 @@ WITH_A_TARGET = (
 """Options that are allowed with a target; a plan chooses the rest itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Budget:
     """What a plan must keep, and what it may choose from. target: one of TARGETS; value: what was typed for it.
     scheme: fields that all choices have; bits: None for the format's own, KEEP for a tensor as it is. menu: the

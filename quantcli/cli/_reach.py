@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from string import ascii_letters
 from typing import TYPE_CHECKING
 
 from quantcli.errors import printable
@@ -41,7 +40,7 @@ def unit_of(name: str, text: str, parameters: int) -> Unit:
     """The unit of a target that was typed so."""
     from quantcli.reports.gates import parsed
 
-    number = text.strip().rstrip(ascii_letters).strip()
+    number = text.strip().rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz").strip()
     if name == "target_bpw":
         return Unit(f"{number} bits per weight", parameters / 8, "bits per weight", 3)
     word = text.strip()[len(number) :].strip()

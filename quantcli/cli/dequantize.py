@@ -79,7 +79,7 @@ def command(
             source=src,
             output=target,
             tensors=sum(map(len, found.models.values())) + sum(len(source.infos()) for source in whole),
-            decoded=sum(len(model.quantized) for model in found.models.values()),
+            decoded=sum(model.codes for model in found.models.values()),
             bytes_out=size + found.kept_bytes,
             seconds=time.perf_counter() - began,
             warnings=warnings,

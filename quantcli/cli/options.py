@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from quantcli import front, interrupts, registry
-from quantcli.cli import _help, _log, _naming
+from quantcli.cli import _help, _log, _naming, _utf8
 from quantcli.cli._bar import Bar
 from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
@@ -240,12 +240,10 @@ def print_document(document: Any, rendering: str, console: Console, *, show_all:
     if rendering == "table" or raw is None:
         render(document, sys.stdout, display)
     else:  # a document is UTF-8 in every locale
-        text = io.StringIO()
-        render(document, text, display)
         sys.stdout.flush()
-        left = memoryview(text.getvalue().encode("utf-8", "backslashreplace"))
-        while left:  # without buffering a write may take a part only
-            left = left[raw.write(left) :]
+        stream = _utf8.Utf8(raw)
+        render(document, stream, display)
+        stream.flush()
     sys.stdout.flush()
 
 

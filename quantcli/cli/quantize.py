@@ -156,7 +156,7 @@ OF_A_PROCESS = (
 """Parameters that may differ between processes that do parts of a run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Called:
     """A call of the command. shown: the output as it is shown, where not as it is named. share: the part that this
     process does, None for all; line: the call as another process can repeat it."""
@@ -280,7 +280,7 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
         yield ready, keep
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Run:
     """How a run is carried out, as it was asked for."""
 

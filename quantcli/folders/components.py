@@ -36,7 +36,7 @@ Reopening = Callable[[], contextlib.AbstractContextManager[Source]]
 """Opens a source, also in another process."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Opened:
     """A model that is to be quantized. source: as its target needs it; order: what is asked of its tensors; to: the
     target, None for the native layout; notes: what there is to say of that."""
@@ -47,7 +47,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Chosen:
     """The models that a path names. src: the path; folder: of a pipeline, empty where it is one model. members: all by
     their names, a single one under an empty name; models: those to quantize; kept: the others. whole(name): opens a
@@ -224,7 +224,7 @@ def _check_order(order: Order, reading: Reading, output: str | None) -> None:
 # ---- models that are quantized already -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Quantized:
     """The models that a path names, quantized already. home: the folder of a pipeline, empty where it is one model.
     models: those that hold codes by their names, a single one under an empty name; kept: components that hold none.
@@ -262,7 +262,7 @@ def quantized(src: str, variant: str | None, what: str, *, hint: str | None = No
         for member in places:
             try:
                 model = stack.enter_context(open_model(member.path, variant=member.variant))
-                holds = not member.name or model.is_native or bool(model.quantized)
+                holds = not member.name or model.is_native or model.codes > 0
             except DataError:
                 if not member.why_kept:
                     raise
@@ -273,7 +273,7 @@ def quantized(src: str, variant: str | None, what: str, *, hint: str | None = No
                 found[member.name] = model
             else:
                 kept[member.name] = model.source, "it holds no quantized tensor"
-        if not any(model.quantized for model in found.values()):
+        if not any(model.codes for model in found.values()):
             raise DataError("it holds no quantized tensor", place=[src], hint=hint)
         yield Quantized(
             home=pipelines.folder_of(src),

@@ -45,7 +45,7 @@ def write(
             part = Part.of(out, name)
             place = os.path.join(part.temp, _name(model))
             size += decode.write(
-                model, model, place, dtype=dtype, force=True, threads=threads, progress=progress, within=part.temp
+                model, place, dtype=dtype, force=True, threads=threads, progress=progress, within=part.temp
             )
             out.flush()
             config = json_beside(model.source.beside, CONFIG)

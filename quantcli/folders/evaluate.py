@@ -49,7 +49,8 @@ def write_floats(
     real, side = prepare.destination(
         found.home, found.sources, found.kept, target, folder=folder, force=force, private=private
     )
-    left = [prefixed(name, line) for name, model in found.models.items() for line in left_out(model.values())]
+    others = {name: model for name, model in found.models.items() if model.own is None}
+    left = [prefixed(name, line) for name, model in others.items() for line in left_out(model.values())]
     loading = dequantize.notes(found.models) if folder else []
     warnings = [*found.warnings, *left, *loading, *side.warnings()]
     for line in warnings:
@@ -58,7 +59,7 @@ def write_floats(
         if folder:
             write = partial(dequantize.write, found.models, real, home=home, side=side)
         else:
-            write = partial(decode.write, found.models[""], found.models[""], real)
+            write = partial(decode.write, found.models[""], real)
         return write(dtype=dtype, force=force, threads=threads, progress=progress), warnings
 
 

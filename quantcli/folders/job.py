@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -164,7 +164,7 @@ def kept_tensors(kept: Mapping[str, Whole]) -> list[Kept]:
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Job:
     """A run that may begin: all sizes are known, and all that can be refused is allowed.
 
@@ -283,23 +283,14 @@ class Job:
         self, written: Mapping[str, Written], seconds: float | None, share: Mapping[str, int] | None = None
     ) -> RunReport:
         """The report on what was written of each model. share: bytes of each that were read, where not all were."""
-        tensors, results, sizes = list[Decided](), dict[str, Result](), dict[str, int]()
-        for name, one in written.items():
-            for tensor in one.plan.tensors:
-                own = within(name, tensor.info.name)
-                tensors.append(replace(tensor, info=replace(tensor.info, name=own)) if name else tensor)
-                sizes[own] = one.model.nbytes(tensor.info.name)
-            results |= {within(name, n): result for n, result in one.results.items()}
-        held = kept_tensors(self.kept)
-        tensors += held
-        sizes |= {t.info.name: t.info.nbytes for t in held}
+        tensors, results, nbytes = self._all(written)
         beside = {name: source.share for name, source in kept_sources(self.kept).items()}
         read = {name: part.source.share for name, part in self.parts.items()} | beside if share is None else share
         made = {name: one.size for name, one in written.items()} | beside
         found = build.of_plan(
             tensors,
             results,
-            sizes.__getitem__,
+            nbytes,
             command="plan" if seconds is None else "quantize",
             source=self.src,
             output=self.shown,
@@ -319,6 +310,24 @@ class Job:
             files=self.side.report(),
             components=[self._component(name, found, results, read, made) for name in self.kinds],
         )
+
+    def _all(
+        self, written: Mapping[str, Written]
+    ) -> tuple[Sequence[Decided], Mapping[str, Result], Callable[[str], int]]:
+        """The tensors of all models, what is known of each, and what each takes in the output, by their names."""
+        alone = written.get("")
+        if alone is not None and not self.kept:
+            return alone.plan.tensors, alone.results, alone.model.nbytes
+        tensors, results, sizes = list[Decided](), dict[str, Result](), dict[str, int]()
+        for name, one in written.items():
+            for tensor in one.plan.tensors:
+                own = within(name, tensor.info.name)
+                tensors.append(replace(tensor, info=replace(tensor.info, name=own)))
+                sizes[own] = one.model.nbytes(tensor.info.name)
+            results |= {within(name, n): result for n, result in one.results.items()}
+        held = kept_tensors(self.kept)
+        sizes |= {t.info.name: t.info.nbytes for t in held}
+        return [*tensors, *held], results, sizes.__getitem__
 
     def _component(
         self,

@@ -157,8 +157,11 @@ def _runs(file: OneFile, model: Outgoing, pieces: Pieces) -> dict[str, list[Run]
     runs = dict[str, list[Run]]()
     for name in file.tensors:
         piece = pieces[name]
-        for output, (*_, home, start) in zip(model.conversion.jobs[name].outputs, piece.values["outputs"]):
-            run = int(start), file.offsets[output.name], output.nbytes
+        held = zip(model.conversion.jobs[name].outputs, piece.values["outputs"])
+        for number, (output, (*_, home, start)) in enumerate(held):
+            at = file.place(name, number)
+            assert at is not None, f"{output.name}: in another file"
+            run = int(start), at, output.nbytes
             runs.setdefault(os.path.join(piece.folder, home), []).append(run)
     return runs
 

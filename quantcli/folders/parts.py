@@ -334,10 +334,10 @@ def make(planned: Planned, unit: Unit, task: Task, folder: str, options: Options
         for name in file.tensors:
             job = model.conversion.jobs[name]
             placed = [
-                [o.name, o.dtype, list(o.shape), at.name, at.offsets[o.name]]
-                for o in job.outputs
+                [o.name, o.dtype, list(o.shape), at.name, place]
+                for number, o in enumerate(job.outputs)
                 for at in files
-                if o.name in at.offsets
+                if (place := at.place(name, number)) is not None
             ]
             told = resume.as_values(model.by_name[name], outcome.results[name])
             values[name] = {**told, "kind": job.kind, "outputs": placed}
@@ -358,7 +358,8 @@ def _files(files: Sequence[OneFile], task: Task, packed: Outgoing | None) -> lis
     def cut(file: OneFile, names: tuple[str, ...]) -> OneFile:
         if packed is None:
             return file.fragment(names)
-        return file.packed(names, {o.name: o.nbytes for name in names for o in packed.conversion.jobs[name].outputs})
+        jobs = packed.conversion.jobs
+        return file.packed({name: [o.nbytes for o in jobs[name].outputs] for name in names})
 
     return [file if names == file.tensors else cut(file, names) for file, names in held if names]
 

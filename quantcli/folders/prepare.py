@@ -26,7 +26,7 @@ from quantcli.stores import Source, destinations, places
 from quantcli.stores.pipelines import prefixed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Writing:
     """How an output is to be written. force: in place of one there is; resume: after the finished files of an
     interrupted run; dry_run: not at all, so that its place need not be free. read: files that are read beside the

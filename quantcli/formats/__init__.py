@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Format:
     """A number format.
 

@@ -71,7 +71,7 @@ class CodeGrid:
     midrise: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class QuantParams:
     """Parameters of every group: scale, zero point or offset (None when there is none), the codebook, and the stored
     parts of scales in super-blocks.
@@ -154,7 +154,7 @@ class Rule:
     height: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Made:
     """What `quantize` made: sums as of `encode`, parameters, and the squared error of the rival. output: what the
     errors cost in the output of the layer, where that is known."""
@@ -175,7 +175,7 @@ class Sums:
     clipped: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Ranges:
     """Smallest value, largest value and signed value of largest magnitude (first one wins), float32 arrays of one
     shape; `finite` is False when a weight was NaN or infinite and the arrays mean nothing."""
@@ -221,7 +221,7 @@ class Tile:
         return self.once("ranges", lambda: kernels.ranges(self))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Choices:
     """Stored scales to try for every group: `count` of (rows, groups, count), or of a list from the group's `first`
     (rows, groups) on; `plain` is the place of the one that a largest weight gives."""

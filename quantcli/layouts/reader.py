@@ -63,7 +63,7 @@ FLOATING = ("fp4", "fp8-e4m3", "fp8-e5m2")
 """Formats of floats that several layouts have."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Held:
     """The codes of a weight, in a form that other layouts may store as it is.
 
@@ -109,7 +109,7 @@ def not_moved(read: Read | None = None) -> str:
     return "such codes are not moved between layouts"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Found:
     """A weight that is stored in a layout.
 
@@ -139,7 +139,7 @@ class Found:
     outputs_first: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Reader:
     """The reader of a layout: a summary for users, and a function that finds its weights among tensors by name.
 

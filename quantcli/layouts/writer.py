@@ -7,7 +7,6 @@ conversion, rename, permute or cast them: a target may be a container format (`f
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -20,7 +19,7 @@ from quantcli.layouts.accepts import Accepts
 from quantcli.scheme import AUTO, PUBLISHED, Scheme
 from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
-from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.info import Endings, TensorInfo, alone, bytes_of
 from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Codes(Protocol):
         """The levels (tables, 2^b) of codes of a codebook."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Alike:
     """Tensors of one shape and scheme whose codes are in memory: how many, their packed codes (count * rows, bytes),
     and their parameters (count * rows, groups)."""
@@ -94,7 +93,7 @@ Beside = Callable[[str], "bytes | None"]
 """The files beside the weights of the source: a small file's bytes by its name, None where it is missing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Job:
     """The conversion of one tensor: the tensors that hold it, and the pieces of work that write them, in any order on
     any thread. Together they write every byte once. kind: their type in the container, where dtypes do not tell.
@@ -111,7 +110,7 @@ class Job:
         return sum([output.nbytes for output in self.outputs])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Conversion:
     """The conversion of a model.
 
@@ -119,8 +118,9 @@ class Conversion:
     small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds these tensors.
     files(base, text, limit): for a container format, its files, the one that refers to the others first; base is the
     name of the output, limit the most bytes of a file, for targets with shards, and text goes into its metadata under
-    KEY. notes: limits of the loaders, for the user; in_folder: what they want of a folder into which a single file is
-    put.
+    KEY. endings(name): of a layout that names what holds a tensor after it, how these names end, which is known without
+    its job. notes: limits of the loaders, for the user; in_folder: what they want of a folder into which a single file
+    is put.
     """
 
     jobs: Mapping[str, Job]
@@ -128,11 +128,22 @@ class Conversion:
     beside: Mapping[str, bytes] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
     files: Callable[[str, str, int | None], Sequence[ContainerFile]] | None = None
+    endings: Callable[[str], Endings] | None = None
     notes: Sequence[str] = ()
     in_folder: Sequence[str] = ()
 
+    def stored(self, name: str) -> Sequence[tuple[str, Endings]]:
+        """The tensors that hold one, by what their names begin with, and how they end."""
+        if self.endings is not None:
+            return [(name, self.endings(name))]
+        return [(output.name, alone(output.dtype, output.shape)) for output in self.jobs[name].outputs]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+    def nbytes(self, name: str) -> int:
+        """Bytes of the tensors that hold one."""
+        return self.jobs[name].nbytes if self.endings is None else bytes_of(self.endings(name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ContainerFile:
     """A file of another container before it is written: its name, its size, the place of every output in it, and the
     bytes between them."""
@@ -156,7 +167,7 @@ def as_they_are(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[
     return {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Again:
     """How the model of one source, which is in the format of the target already, is written again with other tensors:
     a GGUF with its own keys, an ONNX model with its own graph.
@@ -176,7 +187,7 @@ class Again:
     decides: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Runtime:
     """A program that loads a target: the command that makes a model for it, other options that are usual, and what it
     does not load, in Markdown whose links start at the root of the repository."""
@@ -187,7 +198,7 @@ class Runtime:
     limits: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Writer:
     """The writer of a layout that other tools load."""
 
@@ -308,6 +319,8 @@ def checked(target: str, place: str) -> str:
     kinds = named(name).kinds
     spelt = {own.upper(): own for own in kinds}
     if colon and kind.upper().replace("-", "_") not in spelt:
+        import difflib
+
         near = [spelt[n] for n in difflib.get_close_matches(kind.upper(), spelt, n=1, cutoff=0.3)]
         hint = f"did you mean {near[0]}? there are {', '.join(kinds)}" if near else f"there are {', '.join(kinds)}"
         problem = f"{name} has no file type {printable(repr(kind), 40)}"

@@ -85,7 +85,7 @@ def check_output_folder(source: str, output: str, paths: Sequence[str], *, force
 # ---- the pass ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Export:
     """A model on its way into a target. wanted: the schemes of tensors that are quantized again, None for floats."""
 
@@ -117,6 +117,7 @@ class Export:
         work = Work(
             source=self.model.source.path,
             jobs=self.outgoing.conversion.jobs,
+            nbytes=self.outgoing.nbytes,
             produce=produce,
             amend=partial(_unsuited, self.model.source.path),
             finished=source.check_unchanged,

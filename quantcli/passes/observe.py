@@ -267,10 +267,11 @@ class _Spool:
         with OutputFile(os.path.realpath(path), layout.size, force=force) as out:
             for at, piece in layout.header(METADATA):
                 out.write(at, piece)
+            offsets = layout.offsets
             for info in layout.infos:
                 self.file.seek(self.starts[info.name])
                 for at, part in self._parts(info.nbytes):
-                    out.write(layout.offsets[info.name] + at, part)
+                    out.write(offsets[info.name] + at, part)
             out.sync()
             layout.check(out.temp, path)
             out.publish()

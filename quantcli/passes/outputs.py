@@ -19,12 +19,13 @@ from quantcli.layouts.native import document, parts
 from quantcli.layouts.native import write as native
 from quantcli.layouts.native.document import KEY as NATIVE_KEY
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.writer import KEY, Again, Beside, Conversion, Weight, Writer, named, refusal
+from quantcli.layouts.writer import KEY, Again, Beside, Conversion, Job, Weight, Writer, named, refusal
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
 from quantcli.stores import Source, open_source, seal
-from quantcli.stores.safetensors import lay_out
+from quantcli.stores.safetensors import lay_out_all
 from quantcli.tensors.decided import Decided
+from quantcli.tensors.info import Endings
 
 NAME = "model.safetensors"
 """The file of a model that is one file in a folder."""
@@ -46,20 +47,18 @@ def obstacle(weight: Weight, export: Writer, model: Architecture, again: Again |
 
 def convert(
     tensors: Sequence[Decided],
-    to: str | None,
+    to: str,
     beside: Beside,
     *,
     container: bool = False,
     again: Again | None = None,
 ) -> Conversion:
-    """What becomes of a model in a target, None for the native layout; container: as a container of its tensors, which
+    """What becomes of a model in a target of another tool; container: as a container of its tensors, which
     nothing runs. again: how it is written again, where it is in the format of the target already.
 
     Raises UsageError for what the target does not support, DataError where two tensors would be written under one
     name.
     """
-    if to is None:
-        return native.convert(tensors, beside)
     export = named(to)
     make = export.container if container else export.convert
     if make is None:
@@ -115,7 +114,7 @@ def notes(model: Outgoing, *, folder: bool) -> list[str]:
 # ---- the model to write -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Outgoing:
     """A model as it will be written: what was decided for its tensors, and where they go.
 
@@ -136,6 +135,8 @@ class Outgoing:
     @cached_property
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
+        if self.to is None:
+            return native.convert(self.by_name)
         return convert(self.tensors, self.to, self.beside, container=self.container, again=self.again)
 
     @cached_property
@@ -150,17 +151,21 @@ class Outgoing:
 
     @cached_property
     def _sizes(self) -> Mapping[str, int]:
-        return {name: job.nbytes for name, job in self.conversion.jobs.items()}
+        return {name: self.conversion.nbytes(name) for name in self.conversion.jobs}
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor in the output."""
+        if self.to is None:
+            return parts.nbytes(self.by_name[name]) if name in self.by_name else 0
         return self._sizes.get(name, 0)
 
     def written(self) -> None:
         """Forget how the tensors are converted, but not their sizes: of many small tensors that takes more memory than
         all else. It is found out again where it is wanted again."""
-        self._sizes  # noqa: B018 - kept
+        if self.to is not None:
+            self._sizes  # noqa: B018 - kept
         self.__dict__.pop("conversion")
+        self.__dict__.pop("places", None)
 
 
 def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
@@ -193,17 +198,17 @@ def _listed(plan: Plan, source: Source) -> list[Decided]:
 # ---- its files --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class OneFile:
-    """A file to write: its name, the tensors of the source it holds, its size, and where their outputs are. between:
-    what stands between them, given what became of the tensors; without results, something as long. check(path, name):
-    opens it before it has its name, and raises DataError where that fails. sparse: whether other tensors of it are
-    written elsewhere."""
+    """A file to write: its name, the tensors of the source it holds, its size. place(tensor, number): where
+    an output of a tensor is in it, None where that is in another file. between: what stands between tensors, given what
+    became of them; without results, something as long. check(path, name): opens it before it has its name, and raises
+    DataError where that fails. sparse: whether other tensors of it are written elsewhere."""
 
     name: str
     tensors: tuple[str, ...]
     size: int
-    offsets: Mapping[str, int]
+    place: Callable[[str, int], int | None]
     between: Callable[[Results | None], Pieces]
     check: Callable[[str, str], None]
     sparse: bool = False
@@ -213,16 +218,26 @@ class OneFile:
         tensors are written is a placeholder."""
         return replace(self, tensors=tensors, between=lambda results: self.between(None), sparse=True)
 
-    def packed(self, tensors: tuple[str, ...], nbytes: Mapping[str, int]) -> OneFile:
+    def packed(self, sizes: Mapping[str, Sequence[int]]) -> OneFile:
         """Only some of its tensors, one after another in their order and without a header, for places where files
-        have no holes. nbytes: of its outputs."""
-        own = sorted((at, name) for name, at in self.offsets.items() if name in nbytes)
-        offsets, end = dict[str, int](), 0
-        for _, name in own:
-            offsets[name] = end
-            end += nbytes[name]
+        have no holes. sizes: bytes of the outputs of each."""
+        own = sorted(
+            (at, name, number)
+            for name, those in sizes.items()
+            for number in range(len(those))
+            if (at := self.place(name, number)) is not None
+        )
+        found, end = dict[tuple[str, int], int](), 0
+        for _, name, number in own:
+            found[name, number] = end
+            end += sizes[name][number]
         return replace(
-            self, tensors=tensors, size=end, offsets=offsets, between=_always(()), check=lambda path, name: None
+            self,
+            tensors=tuple(sizes),
+            size=end,
+            place=lambda name, number: found.get((name, number)),
+            between=_always(()),
+            check=lambda path, name: None,
         )
 
 
@@ -263,7 +278,7 @@ def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
             name=f.name,
             tensors=tuple(name for name in names if first[name] in f.offsets),
             size=f.size,
-            offsets=f.offsets,
+            place=_by_output(found.jobs, f.offsets),
             between=_always(f.pieces),
             check=_opens if named(model.to or "").read_back else lambda path, name: None,
         )
@@ -275,7 +290,7 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
     """The safetensors file of a cut."""
     found = model.conversion
     names = tuple(sorted((name for name in cut.tensors if name in found.jobs), key=model.places.__getitem__))
-    outputs = [o for name in names for o in found.jobs[name].outputs]
+    begins, endings, first = _stored(found, names)
     tensors = [model.by_name[name] for name in names]
 
     def metadata(results: Results | None) -> dict[str, str | Iterable[str]]:
@@ -289,7 +304,7 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
         return {**other, KEY: _said(model, {name: model.by_name[name] for name in names})}
 
     try:
-        places = lay_out(outputs, metadata(None))
+        places = lay_out_all(begins, endings, metadata(None))
     except DataError as error:
         raise error.within(path) from None
 
@@ -300,9 +315,28 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
         pieces = places.header(metadata(results))
         return seal.seal(pieces) if sealed else pieces
 
-    return OneFile(
-        name=cut.name, tensors=names, size=places.size, offsets=places.offsets, between=between, check=places.check
-    )
+    def place(name: str, number: int) -> int | None:
+        at = first.get(name)
+        return None if at is None else places.starts[at + number]
+
+    return OneFile(name=cut.name, tensors=names, size=places.size, place=place, between=between, check=places.check)
+
+
+def _stored(found: Conversion, names: Sequence[str]) -> tuple[list[str], list[Endings], dict[str, int]]:
+    """What the names of the tensors that hold others begin with, how they end, and the number of the first for each."""
+    begins, endings, first, count = list[str](), list[Endings](), dict[str, int](), 0
+    for name in names:
+        first[name] = count
+        for begin, own in found.stored(name):
+            begins.append(begin)
+            endings.append(own)
+            count += len(own)
+    return begins, endings, first
+
+
+def _by_output(jobs: Mapping[str, Job], offsets: Mapping[str, int]) -> Callable[[str, int], int | None]:
+    """Where outputs are, by those that are in a file."""
+    return lambda name, number: offsets.get(jobs[name].outputs[number].name)
 
 
 def _opens(path: str, name: str) -> None:

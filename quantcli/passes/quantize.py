@@ -115,6 +115,7 @@ def write_part(
     work = Work(
         source=source.path,
         jobs=model.conversion.jobs,
+        nbytes=model.nbytes,
         produce=from_floats(source, model.by_name, options.digest, whole),
         amend=_amend_for(source, options),
         stopped=source.interrupt,

@@ -43,17 +43,18 @@ TOGETHER = 512
 """Small tensors that a thread takes at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Work:
-    """What to write: jobs by the name of a tensor, and who produces them. source: what it comes from, by the name that
-    errors have. amend: what a tensor becomes whose weights are not finite or whose scales do not fit; it raises
-    QuantcliError where nothing else will do. stopped: called when the rest is given up, so that reads which wait for
-    data can end. finished: called when every byte is written; it raises DataError where the source was changed. inputs:
-    what tells the inputs of a layer from those of others; empty where they do not matter. Tensors with the same
-    ones follow each other, for what is found of them serves all."""
+    """What to write: jobs by the name of a tensor, nbytes(name): of its outputs, and who produces them. source: what it
+    comes from, by the name that errors have. amend: what a tensor becomes whose weights are not finite or whose scales
+    do not fit; it raises QuantcliError where nothing else will do. stopped: called when the rest is given up, so that
+    reads which wait for data can end. finished: called when every byte is written; it raises DataError where the source
+    was changed. inputs: what tells the inputs of a layer from those of others; empty where they do not matter. Tensors
+    with the same ones follow each other, for what is found of them serves all."""
 
     source: str
     jobs: Mapping[str, Job]
+    nbytes: Callable[[str], int]
     produce: Produce
     amend: Callable[[Decided, Exception], Decided]
     stopped: Callable[[], None] = lambda: None
@@ -135,26 +136,27 @@ class _Pass:
         self._names = [name for file, _ in files for name in file.tensors]
         if work.inputs is not None and not any(destinations.is_sent(out.path) for _, out in files):
             self._names = _with_same_inputs(self._names, work.inputs)
-        # Bytes that a tensor counts for in the progress.
-        self._weights = {name: work.jobs[name].nbytes for name in self._names}
-        self._advance = begun(progress, sum(self._weights.values()))
+        self._sizes = list(map(work.nbytes, self._names))  # what tensors count for in the progress
+        self._advance = begun(progress, sum(self._sizes))
 
     def run(self, threads: int) -> Outcome:
         """Write every tensor. Small ones are taken in turn, so that more threads would only wait for each other."""
-        large = any(weight > SMALL for weight in self._weights.values())
+        large = any(size > SMALL for size in self._sizes)
         walk(self._visits(), threads=threads if large else 1, stopped=self.work.stopped)
         return self.outcome
 
     def _visits(self) -> Iterator[Visit]:
         """The visits of all tensors; small ones that follow each other are one."""
-        for small, names in itertools.groupby(self._names, lambda name: self._weights[name] <= SMALL):
+        each = zip(self._names, self._sizes)
+        for small, some in itertools.groupby(each, lambda one: one[1] <= SMALL):
             if not small:
-                yield from (self._visit(name) for name in names)
+                yield from (self._visit(*one) for one in some)
                 continue
-            while together := list(itertools.islice(names, TOGETHER)):
-                yield once([partial(self._small, together)])
+            while together := list(itertools.islice(some, TOGETHER)):
+                names, sizes = zip(*together)
+                yield once([partial(self._small, names, sum(sizes))])
 
-    def _small(self, names: Sequence[str]) -> None:
+    def _small(self, names: Sequence[str], size: int) -> None:
         with self._turn, self._naming_the_source():
             gathered, written = _Gathered(), 0
             for place, (name, producer) in enumerate(zip(names, self.work.produce(names))):
@@ -165,22 +167,21 @@ class _Pass:
                 else:
                     self._at_once(name, producer, gathered)
             gathered.write()
-        self._advance(sum(self._weights[name] for name in names))
+        self._advance(size)
 
     def _together(self, names: Sequence[str], first: Stacked, gathered: _Gathered) -> int:
         """Write tensors that are alike at once, where their layout can; how many were."""
-        jobs = [self.work.jobs[name] for name in names]
-        together = jobs[0].together
+        together = self.work.jobs[names[0]].together
         if together is None:
             return 0
         for number, values in enumerate(together(first.alike)):
             if not self.outcome.amendments:
-                gathered.add_each([self._place(job.outputs[number].name) for job in jobs], values)
-        return len(jobs)
+                gathered.add_each([self._place(name, number) for name in names], values)
+        return len(names)
 
     def _at_once(self, name: str, producer: Producer, gathered: _Gathered) -> None:
         """A small tensor; what is written of it is gathered."""
-        job, put = self.work.jobs[name], partial(self._put, self.work.jobs[name], gathered.add)
+        job, put = self.work.jobs[name], partial(self._put, name, gathered.add)
         try:
             finish(producer.prepare())
             with producer.piece() as codes:
@@ -205,40 +206,40 @@ class _Pass:
                 raise
             raise error.within(self.work.source) from None
 
-    def _visit(self, name: str) -> Visit:
+    def _visit(self, name: str, size: int) -> Visit:
         (producer,), job = self.work.produce([name]), self.work.jobs[name]
         with self._naming_the_source():
             try:
                 yield from producer.prepare()
-                pieces, weight = list(job.pieces()), self._weights[name]
-                ends = [weight * done // len(pieces) for done in range(1, len(pieces) + 1)]
+                pieces = list(job.pieces())
+                ends = [size * done // len(pieces) for done in range(1, len(pieces) + 1)]
                 shares = [end - start for start, end in zip([0, *ends], ends)]
-                same = yield [partial(self._piece, producer, job, *each) for each in zip(pieces, shares)]
+                same = yield [partial(self._piece, producer, name, *each) for each in zip(pieces, shares)]
                 self._end(name, producer, all(same))
             except (NotFinite, Misfit, Degenerate) as found:
                 self.outcome.amendments[name] = self.work.amend(producer.tensor, found)
 
-    def _piece(self, producer: Producer, job: Job, piece: Piece, share: int) -> bool:
+    def _piece(self, producer: Producer, name: str, piece: Piece, share: int) -> bool:
         with producer.piece() as codes:
-            same = piece(codes, partial(self._put, job, _at_once))
+            same = piece(codes, partial(self._put, name, _at_once))
         self._advance(share)
         return same
 
     def _put(
-        self, job: Job, write: Callable[[OutputFile, int, memoryview], None], output: int, offset: int, values: Any
+        self, name: str, write: Callable[[OutputFile, int, memoryview], None], output: int, offset: int, values: Any
     ) -> None:
         data = memoryview(values)
         if not data.nbytes or self.outcome.amendments:  # then this pass only looks for further tensors to decide again
             return
-        out, at = self._place(job.outputs[output].name)
+        out, at = self._place(name, output)
         write(out, at + offset, data)
 
-    def _place(self, name: str) -> tuple[OutputFile, int]:
-        """The file of an output, and where it is in it."""
+    def _place(self, name: str, output: int) -> tuple[OutputFile, int]:
+        """The file of an output of a tensor, and where it is in it."""
         for file, out in self._files:
-            if (at := file.offsets.get(name)) is not None:
+            if (at := file.place(name, output)) is not None:
                 return out, at
-        raise AssertionError(f"{name}: in no file")
+        raise AssertionError(f"output {output} of {name}: in no file")
 
 
 def _with_same_inputs(names: Sequence[str], inputs: Callable[[str], str]) -> list[str]:

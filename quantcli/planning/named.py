@@ -6,7 +6,6 @@ GGUF and of ComfyUI.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -98,6 +97,8 @@ def named(name: Any, place: str) -> dict[str, Any]:
     if isinstance(name, str) and (kind := _kind_of_file(name)) is not None:
         problem = f"{printable(repr(name), 60)} is a type of files, not of tensors"
         raise UsageError(problem, place=[place], hint=f"write --to {kind}")
+    import difflib
+
     close = difflib.get_close_matches(str(name).upper(), usual_names(), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "such as W4A16, W8A8, FP8_DYNAMIC or NVFP4A16"
     raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)

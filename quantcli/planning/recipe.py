@@ -16,7 +16,6 @@ false`, `on_nonfinite`, `digest`, `max_shard_size`, `to`, `container`. Presets a
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -136,6 +135,8 @@ def _text(path: str) -> bytes:
         return read_small(path, LIMIT)
     except QuantcliError as error:
         if not os.path.lexists(path) and not os.path.dirname(path):
+            import difflib
+
             near = difflib.get_close_matches(path, presets(), n=1)
             error.hint = f"did you mean {near[0]}?" if near else f"presets: {', '.join(presets())}"
         raise

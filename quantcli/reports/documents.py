@@ -7,10 +7,10 @@ or parts are shown by every rendering that takes these.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 from quantcli.terminal import Table
 
@@ -75,6 +75,14 @@ class Document(Protocol):
 
 
 @runtime_checkable
+class Outlined(Protocol):
+    """A document that can be written record by record."""
+
+    def outline(self) -> dict[str, Any]:
+        """What its plain values are made of: maps, lists and values, with records as they are."""
+
+
+@runtime_checkable
 class Readable(Protocol):
     """A document that has parts for people."""
 
@@ -95,8 +103,19 @@ def document(command: str, record: Any) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "command": command, **plain(record)}
 
 
+_LEAVES = frozenset((str, int, bool, type(None)))
+"""Types of values that are plain already, which most are."""
+
+
+def outline(record: Any) -> dict[str, Any]:
+    """The fields of a record that are among its plain values, as they are."""
+    return {name: getattr(record, name) for name in _shown(cast(Hashable, type(record)))}
+
+
 def plain(value: Any) -> Any:
     """Records as maps, all the way down; null for a number that is not finite, for JSON has none."""
+    if type(value) in _LEAVES:
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -104,11 +123,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(getattr(value, name)) for name in _shown(type(value))}
+        return {name: plain(one) for name, one in outline(value).items()}
     return value
 
 
 @cache
-def _shown(kind: type) -> tuple[str, ...]:
+def _shown(kind: Any) -> tuple[str, ...]:
     """Fields of a type of record that are among its plain values."""
     return tuple(f.name for f in fields(kind) if "people_only" not in f.metadata)

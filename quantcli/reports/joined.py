@@ -13,7 +13,7 @@ from quantcli.reports.run import RunReport
 from quantcli.stores.pipelines import prefixed, within
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Reported:
     """What is reported of one model. metrics: by tensor, None where nothing was measured. floats: tensors in floating
     point before and after. kind: the class that loads it, of a component; kept: why nothing of it is quantized, empty
@@ -34,7 +34,7 @@ def report_of(
     found: Mapping[str, Reported], *, command: str, source: str, output: str | None, seconds: float | None
 ) -> RunReport:
     """The report on models by their names, one under an empty name or components of a pipeline."""
-    tensors = [replace(t, name=within(name, t.name)) for name, one in found.items() for t in one.tensors]
+    tensors = [replace(t, name=within(name, t.name)) if name else t for name, one in found.items() for t in one.tensors]
     metrics = {within(name, tensor): m for name, one in found.items() for tensor, m in one.metrics.items()}
     floats = {within(name, tensor) for name, one in found.items() for tensor in one.floats}
     comparison = _compared({name: one.comparison for name, one in found.items()})

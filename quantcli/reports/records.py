@@ -276,7 +276,7 @@ def tensor_report(
     return TensorReport(
         name=info.name,
         dtype=info.dtype,
-        shape=list(info.shape),
+        shape=_dims(info.shape),
         disposition=LEFT_OUT if reason == reasons.LEFT_OUT else "kept" if scheme is None else "quantized",
         reason=reason,
         note=note,
@@ -285,7 +285,7 @@ def tensor_report(
         **_errors(metrics),
         exact=scheme is None or bool(metrics and metrics.exact),
         minmax_sqnr_db=minmax,
-        bits_per_weight=8 * bytes_out / info.numel if info.numel else 0.0,
+        bits_per_weight=_bits(bytes_out, info.numel),
         bytes_in=info.nbytes,
         bytes_out=bytes_out,
         digest=digest,
@@ -294,6 +294,18 @@ def tensor_report(
         weighted=weighted,
         output=None if output is None else OutputReport.of(output),
     )
+
+
+@lru_cache(maxsize=4096)
+def _dims(shape: tuple[int, ...]) -> list[int]:
+    """A shape as a list, the same one for all tensors that have it: lists of 100,000 tensors would take 9 MB."""
+    return list(shape)
+
+
+@lru_cache(maxsize=4096)
+def _bits(nbytes: int, numel: int) -> float:
+    """Bits for each weight; many tensors have as many."""
+    return 8 * nbytes / numel if numel else 0.0
 
 
 @lru_cache(maxsize=256)

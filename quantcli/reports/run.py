@@ -13,7 +13,7 @@ from quantcli.layouts.reader import is_published
 from quantcli.notebook import table
 from quantcli.planning import kinds
 from quantcli.reports import run_tables
-from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
+from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, outline, plain
 from quantcli.reports.records import (
     LEFT_OUT,
     Comparison,
@@ -89,15 +89,19 @@ class RunReport:
                 found.setdefault(failure.tensor, []).append(gate)
         return found
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, `schema_version` first; all numbers finite; `components` only of pipelines, `evaluation`
-        only where there was one."""
-        found = {"schema_version": SCHEMA_VERSION, **plain(self)}
+    def outline(self) -> dict[str, Any]:
+        """What `as_dict` holds, with records as they are."""
+        found = {"schema_version": SCHEMA_VERSION, **outline(self)}
         if not self.components:
             del found["components"]
         if self.evaluation is None:
             del found["evaluation"]
         return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `schema_version` first; all numbers finite; `components` only of pipelines, `evaluation`
+        only where there was one."""
+        return {key: plain(value) for key, value in self.outline().items()}
 
     def parts(self, display: Display) -> Iterator[Part]:
         """The verdict, what changed since a baseline, every tensor with the worst first, and theory where it was asked
@@ -161,7 +165,11 @@ class RunReports:
 
     def as_dict(self) -> dict[str, Any]:
         """One report as it is, several in `reports`."""
-        documents = [report.as_dict() for report in self.reports]
+        return {key: plain(value) for key, value in self.outline().items()}
+
+    def outline(self) -> dict[str, Any]:
+        """What `as_dict` holds, with records as they are."""
+        documents = [report.outline() for report in self.reports]
         if len(documents) == 1:
             return documents[0]
         command = self.reports[0].command if self.reports else "report"

@@ -39,7 +39,7 @@ EXACT = Store("F32")
 """Scales that are stored as float32."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Storage:
     """A way to store scales.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from quantcli.stores.files import InputFile
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Computed:
     """A tensor of a derived source.
 

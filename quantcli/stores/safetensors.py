@@ -6,21 +6,22 @@ output is read again before it takes its name (see safetensors_check).
 
 from __future__ import annotations
 
-import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from json.encoder import encode_basestring_ascii
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantcli import memory
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError
 from quantcli.stores import safetensors_check, seal
 from quantcli.stores.files import InputFile
+from quantcli.stores.safetensors_header import METADATA, Entry, parsed
 from quantcli.stores.source import HeaderDocument, Source
-from quantcli.strict import strict_json
-from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.info import Endings, Kind, TensorInfo, alone
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +35,6 @@ _LARGE, _TAKEN = 1 << 24, 12
 """Bytes of a header from which on its memory is checked, and how many are taken for each: a header of 85 MB, of a
 million tensors, took 931 MiB."""
 
-METADATA = "__metadata__"
-"""The key of a header that is not a tensor."""
-
 _PICKLES = "; a checkpoint of PyTorch is read from a file with its own ending, such as .pt or .bin"
 _STRANGERS = [
     (b"GGUF", "this is a GGUF file"),
@@ -48,40 +46,6 @@ _STRANGERS = [
     (b"<!DOCTYPE", "this is a web page"),
     (b"<html", "this is a web page"),
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor and the place of its bytes behind the header."""
-
-    info: TensorInfo
-    begin: int
-
-
-def _count(value: Any, what: str) -> int:
-    if type(value) is not int or value < 0:
-        raise DataError(f"{what} {printable(repr(value), 60)} is not a whole number of 0 or more")
-    return value
-
-
-def _entry(name: str, fields: Any, shapes: dict[tuple[int, ...], tuple[int, ...]]) -> Entry:
-    """A tensor as its entry in a header has it. shapes: those that were seen, for most tensors share them. Raises
-    DataError."""
-    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise DataError("its header entry does not have just dtype, shape and data_offsets")
-    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise DataError(f"unknown dtype {printable(repr(dtype), 60)}")
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise DataError("its shape or data_offsets are not lists of numbers")
-    dims = tuple([_count(n, "dimension") for n in shape])
-    dims = shapes.setdefault(dims, dims)
-    begin, end = _count(offsets[0], "offset"), _count(offsets[1], "offset")
-    bits = math.prod(dims) * DTYPES[dtype].bits
-    if bits % 8 or end - begin != bits // 8:
-        size = f"{bits / 8:g}" if bits < 1 << 64 else "more than 2^61"
-        raise DataError(f"its {dtype} elements take {size} bytes, but its offsets leave {end - begin}")
-    return Entry(TensorInfo(name, DTYPES[dtype].name, dims), begin)  # one text for all, not one of the header's
 
 
 def _check_memory(length: int, place: str) -> None:
@@ -112,24 +76,8 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
     text = file.read(8, length)
     if not text.startswith(b"{"):
         raise DataError("not a safetensors file: its header does not start with '{'", place=[place])
-    header = strict_json(text, f"{place}: header")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise DataError("__metadata__ is not a map of strings", place=[place, "header"])
-    entries, shapes = list[Entry](), dict[tuple[int, ...], tuple[int, ...]]()
-    for name, fields in header.items():
-        try:
-            entries.append(_entry(name, fields, shapes))
-        except DataError as error:
-            raise error.within(place, printable(name)) from None
-    entries.sort(key=lambda e: (e.begin, e.begin + e.info.nbytes))
-    position = 0
-    for entry in entries:
-        if entry.begin != position:
-            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
-            raise DataError(f"its data {kind}", place=[place, printable(entry.info.name)])
-        position += entry.info.nbytes
-    file.expect(8 + length + position)
+    metadata, entries = parsed(text, place)
+    file.expect(8 + length + (entries[-1].begin + entries[-1].info.nbytes if entries else 0))
     if not entries:
         raise DataError("the file holds no tensors", place=[place])
     return metadata, entries, start[:8] + text
@@ -150,7 +98,7 @@ class SafetensorsFile(Source):
         except BaseException:
             self.file.close()
             raise
-        self._entries = {e.info.name: e for e in entries}
+        self._infos, self._begins = [e.info for e in entries], {e.info.name: e.begin for e in entries}
 
     @property
     def documents(self) -> list[HeaderDocument]:
@@ -160,13 +108,13 @@ class SafetensorsFile(Source):
         return [HeaderDocument(self.metadata["quantcli"], self.infos(), self._seal)]
 
     def infos(self) -> Sequence[TensorInfo]:
-        return [e.info for e in self._entries.values()]
+        return self._infos
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
-        self.file.read_into(self.data + self._entries[name].begin + start, buffer)
+        self.file.read_into(self.data + self._begins[name] + start, buffer)
 
     def read_each(self, names: Sequence[str], buffer: memoryview) -> None:
-        starts, first = [self._entries[name].begin for name in names], 0
+        starts, first = [self._begins[name] for name in names], 0
         size = len(buffer) // max(len(names), 1)
         for at in range(1, len(names) + 1):  # tensors that lie beside each other in one go
             if at == len(names) or starts[at] != starts[first] + (at - first) * size:
@@ -174,10 +122,10 @@ class SafetensorsFile(Source):
                 first = at
 
     def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
-        self.file.read_runs(self.data + self._entries[name].begin + start, step, [run.data for run in runs])
+        self.file.read_runs(self.data + self._begins[name] + start, step, [run.data for run in runs])
 
     def passed(self, name: str, start: int, size: int) -> None:
-        self.file.passed(self.data + self._entries[name].begin + start, size)
+        self.file.passed(self.data + self._begins[name] + start, size)
 
     def files(self) -> Sequence[InputFile]:
         return [self.file]
@@ -188,19 +136,34 @@ class SafetensorsFile(Source):
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """A safetensors file before it is written: its tensors in order, the place of each, and the exact size of the
-    file."""
+    """A safetensors file before it is written: its tensors as they were given, the place of each, and the exact sizes
+    of header and file. names, endings: what names of tensors begin with, and how they end; starts: the place of each
+    tensor in turn."""
 
-    infos: Sequence[TensorInfo]
-    offsets: Mapping[str, int]
+    names: Sequence[str]
+    endings: Sequence[Endings]
+    starts: Sequence[int]
     header_size: int
     size: int
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        """The tensors in file order."""
+        return [TensorInfo(name, *kind) for _, name, kind in self._in_order()]
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """The place of each tensor, by name, in file order."""
+        return {name: self.starts[number] for number, name, _ in self._in_order()}
+
+    def _in_order(self) -> Iterator[tuple[int, str, Kind]]:
+        return _in_order(self.names, self.endings)
 
     def header(self, metadata: Texts) -> Iterator[tuple[int, bytes]]:
         """Length and JSON of the header with this metadata, filled up with spaces: pieces, and where each is."""
         at = 8
         yield 0, (self.header_size - at).to_bytes(at, "little")
-        for piece in _header(self.infos, metadata):
+        for piece in _header(self.names, self.endings, metadata):
             yield at, piece
             at += len(piece)
         assert at <= self.header_size, f"a header of {at} bytes does not fit the {self.header_size} reserved"
@@ -208,14 +171,15 @@ class FileLayout:
 
     def check(self, path: str, shown: str) -> None:
         """Read the header of the finished file again. Raises DataError where it is not this one."""
-        safetensors_check.check(path, shown, self.infos, self.offsets, self.header_size)
+        placed = ((name, kind, self.starts[number]) for number, name, kind in self._in_order())
+        safetensors_check.check(path, shown, placed, self.header_size)
 
 
 Texts = Mapping[str, "str | Iterable[str]"]
 """Metadata, whole texts or in pieces: a native document may have 100 MB."""
 
 
-def _header(infos: Sequence[TensorInfo], metadata: Texts) -> Iterator[bytes]:
+def _header(names: Sequence[str], endings: Sequence[Endings], metadata: Texts) -> Iterator[bytes]:
     """The JSON of the header of these tensors, one after another, in pieces; a key of the metadata and the beginning of
     its text are in one.
 
@@ -229,7 +193,7 @@ def _header(infos: Sequence[TensorInfo], metadata: Texts) -> Iterator[bytes]:
             begin = ""
         yield f'{begin}"'.encode()
     yield b"}"
-    entries = _entries(infos)
+    entries = _entries(names, endings)
     while some := ",".join(islice(entries, _AT_ONCE)):
         yield f",{some}".encode()
     yield b"}"
@@ -240,37 +204,78 @@ def _cut(text: str) -> Iterator[str]:
     return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
 
 
-def _entries(infos: Sequence[TensorInfo]) -> Iterator[str]:
+def _by_width(endings: Sequence[Endings]) -> Iterator[dict[int, list[tuple[int, str, Kind, str, int]]]]:
+    """What is in a file in turn: wider elements first, so that every tensor is aligned when the file is mapped. Of each
+    of these endings, by its id, those of one width: number, ending, dtype and shape, what an entry says of these before
+    its offsets, and bytes."""
+    kinds = {id(own): own for own in endings}
+    widths = {DTYPES[dtype].bits for own in kinds.values() for _, (dtype, _) in own}
+    for bits in sorted(widths, reverse=True):
+        yield {
+            key: [
+                (number, ending, kind, *_said(kind))
+                for number, (ending, kind) in enumerate(own)
+                if DTYPES[kind[0]].bits == bits
+            ]
+            for key, own in kinds.items()
+        }
+
+
+def _in_order(names: Sequence[str], endings: Sequence[Endings]) -> Iterator[tuple[int, str, Kind]]:
+    """The number, name, dtype and shape of tensors in file order; as they were given among those of one width."""
+    for wanted in _by_width(endings):
+        first = 0
+        for name, own in zip(names, endings):
+            for number, ending, kind, _, _ in wanted[id(own)]:
+                yield first + number, name + ending, kind
+            first += len(own)
+
+
+def _entries(names: Sequence[str], endings: Sequence[Endings]) -> Iterator[str]:
     """The entries in a header of tensors that lie one after another."""
-    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, int]] = {}
     at = 0
-    for info in infos:
-        kind = kinds.get(key := (info.dtype, info.shape))
-        if kind is None:
-            shape = ",".join(map(str, info.shape))
-            kind = kinds[key] = f':{{"dtype":"{info.dtype}","shape":[{shape}],"data_offsets":[', info.nbytes
-        end = at + kind[1]
-        yield f"{encode_basestring_ascii(info.name)}{kind[0]}{at},{end}]}}"
-        at = end
+    for wanted in _by_width(endings):
+        for name, own in zip(names, endings):
+            for _, ending, _, text, nbytes in wanted[id(own)]:
+                end = at + nbytes
+                yield f"{encode_basestring_ascii(name + ending)}:{text}{at},{end}]}}"
+                at = end
+
+
+@lru_cache(maxsize=4096)
+def _said(kind: Kind) -> tuple[str, int]:
+    """What the entries of all tensors of a dtype and shape say before their offsets, and the bytes of each."""
+    dtype, shape = kind
+    dims = ",".join(map(str, shape))
+    return f'{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[', TensorInfo("", dtype, shape).nbytes
 
 
 def lay_out(infos: Sequence[TensorInfo], metadata: Texts) -> FileLayout:
-    """The layout of a file of these tensors, with room for metadata of up to the size of the given one.
+    """The layout of a file of these tensors, as `lay_out_all` gives it."""
+    return lay_out_all([info.name for info in infos], [alone(info.dtype, info.shape) for info in infos], metadata)
 
-    Wider elements go first, so that every tensor is aligned when the file is mapped. Raises DataError for a tensor
-    with the name that headers have for their metadata, and for a header that is too large.
+
+def lay_out_all(names: Sequence[str], endings: Sequence[Endings], metadata: Texts) -> FileLayout:
+    """The layout of a file with room for metadata of up to the size of the given one. names, endings: what names of
+    tensors begin with, and how they end: of 300,000 tensors a record of each would take 140 MiB.
+
+    Raises DataError for a tensor with the name that headers have for their metadata, and for a header that is too
+    large.
     """
-    if any(info.name == METADATA for info in infos):
+    if any(name + ending == METADATA for name, own in zip(names, endings) if name in METADATA for ending, _ in own):
         problem = "a safetensors file cannot hold a tensor of this name"
         raise DataError(problem, place=[METADATA], hint="rename it in the source")
-    ordered = sorted(infos, key=lambda i: -DTYPES[i.dtype].bits)  # stable: source order among equals
-    room = -(-sum(len(piece) for piece in _header(ordered, metadata)) // 8) * 8
+    room = -(-sum(len(piece) for piece in _header(names, endings, metadata)) // 8) * 8
     if room > HEADER_LIMIT:
         problem = f"a header of {room} bytes is more than safetensors allows"
         raise DataError(problem, hint="quantize fewer tensors at once")
     at = header = 8 + room
-    offsets: dict[str, int] = {}
-    for info in ordered:
-        offsets[info.name] = at
-        at += info.nbytes
-    return FileLayout(ordered, offsets, header, at)
+    starts = array("q", bytes(8 * sum(map(len, endings))))
+    for wanted in _by_width(endings):
+        first = 0
+        for own in endings:
+            for number, _, _, _, nbytes in wanted[id(own)]:
+                starts[first + number] = at
+                at += nbytes
+            first += len(own)
+    return FileLayout(names, endings, starts, header, at)

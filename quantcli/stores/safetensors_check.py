@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from json import loads
 from json.encoder import encode_basestring_ascii as quoted
 
@@ -18,7 +19,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.stores import places
 from quantcli.stores.files import InputFile
-from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.info import Kind, TensorInfo
 
 _TEXT = rb'[^"\\\x00-\x1f\x80-\xff]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f\x80-\xff]*)'
 _KEY = rb'"%s*":"' % _TEXT
@@ -33,15 +34,18 @@ _BLOCK, _AHEAD = 1 << 20, 1 << 16
 _AT_ONCE = 512
 """Entries that are compared at a time with the text that they have as a rule."""
 
+Placed = tuple[str, Kind, int]
+"""Name, dtype and shape of a tensor, and the place of its bytes in the file."""
 
-def check(path: str, shown: str, infos: Sequence[TensorInfo], offsets: Mapping[str, int], header: int) -> None:
-    """Raise DataError unless a file holds these tensors, one after another at their offsets behind a header of so many
+
+def check(path: str, shown: str, placed: Iterable[Placed], header: int) -> None:
+    """Raise DataError unless a file holds these tensors, one after another at their places behind a header of so many
     bytes, and nothing else. shown: its name for the error."""
     with contextlib.closing(places.opened(path)) as file:
         size = file.size
         length = int.from_bytes(file.read(0, 8), "little") if size >= 8 else 0
         wrong = None if 8 + length == header else "its header has another length"
-        wrong = wrong or _problem(_Text(file, length), infos, offsets, header, size)
+        wrong = wrong or _problem(_Text(file, length), iter(placed), header, size)
     if wrong is not None:
         raise DataError(f"the output is not as it was written: {wrong}", place=[shown])
 
@@ -90,17 +94,14 @@ class _Text:
         self._text, self._at = self._text[self._at :] + block, 0
 
 
-def _problem(
-    text: _Text, infos: Sequence[TensorInfo], offsets: Mapping[str, int], header: int, size: int
-) -> str | None:
+def _problem(text: _Text, placed: Iterator[Placed], header: int, size: int) -> str | None:
     """What is wrong with a header, of so many bytes in a file of this size; None when nothing is."""
     if not _passes_metadata(text):
         return "its metadata are not a map of texts"
-    begin, kinds = 0, dict[tuple[str, tuple[int, ...]], tuple[str, int]]()
-    for start in range(0, len(infos), _AT_ONCE):
-        some = infos[start : start + _AT_ONCE]
-        usual, end = _usual(some, [offsets[info.name] - header for info in some], begin, kinds)
-        if not text.passes(usual) and (wrong := _wrong_entry(text, some, offsets, header, begin)) is not None:
+    begin, kinds = 0, dict[Kind, tuple[str, int]]()
+    while some := list(islice(placed, _AT_ONCE)):
+        usual, end = _usual(some, header, begin, kinds)
+        if not text.passes(usual) and (wrong := _wrong_entry(text, some, header, begin)) is not None:
             return wrong
         begin = end
     closed = text.take(_END) is not None
@@ -111,43 +112,36 @@ def _problem(
     return None if size == header + begin else f"it has {size} bytes instead of {header + begin}"
 
 
-def _usual(
-    infos: Sequence[TensorInfo],
-    places: Sequence[int],
-    begin: int,
-    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, int]],
-) -> tuple[bytes, int]:
+def _usual(placed: Sequence[Placed], header: int, begin: int, kinds: dict[Kind, tuple[str, int]]) -> tuple[bytes, int]:
     """The text that the entries of tensors have as a rule, with names in ASCII and keys in one order, where they are at
     their places and these follow each other from `begin` on; and where they end. kinds: what entries of a dtype and
     shape have in common, and their bytes."""
     found = list[str]()
-    for info, place in zip(infos, places):
-        kind = kinds.get(key := (info.dtype, info.shape))
+    for name, key, place in placed:
+        kind = kinds.get(key)
         if kind is None:
-            dims = ",".join(map(str, info.shape))
-            kind = kinds[key] = f'{{"dtype":"{info.dtype}","shape":[{dims}],"data_offsets":[', info.nbytes
+            dims = ",".join(map(str, key[1]))
+            kind = kinds[key] = f'{{"dtype":"{key[0]}","shape":[{dims}],"data_offsets":[', TensorInfo("", *key).nbytes
         begin, at = begin + kind[1], begin
-        found.append(f",{quoted(info.name)}:{kind[0]}{at},{begin}]}}" if at == place else "?")
+        found.append(f",{quoted(name)}:{kind[0]}{at},{begin}]}}" if header + at == place else "?")
     return "".join(found).encode(), begin
 
 
-def _wrong_entry(
-    text: _Text, infos: Sequence[TensorInfo], offsets: Mapping[str, int], header: int, begin: int
-) -> str | None:
+def _wrong_entry(text: _Text, placed: Sequence[Placed], header: int, begin: int) -> str | None:
     """What is wrong with the entries of some tensors, however they are spelt; None when nothing is. begin: where the
     first of them is to be, behind a header of so many bytes."""
     found = text.each(_ENTRY)
-    for info in infos:
+    for wanted, (dtype, shape), place in placed:
         entry = next(found, None)
         if entry is None:
-            return f"its header is not valid where {printable(info.name)} should be"
+            return f"its header is not valid where {printable(wanted)} should be"
         name, kind, ends = entry.groups()
         own = name[1:-1].decode() if b"\\" not in name else loads(name)
         known, nbytes = _kind(kind)
         end = begin + nbytes
-        if own != info.name or offsets[own] != header + begin or ends != b"%d,%d" % (begin, end):
+        if own != wanted or place != header + begin or ends != b"%d,%d" % (begin, end):
             return f"{printable(own)} is not in its place"
-        if known.dtype != info.dtype or known.shape != info.shape:
+        if known.dtype != dtype or known.shape != shape:
             return f"{printable(own)} has another dtype or shape"
         begin = end
     return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 
@@ -171,6 +170,8 @@ def free_space(folder: str) -> int | None:
     """Bytes that may still be written to the file system of a folder; None where nothing counts them."""
     try:
         if not hasattr(os, "statvfs"):
+            import shutil  # which brings along all that packs files
+
             return shutil.disk_usage(folder).free
         status = os.statvfs(folder)
         return status.f_bavail * status.f_frsize if status.f_blocks else None  # /proc and the like count no blocks

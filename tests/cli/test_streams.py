@@ -17,6 +17,7 @@ import pytest
 from making import BF16, command, environment, one_line, run, run_process, save, sparse_model
 from strategies import gaussian
 
+from quantcli.cli._utf8 import Utf8
 from quantcli.errors import DataError
 from quantcli.stores.standard import Stream
 
@@ -226,3 +227,19 @@ def test_names_for_xargs(model: Path) -> None:
     assert sorted(done.out.split("\0")) == ["", "a.weight", "b.weight", "empty", "ids", "norm"]
     one_line(run("inspect", model, "--names", "--json"), 2)
     one_line(run("inspect", model, "--null"), 2)
+
+
+def test_a_stream_that_takes_a_part_of_what_is_written() -> None:
+    """As pipes without buffering do: nothing is lost, and what UTF-8 does not hold is escaped."""
+    taken = bytearray()
+
+    class Few:
+        def write(self, data: memoryview) -> int:
+            taken.extend(data[:1000])
+            return min(len(data), 1000)
+
+    stream, texts = Utf8(Few()), ["a" * 70_000, "ü\n", "\udcff", ""]
+    for text in texts:
+        assert stream.write(text) == len(text)
+    stream.flush()
+    assert bytes(taken) == b"a" * 70_000 + "ü\n".encode() + b"\\udcff"

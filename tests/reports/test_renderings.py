@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from making import ROOT, one_line, run, save, strict_json
 
 import quantcli
@@ -202,3 +204,31 @@ def test_what_was_done_to_the_source_is_in_every_rendering(place: Path) -> None:
     row = next(csv.DictReader(io.StringIO(stream.getvalue())))
     assert (row["source_scheme"], row["source_sqnr_db"], row["preset"]) == ("fp8-e4m3", "31.25", "llm")
     assert row["decoded_from"].startswith("FP8 w") and row["arranged"] == "8 experts split"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
+def test_json_is_what_the_library_writes(values: dict[str, Any]) -> None:
+    """Indented by one space, but for what a log would take for a command."""
+
+    class Plain:
+        def as_dict(self) -> dict[str, Any]:
+            return values
+
+    stream = io.StringIO()
+    registry.get("reports.renderings", "json").render(Plain(), stream, Display())
+    assert stream.getvalue() == json.dumps(values, indent=1).replace("##", "#\\u0023") + "\n"
+
+
+def test_a_report_is_written_as_its_plain_values(place: Path) -> None:
+    report = quantcli.compare("h.safetensors", "q.safetensors")
+    for reports in ([report], [report, report]):
+        document, stream = RunReports(reports), io.StringIO()
+        registry.get("reports.renderings", "json").render(document, stream, Display())
+        assert stream.getvalue() == json.dumps(document.as_dict(), indent=1).replace("##", "#\\u0023") + "\n"

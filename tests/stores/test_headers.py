@@ -14,7 +14,8 @@ from making import NUMPY_OF
 
 from quantcli.errors import DataError
 from quantcli.stores.files import InputFile
-from quantcli.stores.safetensors import METADATA, SafetensorsFile, lay_out
+from quantcli.stores.safetensors import SafetensorsFile, lay_out
+from quantcli.stores.safetensors_header import METADATA, parsed
 from quantcli.tensors.info import TensorInfo
 
 DTYPES = sorted(set(NUMPY_OF) - {"C64"})
@@ -131,3 +132,32 @@ def test_a_header_that_no_longer_matches_its_own_digest(tmp_path: Path) -> None:
     source = SafetensorsFile(InputFile(str(stored(tmp_path, {"quantcli": '{"check":"' + "1" * 32 + '"}'}))))
     assert [d.seal for d in source.documents] == [False]
     source.close()
+
+
+@given(
+    st.dictionaries(st.text(max_size=8), st.integers(0, 3), min_size=1, max_size=6),
+    st.dictionaries(st.text(max_size=5), st.text(max_size=12), max_size=3),
+    st.booleans(),
+    st.booleans(),
+)
+def test_headers_as_libraries_write_them_are_read_as_json_is(
+    sizes: dict[str, int], metadata: dict[str, str], compact: bool, escaped: bool
+) -> None:
+    """They are walked through entry by entry. A line more at the end, and all of it is read as JSON."""
+    header, at = dict[str, object](), 0
+    for name, size in sizes.items():
+        header[name] = {"dtype": "F32", "shape": [size, 2], "data_offsets": [at, at := at + 8 * size]}
+    header.pop(METADATA, None)
+    header = {METADATA: metadata, **header} if metadata else header
+    separators = (",", ":") if compact else (", ", ": ")
+    try:
+        text = json.dumps(header, ensure_ascii=escaped, separators=separators).encode()
+    except UnicodeError:
+        return
+    found = list[object]()
+    for raw in (text, text + b"   ", text + b"\n"):
+        try:
+            found.append(parsed(raw, "a"))
+        except DataError as error:
+            found.append(str(error))
+    assert found[0] == found[1] == found[2]

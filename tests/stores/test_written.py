@@ -58,11 +58,11 @@ def test_every_tensor_is_where_it_was_to_be(tmp_path: Path) -> None:
     whole = path.read_bytes().replace(b'"z"', b'"\\u007a"').replace(b" " * 5, b"", 1)
     assert len(whole) == path.stat().st_size
     path.write_bytes(whole)
-    infos = [TensorInfo("a", "F32", (2, 3)), TensorInfo("z", "F32", (1,))]
-    check(str(path), "a", infos, {"a": header, "z": header + 24}, header)
-    for places in ({"a": header, "z": header + 20}, {"a": header + 4, "z": header + 24}):
+    kinds = [("a", ("F32", (2, 3))), ("z", ("F32", (1,)))]
+    check(str(path), "a", [(*kind, at) for kind, at in zip(kinds, (header, header + 24))], header)
+    for places in ((header, header + 20), (header + 4, header + 24)):
         with pytest.raises(DataError, match="is not in its place"):
-            check(str(path), "a", infos, places, header)
+            check(str(path), "a", [(*kind, at) for kind, at in zip(kinds, places)], header)
 
 
 def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:

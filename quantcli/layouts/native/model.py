@@ -39,6 +39,8 @@ CHANGED = "its quantcli header was changed after it was written, so what it says
 class Tensor:
     """A tensor of a file: its original name, dtype and shape, and its values on demand."""
 
+    __slots__ = ("_overall", "_source", "stored")
+
     def __init__(self, source: Source, stored: StoredTensor) -> None:
         self._source = source
         self.stored = stored
@@ -56,6 +58,11 @@ class Tensor:
     def name(self) -> str:
         """Its name in the original model."""
         return self.stored.info.name
+
+    @property
+    def source(self) -> Source:
+        """The file it is in."""
+        return self._source
 
     @property
     def dtype(self) -> str:

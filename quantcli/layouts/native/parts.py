@@ -29,7 +29,7 @@ from quantcli import scales
 from quantcli.kernels import row_bytes
 from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Decided
-from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.info import Endings, TensorInfo, alone, bytes_of
 from quantcli.tensors.rows import Grouping
 from quantcli.tensors.settle import levels_dtype
 
@@ -67,43 +67,30 @@ def outputs(tensor: Decided) -> tuple[TensorInfo, ...]:
     """The tensors that hold a tensor in a native file, in file order."""
     if tensor.scheme is None:
         return (tensor.info,)
-    return _of_quantized(tensor.info, tensor.scheme, tensor.grouping, tensor.scale_dtype)
+    name = tensor.info.name
+    return tuple([TensorInfo(name + ending, *kind) for ending, kind in endings(tensor)])
 
 
 def nbytes(tensor: Decided) -> int:
     """Bytes of all tensors that hold it."""
-    if tensor.scheme is None:
-        return tensor.info.nbytes
-    return _nbytes(len(tensor.info.shape), tensor.scheme, tensor.grouping, tensor.scale_dtype)
+    return bytes_of(endings(tensor))
 
 
 def names(tensor: Decided) -> list[str]:
     """The names of the tensors that hold it."""
+    return [tensor.info.name + ending for ending, _ in endings(tensor)]
+
+
+def endings(tensor: Decided) -> Endings:
+    """How the names of the tensors that hold it end, with their dtypes and shapes; many tensors have the same."""
     if tensor.scheme is None:
-        return [tensor.info.name]
-    found = _outputs(len(tensor.info.shape), tensor.scheme, tensor.grouping, tensor.scale_dtype)
-    return [tensor.info.name + ending for ending, _, _ in found]
-
-
-def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype: str) -> tuple[TensorInfo, ...]:
-    name = info.name
-    return tuple(
-        TensorInfo(name + ending, dtype, shape)
-        for ending, dtype, shape in _outputs(len(info.shape), scheme, plan, scale_dtype)
-    )
+        return alone(tensor.info.dtype, tensor.info.shape)
+    return endings_of(len(tensor.info.shape), tensor.scheme, tensor.grouping, tensor.scale_dtype)
 
 
 @lru_cache(maxsize=4096)
-def _nbytes(dimensions: int, scheme: Scheme, plan: Grouping, scale_dtype: str) -> int:
-    found = _outputs(dimensions, scheme, plan, scale_dtype)
-    return sum(TensorInfo(ending, dtype, shape).nbytes for ending, dtype, shape in found)
-
-
-@lru_cache(maxsize=4096)
-def _outputs(
-    dimensions: int, scheme: Scheme, plan: Grouping, scale_dtype: str
-) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """The ending of the name, dtype and shape of each part; many tensors of a model have the same."""
+def endings_of(dimensions: int, scheme: Scheme, plan: Grouping, scale_dtype: str) -> Endings:
+    """The endings of a quantized tensor of so many dimensions."""
     zero_rows, groups = zero_shape(plan)
     tables = (
         (*plan.lead, 1 << scheme.bits) if scheme.family == "learned" and plan.shared is None else (1 << scheme.bits,)
@@ -117,4 +104,4 @@ def _outputs(
         "codebook": (levels_dtype(scheme, scale_dtype), (1 << scheme.bits,) if scheme.shares_levels else tables),
         "shape": ("I64", (dimensions,)),
     }
-    return tuple((f"_{part}", *own[part]) for part in parts(scheme))
+    return tuple((f"_{part}", own[part]) for part in parts(scheme))

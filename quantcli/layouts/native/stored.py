@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
+from sys import intern
 from typing import Any, ClassVar, TypeVar
 
 from quantcli import asking
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, VersionError, printable
 from quantcli.layouts.native.document import DIGEST_SIZES, VERSION
-from quantcli.layouts.native.parts import names, nbytes, outputs, parts
+from quantcli.layouts.native.parts import endings_of, nbytes, outputs, parts
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme, scale_dtype_name
 from quantcli.tensors.decided import Kept, Quantized
@@ -124,7 +125,7 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
     matches (see seal.py). Raises DataError, VersionError for an unchanged header of an unknown version."""
     from quantcli.strict import strict_json
 
-    stored = {i.name: i for i in infos}
+    held = _Held(infos)
     whole = strict_json(text.encode(), "quantcli header")
     try:
         whole = _of_type(whole, dict, "document")
@@ -140,7 +141,7 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
             raise DataError(f"unknown digest {printable(kind, 40)}")
         schemes = [_scheme(_of_type(values, dict, "scheme")) for values in _field(whole, "schemes", list)]
         tensors = [
-            _parse_tensor(name, entry, schemes, stored, DIGEST_SIZES[kind])
+            _parse_tensor(name, entry, schemes, held, DIGEST_SIZES[kind])
             for name, entry in _field(whole, "tensors", dict).items()
         ]
         tool, source_bytes = _field(whole, "tool", str), _field(whole, "source_bytes", int)
@@ -148,17 +149,43 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
     except QuantcliError as error:
         kept = VersionError if isinstance(error, VersionError) else DataError
         raise kept(error.problem, place=["quantcli header", *error.place], hint=error.hint) from None
-    held = {t.info.name: names(t.decided) for t in tensors}
-    used = {name for own in held.values() for name in own}
-    extra = [n for n in stored if n not in used]
-    if extra:
-        raise DataError("the quantcli header does not list this tensor", place=[printable(extra[0])])
-    order = {name: i for i, name in enumerate(stored)}
-    tensors.sort(key=lambda t: min(order[name] for name in held[t.info.name]))
+    extra = held.used.find(0)
+    if extra >= 0:
+        raise DataError("the quantcli header does not list this tensor", place=[printable(infos[extra].name)])
+    tensors = [tensor for _, tensor in sorted(zip(held.first, tensors), key=itemgetter(0))]
     known = whole.keys() <= KEYS - {"check"}
     return Document(
         tool, kind, source_bytes, tuple(tensors), recipe, tuple(schemes), seal if seal is not None or known else False
     )
+
+
+class _Held:
+    """The tensors of a file. used: a byte for each, 1 where it holds one of the document; first: of each of these, in
+    the order of the document, the first that holds it."""
+
+    def __init__(self, infos: Sequence[TensorInfo]) -> None:
+        self._infos, self._order = infos, {info.name: number for number, info in enumerate(infos)}
+        self.used, self.first = bytearray(len(infos)), list[int]()
+        self._shapes = dict[tuple[int, ...], tuple[int, ...]]()
+
+    def get(self, name: str) -> TensorInfo | None:
+        """A tensor by its name; None where there is none."""
+        number = self._order.get(name)
+        return None if number is None else self._infos[number]
+
+    def take(self, names: Sequence[str]) -> list[TensorInfo | None]:
+        """The tensors that hold one, which are used; None where there is none."""
+        numbers = [self._order.get(name) for name in names]
+        known = [number for number in numbers if number is not None]
+        for number in known:
+            self.used[number] = 1
+        self.first.append(min(known, default=0))
+        return [None if number is None else self._infos[number] for number in numbers]
+
+    def shape(self, dims: Sequence[Any]) -> tuple[int, ...]:
+        """A shape of the document, checked; one for all tensors that have it. Raises DataError."""
+        found = tuple([_of_type(n, int, "dimension") for n in dims])
+        return self._shapes.setdefault(found, found)
 
 
 KEYS = {"check", "version", "tool", "digest", "source_bytes", "schemes", "recipe", "tensors"}
@@ -196,50 +223,37 @@ def _scheme(values: dict[str, Any]) -> Scheme:
         raise DataError("a scheme has an unknown key or an invalid value") from None
 
 
-def _parse_tensor(
-    name: str, entry: Any, schemes: list[Scheme], stored: Mapping[str, TensorInfo], digits: int
-) -> StoredTensor:
+def _parse_tensor(name: str, entry: Any, schemes: list[Scheme], held: _Held, digits: int) -> StoredTensor:
     try:
-        return _checked(name, _of_type(entry, dict, "entry"), schemes, stored, digits)
+        return _checked(name, _of_type(entry, dict, "entry"), schemes, held, digits)
     except QuantcliError as error:
         raise error.within(printable(name)) from None
 
 
-def _checked(
-    name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo], digits: int
-) -> StoredTensor:
-    reason = _field(entry, "reason", str)
+def _checked(name: str, entry: dict[str, Any], schemes: list[Scheme], held: _Held, digits: int) -> StoredTensor:
+    reason = intern(_field(entry, "reason", str))  # one text for many tensors
     note, weighed, digest = (_field(entry, k, str) if k in entry else None for k in ("note", "importance", "digest"))
-    if digest is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", digest):
+    if digest is not None and (len(digest) != digits or digest.strip("0123456789abcdef")):
         raise DataError(f"digest is {printable(repr(digest), 40)}, not {digits} hexadecimal digits")
     if "scheme" not in entry:
-        if name not in stored:
+        kept = held.take([name])[0]
+        if kept is None:
             raise DataError("the file does not hold it")
-        return StoredKept(info=stored[name], reason=reason, note=note or "", digest=digest)
+        return StoredKept(info=kept, reason=reason, note=note or "", digest=digest)
     dtype, shape, index = _field(entry, "dtype", str), _field(entry, "shape", list), _field(entry, "scheme", int)
     if dtype not in DTYPES:
         raise DataError(f"unknown dtype {printable(dtype, 40)}")
     if index >= len(schemes):
         raise DataError(f"scheme is {index}, but there are only {len(schemes)}")
-    info, scheme = TensorInfo(name, dtype, tuple(_of_type(n, int, "dimension") for n in shape)), schemes[index]
+    scheme = schemes[index]
+    info = TensorInfo(name, DTYPES[dtype].name, held.shape(shape))
     if scheme.calibration == "auto":
         raise DataError("auto is not the scheme of a tensor")
-    plan = grouping_of(info.shape, scheme)
-    if plan.digits is not None and (f"{name}_packed" not in stored or stored[f"{name}_packed"].dtype == "I32"):
-        plan = replace(plan, digits=None)  # as versions of the format before 4 store them
-    scale = stored.get(f"{name}_scale")
-    if "scale" not in parts(scheme):
-        scale = stored.get(f"{name}_codebook")
-    known = ("F32", "F16", "BF16", *(["F8_E4M3"] if scheme.shares_levels else []))
-    scale_dtype = scale.dtype if scale is not None and scale.dtype in known else "F32"
-    if scheme.storage != "plain":
-        scale_dtype = scale_dtype_name(scheme.scale_dtype)
-    decided = Quantized(
-        info=info, reason=reason, scheme=scheme, grouping=plan, scale_dtype=scale_dtype, note=note or ""
-    )
-    for output in outputs(decided):
-        if stored.get(output.name) != output:
-            raise DataError(f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}")
+    plan, scale_dtype = _grouped(info, scheme, held)
+    wanted = endings_of(len(info.shape), scheme, plan, scale_dtype)
+    for (ending, kind), output in zip(wanted, held.take([name + ending for ending, _ in wanted])):
+        if output is None or (output.dtype, output.shape) != kind:
+            raise DataError(f"{printable(name + ending)} is missing or not {kind[0]} {list(kind[1])}")
     sse, power, largest = (_field(entry, k, float) for k in ("sse", "power", "max_abs_error"))
     metrics = Metrics(sse, power, info.numel, largest, _field(entry, "clipped", int))
     if (why := metrics.contradiction) is not None:
@@ -258,6 +272,20 @@ def _checked(
         statistics=weighed,
         cost=_output(entry),
     )
+
+
+def _grouped(info: TensorInfo, scheme: Scheme, held: _Held) -> tuple[Grouping, str]:
+    """How a tensor is grouped, and the dtype of its scales, by what the file holds of it."""
+    plan, name = grouping_of(info.shape, scheme), info.name
+    if plan.digits is not None:
+        packed = held.get(f"{name}_packed")
+        if packed is None or packed.dtype == "I32":
+            plan = replace(plan, digits=None)  # as versions of the format before 4 store them
+    if scheme.storage != "plain":
+        return plan, scale_dtype_name(scheme.scale_dtype)
+    scale = held.get(f"{name}_scale" if "scale" in parts(scheme) else f"{name}_codebook")
+    known = ("F32", "F16", "BF16", *(["F8_E4M3"] if scheme.shares_levels else []))
+    return plan, scale.dtype if scale is not None and scale.dtype in known else "F32"
 
 
 def _output(entry: dict[str, Any]) -> Output | None:
