@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import NUMPY_OF
 
+from quantcli import memory
 from quantcli.errors import DataError
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors import METADATA, SafetensorsFile, lay_out
@@ -131,3 +132,14 @@ def test_a_header_that_no_longer_matches_its_own_digest(tmp_path: Path) -> None:
     source = SafetensorsFile(InputFile(str(stored(tmp_path, {"quantcli": '{"check":"' + "1" * 32 + '"}'}))))
     assert [d.seal for d in source.documents] == [False]
     source.close()
+
+
+def test_a_header_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of a million tensors, 85 MB, took 931 MiB: 12 bytes for each are asked for, but only from 16 MiB on."""
+    path, free = tmp_path / "a.safetensors", [0]
+    monkeypatch.setattr(memory, "available", lambda: free[0])
+    for length in (1 << 24, (1 << 24) + 1):
+        path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}")
+        for free[0], problem in ((12 * length - 1, "takes 192 MiB to read"), (12 * length, "holds no tensors")):
+            with pytest.raises(DataError, match=problem if length > 1 << 24 else "holds no tensors"):
+                SafetensorsFile(InputFile(str(path)))
