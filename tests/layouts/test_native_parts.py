@@ -61,8 +61,9 @@ def test_numbers_that_json_has_not_are_never_written(wrong: float) -> None:
 
 def test_what_is_written_is_read() -> None:
     """Reasons, notes, digests and errors; in the order of the file."""
-    tensors = [quantized("z", bits=4, group_size=32), Kept(info=TensorInfo("k", "F32", (4,)), reason="norm", note="why"),
-               quantized("a", bits=8, granularity="channel"), quantized("m", bits=4, group_size=32)]  # fmt: skip
+    kept = Kept(info=TensorInfo("k", "F32", (4,)), reason="norm", note="why")
+    tensors = [quantized("z", bits=4, group_size=32), kept, quantized("a", bits=8, granularity="channel"),
+               quantized("m", bits=4, group_size=32)]  # fmt: skip
     results = {
         "z": Result(FINE, "0" * 32, minmax_sse=2.0),
         "k": Result(None, "1" * 32),
@@ -122,8 +123,10 @@ def test_digits_of_a_part_of_a_row_are_read_by_themselves(tmp_path: Path, monkey
 
         monkeypatch.setattr(type(tensor), "read_bytes", counted)
         for span, taken, read in (
-            (TileSpan(3, 1, 33, 32), (slice(3, 4), slice(6, 13)), 7), (TileSpan(3, 1, 0, 161), (slice(3, 4), slice(0, 33)), 33),
-            (TileSpan(2, 9, 0, 161), (slice(2, 11), slice(0, 33)), 297), (TileSpan(5, 4, 32, 64), (slice(5, 9), slice(6, 20)), 132),
+            (TileSpan(3, 1, 33, 32), (slice(3, 4), slice(6, 13)), 7),
+            (TileSpan(3, 1, 0, 161), (slice(3, 4), slice(0, 33)), 33),
+            (TileSpan(2, 9, 0, 161), (slice(2, 11), slice(0, 33)), 297),
+            (TileSpan(5, 4, 32, 64), (slice(5, 9), slice(6, 20)), 132),
         ):  # fmt: skip
             sizes.clear()
             np.testing.assert_array_equal(tensor.digits(span), whole[taken])
