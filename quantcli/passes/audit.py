@@ -118,7 +118,8 @@ def audit(
     metrics = compare.measure(pairs, threads=threads, progress=progress)
     tensors = [_of_kept(n, after[n], found.kept[n], metrics.get(n)) for n in both if n not in coded]
     tensors += [_of_codes(n, after[n], found, metrics.get(n)) for n in quantized]
-    known = {t.name: t for t in _scored(_explained(tensors, before, after))}
+    tensors = _beside_scaled(_explained(tensors, before, after), before, after)
+    known = {t.name: t for t in _scored(tensors)}
     alone = {t.name: t for t in _alone(before, after)}
     return [known.get(n) or alone[n] for n in dict.fromkeys([*after, *before])]
 
@@ -295,6 +296,27 @@ def _explained(tensors: list[Audited], before: Mapping[str, View], after: Mappin
         replace(t, problems=(*t.problems, line)) if t.sample is not None and t.sample.gains is not None else t
         for t in found
     ]
+
+
+def _beside_scaled(tensors: list[Audited], before: Mapping[str, View], after: Mapping[str, View]) -> list[Audited]:
+    """The tensors, those whose codes are not the nearest ones looked at again with the gains of a scaled vector: small
+    gains show in no tensor by itself, but where a norm has them its other layers have them too."""
+    gains: dict[int, list[np.ndarray]] = defaultdict(list)
+    for t in tensors:
+        if t.became == SCALED:
+            x, y = (v.read(0, t.shape[0]).astype(np.float64) for v in (before[t.name], after[t.name]))
+            gains[t.shape[0]].append(np.divide(x, y, out=np.ones_like(x), where=y != 0))
+
+    def again(t: Audited) -> Audited:
+        if t.sample is None or t.sample.gained_db is not None or (t.sample.nearest or 1) >= ROUNDED:
+            return t
+        for own in gains.get(t.shape[-1], []):
+            sample = sampled(before[t.name], after[t.name], own)
+            if (sample.nearest or 0) >= ROUNDED:
+                return _of_codes(t.name, after[t.name], _Found(samples={t.name: sample}), t.metrics)
+        return t
+
+    return [again(t) for t in tensors]
 
 
 def _inverse(x: np.ndarray, y: np.ndarray, gains: np.ndarray) -> bool:

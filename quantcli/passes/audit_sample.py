@@ -165,8 +165,9 @@ def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:
     return [TileSpan(row, min(size, rows - row), 0, cols) for row in starts]
 
 
-def sampled(before: View, after: View) -> Sampled:
-    """What a sample of the rows of a quantized tensor says of how it was made from a float one."""
+def sampled(before: View, after: View, columns: NDArray[np.float64] | None = None) -> Sampled:
+    """What a sample of the rows of a quantized tensor says of how it was made from a float one. columns: gains that its
+    columns are known to have; else they are looked for where they explain it much better."""
     try:
         found = coded(after)
     except DataError as error:
@@ -188,12 +189,12 @@ def sampled(before: View, after: View) -> Sampled:
         return Sampled(sqnr_db=None, cosine=math.nan, why="it holds NaN or infinity")
     with np.errstate(all="ignore"):
         plain = _sqnr(x, y)
-        gains, fitted = _gained(x, y)
+        gains, fitted = _gained(x, y) if columns is None else (columns, x * columns.astype(np.float32))
         gained = _sqnr(fitted, y)
         cosine, factor = _angle(x, y)
         even = _sqnr(x * np.float32(factor), y)
         better = gained is not None and even is not None and gained - even > GAINED and min(x.shape) >= LEAST_ROWS
-        scaled = better and cosine > 0.1
+        scaled = columns is not None or (better and cosine > 0.1)
         shown = fitted if scaled else x
         about: dict[str, Any] = {
             "sqnr_db": plain,

@@ -17,7 +17,7 @@ from quantcli import DataError, Scheme, UsageError
 from quantcli.layouts.native import stored as reading
 from quantcli.layouts.native.document import KEY, Result, document
 from quantcli.layouts.native.held import held
-from quantcli.layouts.native.parts import outputs
+from quantcli.layouts.native.parts import ENDINGS, outputs
 from quantcli.layouts.native.write import check_scheme
 from quantcli.metrics import Metrics
 from quantcli.tensors.decided import Kept, Quantized
@@ -83,7 +83,7 @@ def test_what_is_written_is_read() -> None:
 
 
 @pytest.mark.parametrize(("key", "value", "says"), [
-    ("shape", [64, -64], "dimension is -64"), ("shape", [64, "64"], "dimension is '64'"),
+    ("shape", [64, -64], ": dimension is -64"), ("shape", [64, "64"], ": dimension is '64'"),
     ("sse", 2.0**1000, "not 0 or more"), ("scheme", 1, "there are only 1"), ("dtype", "F33", "unknown dtype F33"),
 ])  # fmt: skip
 def test_fields_that_cannot_be(key: str, value: Any, says: str, tmp_path: Path) -> None:
@@ -92,6 +92,36 @@ def test_fields_that_cannot_be(key: str, value: Any, says: str, tmp_path: Path) 
     change_header(out, lambda document: document["tensors"]["w"].update({key: value}))
     with pytest.raises(DataError, match=says):
         quantcli.open(str(out))
+
+
+def test_auto_is_the_calibration_of_no_tensor(tmp_path: Path) -> None:
+    """It is a request to choose; what was chosen is stored."""
+    source, out = save(tmp_path / "m.safetensors", {"w": gaussian(64, 64)}), tmp_path / "q.safetensors"
+    assert run("quantize", source, "--calibration", "auto", "-o", out, "-q").code == 0
+    with quantcli.open(str(out)) as model:
+        assert model["w"].scheme is not None and model["w"].scheme.calibration != "auto"
+    change_header(out, lambda document: document["schemes"][0].update(calibration="auto"))
+    with pytest.raises(DataError, match="auto is not the scheme of a tensor"):
+        quantcli.open(str(out))
+
+
+def test_names_that_parts_may_have() -> None:
+    """`ENDINGS` is how it is found in time that a tensor of the model has the name of a part of another one."""
+    for fields in ({"bits": 4}, {"bits": 4, "symmetric": False}, {"format": "codebook", "bits": 3, "group_size": 32},
+                   {"bits": 4, "symmetric": False, "zero_point": "float"},
+                   {"format": "fp4", "group_size": 16, "scale_dtype": "float8_e4m3"}):  # fmt: skip
+        found = outputs(quantized(**fields))
+        assert found[0].name == "w_packed" and all(info.name.endswith(ENDINGS) for info in found)
+
+
+def test_zero_points_far_down(tmp_path: Path) -> None:
+    """They run down columns 32 rows at a time: those of any rows are found, also behind the first 1,024."""
+    source, out = save(tmp_path / "m.safetensors", {"w": gaussian(2100, 32)}), tmp_path / "q.safetensors"
+    assert run("quantize", source, "--asymmetric", "--group-size", 16, "-o", out, "-q").code == 0
+    with quantcli.open(str(out)) as model:
+        values = model["w"].numpy()
+        for row, rows in ((1023, 2), (1100, 40), (2050, 50), (2099, 1)):
+            np.testing.assert_array_equal(model["w"].decoded(TileSpan(row, rows, 0, 32)), values[row : row + rows])
 
 
 def test_what_native_files_do_not_have() -> None:
@@ -135,7 +165,7 @@ def test_digits_of_a_part_of_a_row_are_read_by_themselves(tmp_path: Path, monkey
         values = tensor.numpy()
         np.testing.assert_array_equal(tensor.decoded(TileSpan(7, 1, 32, 64)), values[7:8, 32:96])
         shown = tensor._repr_html_()
-        assert "dtype" in shown and "F32" in shown and "(40, 161)" in shown
+        assert ">dtype<" in shown and "F32" in shown and "(40, 161)" in shown
 
 
 @pytest.mark.parametrize(("options", "facts"), [
@@ -147,9 +177,12 @@ def test_digits_of_a_part_of_a_row_are_read_by_themselves(tmp_path: Path, monkey
 ])  # fmt: skip
 def test_codes_as_other_layouts_take_them(options: list[Any], facts: tuple[Any, ...], tmp_path: Path) -> None:
     """Scales for each row, also where blocks or the tensor share them, so that (u - z) scale is what is decoded."""
-    source, out = save(tmp_path / "m.safetensors", {"w": gaussian(40, 96)}), tmp_path / "q.safetensors"
+    arrays = {"w": gaussian(40, 96), "experts": gaussian(2, 32, 96)}
+    source, out = save(tmp_path / "m.safetensors", arrays), tmp_path / "q.safetensors"
     assert run("quantize", source, *options, "-o", out, "-q", "--no-default-keep").code == 0
     with quantcli.open(str(out)) as model:
+        plan = model["experts"].stored.grouping
+        assert plan is not None and isinstance(held(model["experts"]), str) == (plan.cols != 96)
         found = held(model["w"])
         assert not isinstance(found, str)
         assert (found.format, found.bits, found.group, found.height, found.offsets) == facts
