@@ -55,6 +55,9 @@ moves 85 % of them by more than their dtype explains at 4 bits, and 35 % at 8.""
 UNRELATED, UNEXPLAINED = "none of the base", "none of the base as it is"
 """The method of codes that were not made of these weights."""
 
+UNCERTAIN = "learned rounding (AutoRound), or weights that were changed a little"
+"""The method of codes that do not tell which of the two it was."""
+
 SAME_FACTOR = 0.05
 """How far weights may be from those of the base as a whole, beyond what quantizing shrinks them by."""
 
@@ -267,7 +270,7 @@ def _moved(sample: Sampled) -> str:
     if sample.beyond is None:
         return "other rounding"
     if sample.beyond <= LEARNED:
-        return "learned rounding (AutoRound), or weights that were changed a little"
+        return UNCERTAIN
     return UNEXPLAINED if sample.cleanest is not None else "error feedback (GPTQ) or other rounding"
 
 

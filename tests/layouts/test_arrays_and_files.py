@@ -13,6 +13,7 @@ from making import BF16, run, save
 from strategies import gaussian
 
 import quantcli
+from quantcli.tensors import api, rows
 from quantcli.tensors.rows import TileSpan
 
 SCHEMES: dict[str, tuple[list[Any], dict[str, Any]]] = {
@@ -49,13 +50,16 @@ ARRAY = gaussian(40, 160, seed=4) * np.exp(gaussian(40, 1, seed=5))
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["F32", "BF16"])
+@pytest.mark.parametrize(("dtype", "tile"), [(np.float32, None), (BF16, None), (BF16, 512), (np.float32, 96)])
 def test_arrays_and_files_are_quantized_alike(
-    name: str, dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: Any, tile: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """also where both are made in tiles of a few weights"""
+    """also where both are made in tiles of a few rows, or of parts of rows"""
     options, asked = SCHEMES[name]
     array = ARRAY.astype(dtype)
+    if tile is not None:
+        for module in (rows, api):
+            monkeypatch.setattr(module, "TILE", tile if name != "blocks" else 16 * 160)  # rows of blocks fit a tile
     source, out = save(tmp_path / "m.safetensors", {"w": array}), tmp_path / "q.safetensors"
     found = quantcli.quantize(array, **asked)
     ran = run("quantize", source, *options, "--no-default-keep", "-o", out, "-q")
@@ -68,12 +72,15 @@ def test_arrays_and_files_are_quantized_alike(
         assert (stored.zero_point is None) == (found.zero_point is None)
         if found.zero_point is not None:
             np.testing.assert_array_equal(stored.zero_point, found.zero_point)
-            assert stored.zero_point is not None and stored.zero_point.dtype == found.zero_point.dtype
+            wide = found.scheme.bits > 8
+            expected = np.float32 if found.scheme.zero_point == "float" else np.uint16 if wide else np.uint8
+            assert stored.zero_point is not None
+            assert stored.zero_point.dtype == found.zero_point.dtype == expected
         np.testing.assert_array_equal(values, found.dequantize())
-        rows = model["w"].stored.grouping.rows  # type: ignore[union-attr]
+        height_of_all = stored.grouping.rows
         if stored.grouping.shared != "columns":
             height = stored.grouping.height
-            some = TileSpan(height, rows - height, 0, 160)
+            some = TileSpan(height, height_of_all - height, 0, 160)
             np.testing.assert_array_equal(model["w"].decoded(some), values[height:])
         assert model["w"].stored.metrics == found.metrics(array)
     assert wrong(array, out) is None

@@ -20,7 +20,7 @@ from quantcli.layouts.native.held import held
 from quantcli.layouts.native.parts import ENDINGS, outputs
 from quantcli.layouts.native.write import check_scheme
 from quantcli.metrics import Metrics
-from quantcli.tensors.decided import Kept, Quantized
+from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, grouping_of
 
@@ -62,8 +62,8 @@ def test_numbers_that_json_has_not_are_never_written(wrong: float) -> None:
 def test_what_is_written_is_read() -> None:
     """Reasons, notes, digests and errors; in the order of the file."""
     kept = Kept(info=TensorInfo("k", "F32", (4,)), reason="norm", note="why")
-    tensors = [quantized("z", bits=4, group_size=32), kept, quantized("a", bits=8, granularity="channel"),
-               quantized("m", bits=4, group_size=32)]  # fmt: skip
+    wide = quantized("a", bits=8, granularity="channel")
+    tensors: list[Decided] = [quantized("z", bits=4, group_size=32), kept, wide, quantized("m", bits=4, group_size=32)]
     results = {
         "z": Result(FINE, "0" * 32, minmax_sse=2.0),
         "k": Result(None, "1" * 32),
@@ -100,7 +100,13 @@ def test_auto_is_the_calibration_of_no_tensor(tmp_path: Path) -> None:
     assert run("quantize", source, "--calibration", "auto", "-o", out, "-q").code == 0
     with quantcli.open(str(out)) as model:
         assert model["w"].scheme is not None and model["w"].scheme.calibration != "auto"
-    change_header(out, lambda document: document["schemes"][0].update(calibration="auto"))
+
+    def asked(document: dict[str, Any]) -> None:
+        for scheme in document["schemes"]:
+            scheme.update(calibration="auto")
+            scheme.pop("grid", None)
+
+    change_header(out, asked)
     with pytest.raises(DataError, match="auto is not the scheme of a tensor"):
         quantcli.open(str(out))
 

@@ -124,7 +124,7 @@ def test_a_copy_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
     job = pieces.plain(info)
     assert job.outputs == (info,)
-    assert all(piece(Source(), write) for piece in job.pieces())  # type: ignore[arg-type]
+    assert all(piece(Source(), write) for piece in job.pieces())
     assert bytes(out) == data.tobytes()
 
 
