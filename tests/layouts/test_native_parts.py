@@ -23,6 +23,7 @@ from quantcli.metrics import Metrics
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, grouping_of
+from quantcli.tensors.second_order import Output
 
 FINE = Metrics(1.0, 100.0, 4096, 0.5, 3)
 
@@ -92,6 +93,21 @@ def test_fields_that_cannot_be(key: str, value: Any, says: str, tmp_path: Path) 
     change_header(out, lambda document: document["tensors"]["w"].update({key: value}))
     with pytest.raises(DataError, match=says):
         quantcli.open(str(out))
+
+
+def test_what_errors_cost_in_outputs(tmp_path: Path) -> None:
+    """Second-order rounding never costs more than plain rounding, and a layer's output has no negative power."""
+    source, out = save(tmp_path / "m.safetensors", {"w": gaussian(64, 64)}), tmp_path / "q.safetensors"
+    assert run("quantize", source, "-o", out, "-q").code == 0
+    for error, plain, fine in ((1.0, 2.0, True), (2.0, 2.0, True), (2.5, 2.0, False)):
+        told = {"output_error": error, "output_plain": plain, "output_power": 9.0}
+        change_header(out, lambda document, told=told: document["tensors"]["w"].update(told))  # type: ignore[misc]
+        if fine:
+            with quantcli.open(str(out)) as model:
+                assert model["w"].stored.cost == Output(error, plain, 9.0)
+            continue
+        with pytest.raises(DataError, match="in the output contradicts itself"):
+            quantcli.open(str(out))
 
 
 def test_auto_is_the_calibration_of_no_tensor(tmp_path: Path) -> None:
