@@ -63,10 +63,8 @@ _BUDGETS = [
     *(
         f"tests/planning/test_budgets.py::{name}"
         for name in (
-            "test_what_cannot_be_planned",
             "test_a_target_out_of_reach_is_refused_before_weights_are_read",
-            "test_the_file_is_never_a_byte_over_the_target",
-            "test_more_bytes_never_lose_more",
+            "test_the_file_is_never_a_byte_over_the_target[44444]",
             "test_other_targets",
             "test_one_scheme_for_all",
             "test_no_choice_is_better",
