@@ -53,24 +53,25 @@ def test_pieces_of_long_rows(
 ) -> None:
     """Every weight once; parts of rows end between words, native groups and the target's, and are as small as those
     and the limit allow. A size above that of a row keeps rows whole."""
-    group, size = groups
+    group, size = groups  # a group of 10^6 stands for a size above that of a row
     rows, cols = max(1, height * unit - missing), 32 * width
-    group = min(group, cols)
+    size, group = size if group < 10**6 else cols + 1, min(group, cols)
     plan = grouping_of((rows, cols), Scheme(bits=bits, group_size=group))
     before = pieces.BAND
     pieces.BAND = limit
     try:
-        found = list(bands(plan, bits, size if group < 10**6 else cols + 1, unit=unit))
+        found = list(bands(plan, bits, size, unit=unit))
     finally:
         pieces.BAND = before
     seen = np.zeros((rows, cols), np.int8)
     steps = [g for g in (size, group) if g < cols]
     for span in found:
         seen[span.row : span.row + span.rows, span.col : span.col + span.cols] += 1
+        assert span.row + span.rows <= rows and span.col + span.cols <= cols
         assert span.row % unit == 0 and (span.rows % unit == 0 or span.row + span.rows == rows)
         assert span.cols == cols or not any(span.col % g for g in (32, *steps))
         step = np.lcm.reduce([32, *steps])
-        least = unit * (step if span.cols < cols else cols) * bits / 8
+        least = unit * (cols if size > cols else min(step, cols)) * bits / 8
         tile = plan.tile_rows * cols * bits / 8
         assert span.rows * span.cols * bits / 8 <= max(limit, least, 2 * limit if tile <= 2 * limit else 0)
     assert (seen == 1).all()
