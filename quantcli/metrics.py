@@ -111,7 +111,7 @@ def ordered_sum(values: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
     n = values.shape[-1]
-    width = 1 << max(n - 1, 0).bit_length()
+    width = 1 << (n - 1).bit_length()
     lanes = np.zeros((*values.shape[:-1], width))
     lanes[..., :n] = values
     while width > 1:

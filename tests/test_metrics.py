@@ -77,6 +77,10 @@ def test_ordered_sums_are_made_by_halves(rows: int, n: int, seed: int) -> None:
     assert ordered_sum(values).tolist() == expected
 
 
+def test_the_sum_of_nothing() -> None:
+    assert ordered_sum(np.zeros((2, 0))).tolist() == [0.0, 0.0]
+
+
 def test_decibels_of_a_bit() -> None:
     """6.0206 dB: the known figure for twice as many steps."""
     assert pytest.approx(6.0206, abs=1e-4) == DB_PER_BIT

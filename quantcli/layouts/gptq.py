@@ -265,7 +265,7 @@ def _job(weight: Weight, group: int, added: int) -> Job:
         stored, exact = rounded(scale, "F16", weight.info.name)
         at = span.col // size
         put_columns(write, 2, repeated(stored, span, plan, size).T, (at, span.row), rows)
-        stored_zero = (zero.astype(np.int16) - added) & ((1 << bits) - 1)
+        stored_zero = zero.astype(np.int16) - added  # never negative: what is added is 0 but for symmetric weights
         packed = pack_rows(repeated(stored_zero, span, plan, size).T, bits)
         put_columns(write, 1, packed, (at, int(span.row * per_word)), rows * bits // 32)
         return exact

@@ -47,6 +47,9 @@ SAME_SCALE, BY_SCALES, BY_WEIGHTS = 0.001, 0.004, 0.003
 """How far a scale may be from that of the largest weight, relative to it; and how much further where scales are
 bfloat16, which rounds by up to 2^-9, and where tools may have rounded weights of the base to that first."""
 
+SHIFTED = 0.05
+"""Steps by which an offset must be away from the ends of a group's range to be told from them."""
+
 CHANCE = 1e-3
 """Chance at which a column of nothing but nearest codes proves nothing."""
 
@@ -77,7 +80,8 @@ class Sampled:
     the codes show it; why: empty, or why there are no codes to compare. nearest: share of codes that are the nearest
     ones for the stored scales; nearest_db: the SQNR that these would have. minmax_db, best_db: of min-max scales and
     of our search at this format. largest: share of groups whose scale is that of their largest weight, up to a factor
-    that is the same in all of them; about: of groups whose scale is near that. used, codes: how many codes occur, and
+    that is the same in all of them; about: of groups whose scale is near that; shifted: of groups with a float offset
+    that is neither their lowest nor their highest weight. used, codes: how many codes occur, and
     how many there are. cleanest: the largest share of nearest codes in a column, where chance alone would not give that
     to any; beyond: share of weights that are more than a step of whole numbers from what they became, though not
     clipped.
@@ -96,6 +100,7 @@ class Sampled:
     best_db: float | None = None
     largest: float | None = None
     about: float | None = None
+    shifted: float | None = None
     cleanest: float | None = None
     beyond: float | None = None
     used: int | None = None
@@ -160,8 +165,9 @@ def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:
     return [TileSpan(row, min(size, rows - row), 0, cols) for row in starts]
 
 
-def sampled(before: View, after: View) -> Sampled:
-    """What a sample of the rows of a quantized tensor says of how it was made from a float one."""
+def sampled(before: View, after: View, columns: NDArray[np.float64] | None = None) -> Sampled:
+    """What a sample of the rows of a quantized tensor says of how it was made from a float one. columns: gains that its
+    columns are known to have; else they are looked for where they explain it much better."""
     try:
         found = coded(after)
     except DataError as error:
@@ -183,12 +189,12 @@ def sampled(before: View, after: View) -> Sampled:
         return Sampled(sqnr_db=None, cosine=math.nan, why="it holds NaN or infinity")
     with np.errstate(all="ignore"):
         plain = _sqnr(x, y)
-        gains, fitted = _gained(x, y)
+        gains, fitted = _gained(x, y) if columns is None else (columns, x * columns.astype(np.float32))
         gained = _sqnr(fitted, y)
         cosine, factor = _angle(x, y)
         even = _sqnr(x * np.float32(factor), y)
         better = gained is not None and even is not None and gained - even > GAINED and min(x.shape) >= LEAST_ROWS
-        scaled = better and cosine > 0.1
+        scaled = columns is not None or (better and cosine > 0.1)
         shown = fitted if scaled else x
         about: dict[str, Any] = {
             "sqnr_db": plain,
@@ -241,6 +247,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
     grid, cols, table = code_grid(found.scheme), found.plan.cols, kernels.load()
     group, counts, at = min(found.plan.group, cols), np.zeros(1 << grid.bits, np.int64), 0
     near, scales = np.empty(x.shape, bool), np.empty((len(x), found.plan.groups), np.float32)
+    offsets = np.zeros_like(scales)
     sse, power, beyond, stepped = 0.0, 0.0, 0, grid.mode in (INTEGER, OFFSET)
     for span in spans:
         here, params = slice(at, at + span.rows), found.params(span)
@@ -253,7 +260,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         scales[here] = np.abs(params.scale)
         zero: Floats | np.float32 = np.float32(0)
         if grid.mode == OFFSET and params.zero is not None:
-            zero = spread_out(params.zero, before, group)
+            zero, offsets[here] = spread_out(params.zero, before, group), params.zero
         own, least = np.abs(before - after), np.abs(before - nearest)
         near[here] = own <= least + np.float32(NEAR) * (least + np.abs(after - zero) + np.abs(zero))
         if stepped:
@@ -270,6 +277,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         "best_db": best,
         "largest": largest,
         "about": about,
+        "shifted": _shifted(x, scales, offsets, found) if grid.mode == OFFSET else None,
         "cleanest": _cleanest(near),
         "beyond": beyond / near.size if stepped else None,
         "used": int(np.count_nonzero(counts)),
@@ -327,6 +335,15 @@ def _scaled(x: Floats, scheme: Scheme, group: int, divisor: float) -> float | No
     packed = np.empty(len(x) * row_bytes(x.shape[1], grid.bits), np.uint8)
     kernels.load().encode(_tile(x, group), params, grid, packed)
     return _sqnr(x, kernels.load().decode(packed, (len(x), x.shape[1]), group, params, grid))
+
+
+def _shifted(x: Floats, scales: Floats, offsets: Floats, found: Coded) -> float:
+    """The share of groups whose offset is neither their lowest nor their highest weight, by more than its dtype
+    explains."""
+    starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
+    away = [np.abs(offsets - f.reduceat(x, starts, axis=1)) for f in (np.minimum, np.maximum)]
+    digits = {"bfloat16": 8, "float16": 11}.get(found.scheme.scale_dtype, 24)
+    return float(np.mean(np.minimum(*away) > SHIFTED * scales + np.abs(offsets) * 2.0**-digits))
 
 
 def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tuple[float | None, float | None]:

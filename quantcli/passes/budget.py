@@ -147,7 +147,7 @@ def reaching(offer: Offer, cost: float) -> Planned:
         middle = (low + high) // 2
         found = allocate(options, middle)
         if found is not None and found.cost <= cost:
-            best, high = found, min(middle, found.size)
+            best, high = found, found.size
         else:
             low = middle + 1
     planned = _planned(offer, best)

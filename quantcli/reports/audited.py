@@ -9,7 +9,7 @@ from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.passes.audit import EXTRA, MISSING, QUANTIZED, RELATED, SCALED, SHARED, Audited
+from quantcli.passes.audit import EXTRA, MISSING, QUANTIZED, RELATED, SCALED, SHARED, UNCERTAIN, Audited
 from quantcli.passes.audit_kept import CAST, CHANGED, EQUAL
 from quantcli.passes.audit_path import AuditedFile
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
@@ -176,7 +176,9 @@ def _verdict(source: str, tensors: Sequence[TensorAudit], bad: Sequence[TensorAu
     base = printable(source, 200)
     quantized = [one for one in tensors if one.became == QUANTIZED]
     if not bad:
-        return f"consistent with {base}: {_tensors(len(quantized))} quantized, the others as in the base"
+        unsure = sum(one.method.endswith(UNCERTAIN) for one in quantized)
+        told = f"; of {unsure:,} it is uncertain whether weights were changed a little" if unsure else ""
+        return f"consistent with {base}: {_tensors(len(quantized))} quantized, the others as in the base{told}"
     others = [one for one in quantized if one.cosine is not None and one.cosine < RELATED]
     if len(others) > len(quantized) / 2:
         return f"NOT of {base}: {len(others):,} of {_tensors(len(quantized))} quantized are other weights"

@@ -1,6 +1,7 @@
 """A plugin of pytest that `sanitized.py` runs: the kernels come from the library that QUANTCLI_LIBRARY names, and every
 array they get is copied to where it lies directly behind a page that cannot be touched (QUANTCLI_GUARDS=behind),
-directly before one (`before`), or behind one with the weights of tiles at an odd address (`odd`).
+directly before one (`before`), or behind one at the worst address that an array may have (`odd`): weights of tiles and
+bytes, such as packed codes, at an odd one, others one element behind the page, which no vector is aligned to.
 
 What a kernel reads or writes one byte beyond an array ends the process. An array that cannot be written to must come
 back as it went.
@@ -30,13 +31,13 @@ _mine = threading.local()
 class Guarded:
     """A copy of an array between two pages that cannot be touched."""
 
-    def __init__(self, array: np.ndarray, *, odd: bool = False) -> None:
+    def __init__(self, array: np.ndarray, *, away: int = 0) -> None:
         self.array, size = array, array.nbytes
-        pages = -(-(size + odd) // _PAGE)
+        pages = -(-(size + away) // _PAGE)
         self.map = mmap.mmap(-1, (pages + 2) * _PAGE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         room = pages * _PAGE
-        inside = room - size if PLACE == "before" else int(odd)
+        inside = room - size if PLACE == "before" else away
         self.at = start + _PAGE + inside
         ctypes.memmove(self.at, array.ctypes.data, size)
         self.before = b"" if array.flags.writeable else array.tobytes()
@@ -51,12 +52,12 @@ class Guarded:
             assert ctypes.string_at(self.at, self.array.nbytes) == self.before, "an argument was written to"
 
 
-def _guarded(array: np.ndarray, *, odd: bool = False) -> int:
+def _guarded(array: np.ndarray, *, away: int = 0) -> int:
     held: list[Guarded] = _mine.__dict__.setdefault("held", [])
     for known in held:  # an array that is given twice is one array
         if known.array.ctypes.data == array.ctypes.data and known.array.nbytes == array.nbytes:
             return known.at
-    held.append(Guarded(array, odd=odd))
+    held.append(Guarded(array, away=away))
     return held[-1].at
 
 
@@ -64,12 +65,12 @@ def address(array: np.ndarray | None) -> int | None:
     if array is None:
         return None
     assert array.flags.c_contiguous or array.flags.f_contiguous
-    return _guarded(array) if array.nbytes else array.ctypes.data
+    return _guarded(array, away=array.itemsize if PLACE == "odd" else 0) if array.nbytes else array.ctypes.data
 
 
 def tile_record(tile: Any) -> records.TileRecord:
     weights = tile.weights
-    at = _guarded(weights, odd=PLACE == "odd") if weights.nbytes else address(weights)
+    at = _guarded(weights, away=int(PLACE == "odd")) if weights.nbytes else address(weights)
     return records.TileRecord(at, tile.rows, tile.cols, tile.group, tile.kind)
 
 

@@ -1,6 +1,6 @@
 """The kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the tests beside this file, for every variant that
-this processor runs, three times each, with arrays directly behind and directly before a page that cannot be touched,
-and with weights at odd addresses (guards.py).
+this processor runs, three times each, with arrays directly behind and directly before a page that cannot be
+touched, and with all arrays at the worst addresses that they may have (guards.py).
 
     make sanitize, or python tests/kernels/sanitized.py [FOLDER] [ARGUMENTS OF PYTEST]
 

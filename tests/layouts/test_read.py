@@ -384,7 +384,9 @@ def test_gptq(bits: int, version: int) -> None:
 def test_gptq_in_order_of_activation(bits: int) -> None:
     index = [i * 5 % 96 // 32 for i in range(96)]
     parts, expected = gptq_parts(32, 96, bits, index, 2, dtype="BF16")
-    check_every_piece(only(found_in(parts, gptq_config(bits, 32, 2, desc_act=True, sym=True))), parts, expected)
+    found = only(found_in(parts, gptq_config(bits, 32, 2, desc_act=True, sym=True)))
+    assert found.scheme == f"w{bits}g32", "zero points are the middle code"
+    check_every_piece(found, parts, expected)
     check_every_piece(only(found_in(parts, gptq_config(7, 64, 2, dynamic={"+:m": {"bits": bits}}))), parts, expected)
 
 

@@ -4,24 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-_CODES = ["tests/test_api.py", "tests/tensors/test_rows.py", "tests/kernels/test_one_call.py"]
+_CORE, _ALIKE = "tests/tensors/test_core.py::", "tests/layouts/test_arrays_and_files.py"
+_ROUND_TRIP = "tests/fuzz/test_fuzz.py::test_inputs_are_read_or_refused[roundtrip]"
+_CODES = [
+    _ALIKE,
+    *(f"{_CORE}test_smaller_tiles_change_nothing[{kind}]" for kind in ("minmax-restricted", "minmax-offset")),
+    *(
+        f"{_CORE}{name}"
+        for name in (
+            "test_empty_arrays_are_refused",
+            "test_float64_beyond_float32_is_refused",
+            "test_the_default_scale_dtype",
+            "test_what_is_not_finite_is_refused[nan-minmax-affine-float64]",
+        )
+    ),
+    "tests/tensors/test_tiles.py",
+]
 _FILES = ["tests/stores/test_headers.py", "tests/stores/test_written.py", "tests/stores/test_stores.py"]
 _NATIVE = [
     "tests/layouts/test_native.py",
-    "tests/test_frozen.py",
-    "tests/test_damaged.py",
-    "tests/passes/test_verify.py",
+    _ALIKE,
+    *(f"tests/test_frozen.py::test_they_decode_to_the_same_values[{version}-]" for version in ("0.1.0", "0.2.0")),
+    *(
+        f"tests/test_damaged.py::{name}"
+        for name in (
+            "test_invalid_fields_of_a_tensor",
+            "test_invalid_documents",
+            "test_a_changed_header_is_not_believed",
+        )
+    ),
+    "tests/layouts/test_native_parts.py",
 ]
-_LAYOUTS = ["tests/layouts/test_pieces.py", "tests/layouts/test_layouts.py", "tests/layouts/test_read.py"]
-_EXPORTS = ["tests/layouts/test_pieces.py", "tests/layouts/test_joined.py", "tests/layouts/test_exports.py"]
-_BUDGETS = [
-    f"tests/planning/test_budgets.py::{name}"
+_READ = [
+    f"tests/layouts/test_read.py::{name}"
     for name in (
-        "test_a_target_out_of_reach_is_refused_before_weights_are_read",
-        "test_other_targets",
-        "test_one_scheme_for_all",
-        "test_no_choice_is_better",
+        "test_gptq",
+        "test_gptq_in_order_of_activation",
+        "test_gptq_zero_points_of_the_example",
+        "test_awq",
+        "test_awq_order_of_the_example",
+        "test_what_is_malformed_is_told",
     )
+]
+_PIECES = ["tests/layouts/test_settings.py", "tests/layouts/test_pieces.py"]
+_EXPORTS = [
+    *_PIECES,
+    "tests/layouts/test_exports.py::test_bytes_of_autoawq",
+    "tests/layouts/test_exports.py::test_bytes_of_gptqmodel",
+    *(
+        f"tests/layouts/test_exports.py::test_awkward_shapes[{case}]"
+        for case in ("awq-w4g16-asym", "awq-w4c", "gptq-w3g64", "gptq-w4g32-asym", "mlx-w4g64-float")
+    ),
+    "tests/layouts/test_exports.py::test_any_cut_and_any_number_of_threads[awq]",
+    "tests/layouts/test_exports.py::test_scales_float16_does_not_hold",
+    "tests/layouts/test_exports.py::test_several_schemes",
+]
+_BUDGETS = [
+    *(
+        f"tests/planning/test_budgets.py::{name}"
+        for name in (
+            "test_a_target_out_of_reach_is_refused_before_weights_are_read",
+            "test_the_file_is_never_a_byte_over_the_target[44444]",
+            "test_other_targets",
+            "test_one_scheme_for_all",
+            "test_no_choice_is_better",
+        )
+    ),
+    "tests/planning/test_statistics.py::test_plan_loses_least_of_outputs_of_all_choices",
 ]
 
 AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
@@ -34,7 +83,7 @@ AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
         f"quantcli/layouts/native/{name}.py": _NATIVE
         for name in ("document", "held", "model", "parts", "stored", "write")
     },
-    "safetensors": {f"quantcli/stores/{name}.py": _FILES for name in ("safetensors", "safetensors_check")},
+    "safetensors": {f"quantcli/stores/{name}.py": _FILES for name in ("safetensors", "safetensors_check", "safetensors_header")},
     "allocation": {
         "quantcli/planning/allocate.py": ["tests/planning/test_allocating.py"],
         "quantcli/passes/budget.py": _BUDGETS,
@@ -42,9 +91,9 @@ AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "gates": {"quantcli/reports/gates.py": ["tests/reports/test_judge.py"]},
     "layouts": {
         "quantcli/layouts/pieces.py": _EXPORTS,
-        "quantcli/layouts/awq.py": _EXPORTS,
-        "quantcli/layouts/gptq.py": [*_EXPORTS, "tests/layouts/test_read.py"],
-        "quantcli/layouts/groups.py": _LAYOUTS,
+        "quantcli/layouts/awq.py": [*_READ, *_EXPORTS],
+        "quantcli/layouts/gptq.py": [*_READ, *_EXPORTS],
+        "quantcli/layouts/groups.py": ["tests/layouts/test_groups.py"],
     },
 }  # fmt: skip
 

@@ -217,7 +217,7 @@ def chosen(names: Sequence[str]) -> dict[str, list[Mutant]]:
 
 
 def limits(files: Mapping[str, Sequence[str]], at_once: int) -> dict[str, int]:
-    """Seconds for the mutants of each file: three times its tests without a mutant, and ten. Exits if they fail."""
+    """Seconds for the mutants of each file: twice its tests without a mutant, and five. Exits if they fail."""
     sets = sorted({tuple(tests) for tests in files.values()})
     found = outcomes([(None, tests, UNMUTATED_LIMIT) for tests in sets], at_once)
     for tests, outcome in zip(sets, found):
@@ -225,7 +225,7 @@ def limits(files: Mapping[str, Sequence[str]], at_once: int) -> dict[str, int]:
             raise SystemExit(f"without a mutant these tests fail ({outcome.how}): {' '.join(tests)}\n{outcome.output}")
         print(f"{outcome.seconds:6.1f} s without a mutant: {' '.join(tests)}", flush=True)
     known = {tests: outcome.seconds for tests, outcome in zip(sets, found)}
-    return {file: int(10 + 3 * known[tuple(tests)]) for file, tests in files.items()}
+    return {file: int(5 + 2 * known[tuple(tests)]) for file, tests in files.items()}
 
 
 def accepted() -> dict[tuple[str, str, str, str], str]:

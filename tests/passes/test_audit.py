@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from layout_parts import values
-from making import BF16, ROOT, load, run, save
+from making import BF16, GOLDEN_FILES, ROOT, load, run, save
 from strategies import gaussian
 
 LLAMA = ROOT / "sample_models" / "tiny-llama"
@@ -104,6 +104,44 @@ def test_exchanged_tensors_and_a_changed_bit_are_found_in_every_layout(
     kept = "its values are not those of the base"  # of blocks of 128, which these rows are too short for
     assert all("other weights" in wrong[n] or (target == "fp8-blocks" and kept in wrong[n]) for n in up)
     assert "its values are not those of the base" in wrong["model.norm.weight"]
+
+
+METHODS = {
+    "gptq": {"error feedback (GPTQ)", "error feedback (GPTQ) or other rounding"},
+    "hqq": {"min-max scales, searched offsets (HQQ)"},
+    "autoround": {"learned rounding (AutoRound), or weights that were changed a little"},
+    "awq": {"scaled rows and columns (AWQ), min-max", "min-max"},
+}
+"""What made the models of golden/audits, by the tools' own code: llm-compressor 0.14's GPTQ and AWQ, which scales what
+comes after a norm and between two matrices, but no o_proj; AutoRound 0.16; and HQQ 0.2.8."""
+
+
+@pytest.mark.parametrize("tool", METHODS)
+def test_models_that_other_tools_made(tool: str, doctored: Path) -> None:
+    """are consistent with their base, with the method by name, and not with another one, whose changes are named"""
+    path = GOLDEN_FILES / "audits" / tool
+    code, found = audited(path, LLAMA)
+    assert code == 0, problems(found)
+    assert {m["method"] for m in found["methods"]} == METHODS[tool]
+    assert sum(t["became"] == "quantized" for t in found["tensors"]) == 14
+    unsure = "; of 14 it is uncertain whether weights were changed a little"
+    assert found["verdict"].endswith(unsure) == (tool == "autoround")
+    plain = {n.split(".")[-2] for n, t in found["by_name"].items() if t["method"] == "min-max"}
+    assert plain == ({"o_proj"} if tool == "awq" else set())
+    code, found = audited(path, doctored)
+    up = {f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)}
+    # Of what comes after that norm up_proj alone has large gains, and it is exchanged.
+    unproven = {"model.layers.1.post_attention_layernorm.weight"} if tool == "awq" else set()
+    assert code == 1 and problems(found).keys() == {*up, "model.norm.weight", *unproven}
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_offsets_at_the_end_of_a_range_are_not_searched(bits: int, tmp_path: Path) -> None:
+    """HQQ's scales are those of min-max too; its offsets are not"""
+    out = quantized(tmp_path, base(), "q", "--bits", str(bits), "--asymmetric", "--zero-point", "float",
+                    "--calibration", "minmax")  # fmt: skip
+    code, found = audited(out, tmp_path / "q-of.safetensors")
+    assert code == 0 and {m["method"] for m in found["methods"]} == {"min-max"}
 
 
 def test_methods_are_told_apart(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import NUMPY_OF
 
+from quantcli import memory
 from quantcli.errors import DataError
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors import SafetensorsFile, lay_out
@@ -161,3 +162,14 @@ def test_headers_as_libraries_write_them_are_read_as_json_is(
         except DataError as error:
             found.append(str(error))
     assert found[0] == found[1] == found[2]
+
+
+def test_a_header_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of a million tensors, 85 MB, took 931 MiB: 12 bytes for each are asked for, but only from 16 MiB on."""
+    path, free = tmp_path / "a.safetensors", [0]
+    monkeypatch.setattr(memory, "available", lambda: free[0])
+    for length in (1 << 24, (1 << 24) + 1):
+        path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}")
+        for free[0], problem in ((12 * length - 1, "takes 192 MiB to read"), (12 * length, "holds no tensors")):
+            with pytest.raises(DataError, match=problem if length > 1 << 24 else "holds no tensors"):
+                SafetensorsFile(InputFile(str(path)))

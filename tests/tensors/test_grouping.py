@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quantcli import Scheme, UsageError
@@ -56,6 +56,8 @@ def test_the_largest_that_is_supported() -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 400), st.integers(1, 200), st.sampled_from([64, 100]))
+@example(2, 64, 64, 64)
+@example(2, 65, 65, 64)
 def test_two_passes_where_a_group_lies_in_several_tiles(height: int, width: int, group: int, tile: int) -> None:
     """Whether parameters depend on more than one tile: by looking at every weight."""
     found = plain(height, width, min(group, width))
@@ -106,6 +108,13 @@ def test_a_sample_is_spread_evenly(height: int, width: int, group: int, size: tu
     for values, step in (([s.row for s in found], 1), ([s.col for s in found], unit)):
         ideal = [values[-1] * k / (pieces - 1) for k in range(pieces)]
         assert all(abs(value - wanted) <= step for value, wanted in zip(values, ideal))
+
+
+def test_levels_are_learned_from_a_quarter_of_a_million_weights() -> None:
+    """of a large tensor, whatever its size: neither so few that the levels of its tail are guessed, nor more time"""
+    for height, width in ((4096, 4096), (1, 1 << 24), (1 << 24, 1)):
+        taken = sum(s.rows * s.cols for s in plain(height, width, min(64, width)).sample())
+        assert 200_000 < taken <= 1 << 18
 
 
 def test_a_sample_of_all_at_the_limit() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from quantcli import Scheme, UsageError
 from quantcli.tensors import rows as grouping
+from quantcli.tensors.digits import digits_of
 from quantcli.tensors.rows import Grouping, grouping_of
 
 CHANNEL, TENSOR = {"granularity": "channel"}, {"granularity": "tensor"}
@@ -26,6 +27,7 @@ CHANNEL, TENSOR = {"granularity": "channel"}, {"granularity": "tensor"}
     ((64, 256), {**CHANNEL, "axis": -1}, 64, 256, 1, (1, 256), 0),
     ((64, 256), {**CHANNEL, "axis": -2}, 64, 256, 256, (64, 1), 0),
     ((64, 256), TENSOR, 64, 256, 256, (64, 1), 0),
+    ((7, 1), CHANNEL, 7, 1, 1, (7, 1), 0),
     ((64, 16, 3, 3), {}, 64, 144, 128, (64, 2), 16),
     ((64, 16, 3, 3), {"group_size": 9}, 64 * 16, 9, 9, (64, 16, 1), 0),
     ((64, 16, 3, 3), {"group_size": 3}, 64 * 16 * 3, 3, 3, (64, 16, 3, 1), 0),
@@ -83,6 +85,7 @@ def check_tiles(found: Grouping) -> None:
         assert span.rows == 1 or (span.col, span.cols) == (0, found.cols), "a tile is whole rows or part of one"
         assert span.col % 32 == 0
         assert found.group >= found.cols or span.col % found.group == 0
+        assert found.digits is None or span.col % found.digits.count == 0, "a tile begins a number of digits"
         at += span.rows * span.cols
     assert at == found.rows * found.cols
 
@@ -110,11 +113,36 @@ def test_small_tiles_cover_every_weight_once(shape: list[int], group: int, tile:
         grouping.TILE = before
 
 
+@given(st.integers(1, 4), st.integers(1, 3000), st.integers(1, 200), st.sampled_from([3, 5, 6, 7, 12]))
+def test_tiles_of_digits_begin_a_number(rows: int, cols: int, group: int, levels: int) -> None:
+    """as well as a word: codes of a tile are packed by themselves, also where the kernels take them as words"""
+    before, grouping.TILE = grouping.TILE, 100
+    try:
+        scheme = Scheme(format="codebook", levels=levels, group_size=group)
+        found = grouping_of((rows, cols), scheme)
+        check_tiles(found)
+    finally:
+        grouping.TILE = before
+    assert (found.digits is None) == (digits_of(levels, scheme.bits, cols) is None)
+
+
+@pytest.mark.parametrize("levels", [3, 12])
+def test_codes_of_digits_take_their_real_rate(levels: int) -> None:
+    """`help file-format`: a row of 3 levels takes 1.6 bits a code, of 12 levels 3.64, those of 4 and 16 two and four"""
+    rates = {3: 1.6, 12: 40 / 11}
+    found = grouping_of((6, 880), Scheme(format="codebook", levels=levels, group_size=80))
+    assert found.packed_shape(4) == (6, 880 * rates[levels] / 8)
+    assert grouping_of((6, 880), Scheme(bits=4, group_size=80)).digits is None
+    assert grouping_of((6, 880), Scheme(format="codebook", levels=levels + levels // 3, group_size=80)).digits is None
+
+
 def test_tiles_are_bounded() -> None:
+    """A run takes less than 72 MiB (README.md), of which a tile of 2^20 weights is 4 MiB, in float32, for each of the
+    arrays that a thread holds at once."""
     for shape in ((100_000, 300), (3, 5_000_000), (1_000_000, 1)):
         for fields in ({}, {"group_size": 16383}, CHANNEL, TENSOR):
             spans = grouping_of(shape, Scheme(bits=4, **fields)).tiles()
-            assert max(s.rows * s.cols for s in spans) <= grouping.TILE
+            assert max(s.rows * s.cols for s in spans) <= 1 << 20
 
 
 def test_channels_recur_along_a_row() -> None:
