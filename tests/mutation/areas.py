@@ -83,7 +83,9 @@ AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
         f"quantcli/layouts/native/{name}.py": _NATIVE
         for name in ("document", "held", "model", "parts", "stored", "write")
     },
-    "safetensors": {f"quantcli/stores/{name}.py": _FILES for name in ("safetensors", "safetensors_check", "safetensors_header")},
+    "safetensors": {
+        f"quantcli/stores/{name}.py": _FILES for name in ("safetensors", "safetensors_check", "safetensors_header")
+    },
     "allocation": {
         "quantcli/planning/allocate.py": ["tests/planning/test_allocating.py"],
         "quantcli/passes/budget.py": _BUDGETS,
