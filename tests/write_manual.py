@@ -42,7 +42,7 @@ def roff(text: str) -> str:
     """A text as roff takes it: hyphens that can be copied, and nothing that is a request or an escape.
 
     >>> roff("--bits 4; it's 50 % of C:\\\\")
-    "\\\\-\\\\-bits 4; it\\\\(aqs 50 % of C:\\\\e"
+    '\\\\-\\\\-bits 4; it\\\\(aqs 50 % of C:\\\\e'
     """
     for found, written in {"\\": "\\e", "-": "\\-", "'": "\\(aq", "`": "\\(ga", "^": "\\(ha", "~": "\\(ti"}.items():
         text = text.replace(found, written)
