@@ -18,9 +18,6 @@ from quantcli.stores import abandoned, system
 _COPY = 1 << 23
 """Bytes that are copied at a time where the system does not do it by itself."""
 
-_UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
-"""What a system answers that does not copy between these files."""
-
 _KINDS = [
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -28,7 +25,6 @@ _KINDS = [
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 ]
-
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """Errors of file systems without hard links, the last one of Windows."""
@@ -326,27 +322,13 @@ class OutputFile:
 
     def copy(self, file: InputFile, start: int, offset: int, size: int) -> None:
         """Write bytes of another file. Raises DataError where they are not there."""
-        done = self._copied_by_system(file, start, offset, size)
-        while done < size:
-            step = min(_COPY, size - done)
-            self.write(offset + done, file.read(start + done, step))
-            done += step
-
-    def _copied_by_system(self, file: InputFile, start: int, offset: int, size: int) -> int:
-        """Have the system copy, which some file systems do without moving a byte; how many it has copied."""
-        done = 0
         with file.descriptor() as source:
-            while done < size:
-                try:
-                    got = system.copy_range(source, start + done, self._fd, offset + done, size - done)
-                except OSError as error:
-                    if error.errno in _UNSUPPORTED:
-                        return done
-                    raise os_error(error, self.path) from None
-                if not got:
-                    raise DataError("the file is cut short", place=[file.path])
-                done += got
-        return done
+            try:
+                done = system.copy_range(source, start, self._fd, offset, size)
+            except OSError as error:
+                raise os_error(error, self.path) from None
+        for at in range(done, size, _COPY):
+            self.write(offset + at, file.read(start + at, min(_COPY, size - at)))
 
     def reopen(self) -> None:
         """Write to the file that has the hidden name now."""

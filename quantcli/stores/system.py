@@ -23,6 +23,9 @@ except ImportError:
 """Whether open files can be locked, and removed. On Windows they can be neither: one is closed before it is removed,
 and one that cannot be removed is in use."""
 
+_NOT_COPIED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
+"""What a system answers that does not copy between two files."""
+
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 """The flag of open that refuses a link; 0 where there is none."""
@@ -84,10 +87,20 @@ def reserve(fd: int, size: int) -> None:
 
 
 def copy_range(source: int, start: int, fd: int, offset: int, size: int) -> int:
-    """Have the system copy bytes between open files; how many it has copied. Raises OSError, ENOSYS where it cannot."""
-    if not hasattr(os, "copy_file_range"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    return os.copy_file_range(source, fd, size, start, offset)
+    """Have the system copy bytes between open files, which some file systems do without moving one; how many it has
+    copied: fewer where it does not copy between these files, or the source ends. Raises OSError."""
+    done = 0
+    while done < size and hasattr(os, "copy_file_range"):
+        try:
+            got = os.copy_file_range(source, fd, size - done, start + done, offset + done)
+        except OSError as error:
+            if error.errno not in _NOT_COPIED:
+                raise
+            break
+        if not got:
+            break
+        done += got
+    return done
 
 
 def lock(fd: int, *, wait: bool = False) -> bool:
