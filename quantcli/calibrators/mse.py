@@ -210,7 +210,7 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
     values, counts = histogram.distinct(seen)
     exact = scheme.family == "int" and scheme.options["effort"] == "exact"
     if scheme.symmetric and scheme.options["norm"] == 2 and not exact and scheme.level_count < len(values):
-        return Ideal(np.full((1, 1), trials.of_histogram(values, counts, scheme, scheme.options["effort"])))
+        return Ideal(trials.of_histogram(values, counts, scheme, scheme.options["effort"])[:, None])
     scale, zero = _of(values[None], counts[None], scheme)
     return Ideal(scale[:, None], None if zero is None else zero[:, None])
 

@@ -184,7 +184,7 @@ def test_running_sums_find_the_scale_that_a_search_weight_by_weight_does(weights
         return float(((values - levels(values / scale) * scale) ** 2 * counts).sum())
 
     slow = trials.symmetric(values[None], counts[None].astype(np.float64), scheme, norm=2.0, effort="default")[0]
-    found = trials.of_histogram(values, counts.astype(np.float64), scheme, "default")
+    found = trials.of_histogram(values, counts.astype(np.float64), scheme, "default")[0]
     assert error(found) <= error(slow) * (1 + 1e-6)
 
 

@@ -7,7 +7,7 @@ finer one around its best.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,8 +75,7 @@ def levels_of(scheme: Scheme) -> Callable[[Array], Array]:
     """The function from quotients weight / scale to the levels they are given, for a symmetric scheme."""
     grid = code_grid(scheme)
     if grid.mode == LEVELS:
-        book = fixed_codebook(scheme)
-        ordered = book.sorted[0].astype(np.float64)
+        ordered = levels_listed(scheme)
         thresholds = (ordered[1:] + ordered[:-1]) / 2
         return lambda t: ordered[np.searchsorted(thresholds, t, side="left")]
     low, high = grid.umin - grid.zero, grid.umax - grid.zero
@@ -88,59 +87,53 @@ def levels_of(scheme: Scheme) -> Callable[[Array], Array]:
 
 def symmetric(weights: Array, counts: Array | None, scheme: Scheme, *, norm: float, effort: str) -> Array:
     """Scale of every group (groups,) with the least |e|^norm, of either sign on a grid that is not symmetric."""
+    levels, extreme = levels_of(scheme), np.abs(weights).max(axis=1, initial=0.0)
+
+    def tried(factors: Array, centre: Array, unit: Array) -> Iterator[_Trial]:
+        return (_tried(weights, counts, centre * factor * unit, levels, norm) for factor in factors)
+
+    least = _least(weights.shape[1], counts, effort)
+    return _searched(extreme, scheme, effort, least, tried, refits=4 if norm == 2 else 0)
+
+
+def of_histogram(values: Array, counts: Array, scheme: Scheme, effort: str) -> Array:
+    """The same scale (1,) for the ascending values of a histogram and norm 2: weights of a level follow each other, so
+    that differences of running sums tell what `symmetric` adds up weight by weight."""
+    extreme, sums = np.array([max(-values[0], values[-1])]), _Running(values, counts, levels_listed(scheme))
+    return _searched(extreme, scheme, effort, _least(len(values), counts, effort), sums.tried, refits=4)
+
+
+_Trial = tuple["Array", "Array | float", "Array"]
+"""Refit scales, zero points and errors of a trial."""
+
+_Tried = Callable[["Array", "Array", "Array"], Iterator[_Trial]]
+"""The trials of scales centre * factor * unit, one for each of the factors (trials,); centre and unit: (groups,)."""
+
+
+def _searched(extreme: Array, scheme: Scheme, effort: str, least: float, tried: _Tried, *, refits: int) -> Array:
+    """The best scale of every group. extreme: its largest magnitude; least: the smallest ratio to try of the scale that
+    clips nothing; refits: further trials of the best one."""
     coarse, fine = TRIALS[effort]
-    levels = levels_of(scheme)
-    extreme = np.abs(weights).max(axis=1, initial=0.0)
-    unit = np.where(extreme > 0, extreme, 1.0) / reach(scheme)
-    grid = code_grid(scheme)
-    if grid.mode == LEVELS:
-        ordered = fixed_codebook(scheme).sorted[0]
-        lopsided = not np.array_equal(ordered, -ordered[::-1])
-    else:
-        lopsided = scheme.grid == "full" and scheme.family == "int"
-    signs = (1.0, -1.0) if lopsided else (1.0,)
-    row = np.geomspace(1.3, _least(weights.shape[1], counts, effort), coarse)
-    best = _Best(len(weights))
-    for ratio in (1.0, *row):
-        for sign in signs:
-            best.offer(*_tried(weights, counts, sign * ratio * unit, levels, norm), sign * ratio)
+    unit, best = np.where(extreme > 0, extreme, 1.0) / reach(scheme), _Best(len(extreme))
+    signs = [1.0, -1.0] if _lopsided(scheme) else [1.0]
+    row, ones = np.geomspace(1.3, least, coarse), np.ones(len(extreme))
     spacing = (row[0] / row[-1]) ** (1 / (coarse - 1))
-    centre = best.tag.copy()
-    for ratio in np.geomspace(spacing, 1 / spacing, fine):
-        best.offer(*_tried(weights, counts, centre * ratio * unit, levels, norm), centre * ratio)
-    if norm == 2:
-        for _ in range(4):  # a refit can only improve
-            best.offer(*_tried(weights, counts, best.scale, levels, norm), best.tag)
+    for factors in ((np.append(1.0, row)[:, None] * signs).ravel(), np.geomspace(spacing, 1 / spacing, fine)):
+        centre = best.tag
+        for factor, trial in zip(factors, tried(factors, centre, unit)):
+            best.offer(*trial, centre * factor)
+    for _ in range(refits):  # which can only improve
+        for trial in tried(np.ones(1), best.scale, ones):
+            best.offer(*trial, best.tag)
     return np.where(extreme > 0, best.scale, 1.0)
 
 
-def of_histogram(values: Array, counts: Array, scheme: Scheme, effort: str) -> float:
-    """The same scale for the ascending values of a histogram and norm 2: weights of a level follow each other, so that
-    differences of running sums tell what `symmetric` adds up weight by weight."""
-    coarse, fine = TRIALS[effort]
-    levels = levels_listed(scheme)
-    extreme = max(-float(values[0]), float(values[-1]))
-    if not extreme:
-        return 1.0
-    unit = extreme / reach(scheme)
-    sums = _Running(values, counts, levels)
-    signs = np.array([1.0] if np.array_equal(levels, -levels[::-1]) else [1.0, -1.0])
-    row = np.geomspace(1.3, _least(len(values), counts, effort), coarse)
-    ratios = (np.append(1.0, row)[:, None] * signs).ravel()
-    found, errors = sums.tried(ratios * unit)
-    best = int(errors.argmin())
-    scale, error, centre = found[best], errors[best], ratios[best]
-    spacing = (row[0] / row[-1]) ** (1 / (coarse - 1))
-    found, errors = sums.tried(np.geomspace(spacing, 1 / spacing, fine) * centre * unit)
-    best = int(errors.argmin())
-    if errors[best] < error:
-        scale, error = found[best], errors[best]
-    for _ in range(4):  # a refit can only improve
-        found, errors = sums.tried(np.array([scale]))
-        if not errors[0] < error:
-            break
-        scale, error = found[0], errors[0]
-    return float(scale)
+def _lopsided(scheme: Scheme) -> bool:
+    """Whether the negative levels of a symmetric scheme are not the positive ones."""
+    if code_grid(scheme).mode == LEVELS:
+        levels = levels_listed(scheme)
+        return not np.array_equal(levels, -levels[::-1])
+    return scheme.grid == "full" and scheme.family == "int"
 
 
 class _Running:
@@ -151,8 +144,9 @@ class _Running:
         self._upto = np.append(0.0, np.cumsum(counts)), np.append(0.0, np.cumsum(values * counts))
         self._power = float(ordered_sum(values * values * counts))
 
-    def tried(self, scales: Array) -> tuple[Array, Array]:
-        """Refit scales and errors of trials."""
+    def tried(self, factors: Array, centre: Array, unit: Array) -> Iterator[_Trial]:
+        """The trials of the one group, computed at once."""
+        scales = centre * factors * unit
         found, errors = scales.copy(), np.empty(len(scales))
         for sign in (1.0, -1.0):
             own = np.flatnonzero(np.sign(scales) == sign)
@@ -167,7 +161,7 @@ class _Running:
             size = np.where(good, cross / np.where(good, square, 1.0), np.abs(scales[own]))
             found[own] = sign * size
             errors[own] = self._power + size * (size * square - 2 * cross)
-        return found, errors
+        return ((scale, 0.0, error) for scale, error in zip(found[:, None], errors[:, None]))
 
 
 def _least(n: int, counts: Array | None, effort: str) -> float:
