@@ -13,7 +13,9 @@ struct Coded {
   Sixteen error;
 };
 
-// Integers, rounded to nearest.
+// Integers, rounded to nearest; OFFSETS: on a grid that begins anywhere, zero being the value of code 0 and not the
+// code of value 0.
+template <bool OFFSETS>
 struct Integers {
   Sixteen umin, umax;
 
@@ -24,29 +26,10 @@ struct Integers {
     Sixteen scale, divisor, zero;
 
     Coded coded(Sixteen x, Counter& clipped) const {
-      const Sixteen wanted = rounded(x / divisor) + zero, code = lesser(larger(wanted, to.umin), to.umax);
+      const Sixteen wanted = OFFSETS ? rounded((x - zero) / divisor) : rounded(x / divisor) + zero;
+      const Sixteen code = lesser(larger(wanted, to.umin), to.umax);
       clipped.add_different(wanted, code);
-      return {whole(code), x - (code - zero) * scale};
-    }
-  };
-
-  Group group(float scale, float zero) const { return {*this, all(scale), all(divisor_of(scale)), all(zero)}; }
-};
-
-// Integers on a grid that begins anywhere.
-struct FloatOffsets {
-  Sixteen umin, umax;
-
-  FloatOffsets(const Grid& grid, const Table&) : umin(all(grid.umin)), umax(all(grid.umax)) {}
-
-  struct Group {
-    const FloatOffsets& to;
-    Sixteen scale, divisor, zero;
-
-    Coded coded(Sixteen x, Counter& clipped) const {
-      const Sixteen wanted = rounded((x - zero) / divisor), code = lesser(larger(wanted, to.umin), to.umax);
-      clipped.add_different(wanted, code);
-      return {whole(code), x - (code * scale + zero)};
+      return {whole(code), x - (OFFSETS ? code * scale + zero : (code - zero) * scale)};
     }
   };
 

@@ -196,9 +196,9 @@ struct Encoder {
     else if (grid.mode == LEVELS)
       encode_fast<KIND, FewLevels>(row, stored, totals);
     else if (grid.mode == OFFSET)
-      encode_fast<KIND, FloatOffsets>(row, stored, totals);
+      encode_fast<KIND, Integers<true>>(row, stored, totals);
     else
-      encode_fast<KIND, Integers>(row, stored, totals);
+      encode_fast<KIND, Integers<false>>(row, stored, totals);
   }
 
   template <int KIND, class Coder>
