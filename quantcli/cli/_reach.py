@@ -38,9 +38,11 @@ class Unit:
 
 def unit_of(name: str, text: str, parameters: int) -> Unit:
     """The unit of a target that was typed so."""
+    from string import ascii_letters
+
     from quantcli.reports.gates import parsed
 
-    number = text.strip().rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz").strip()
+    number = text.strip().rstrip(ascii_letters).strip()
     if name == "target_bpw":
         return Unit(f"{number} bits per weight", parameters / 8, "bits per weight", 3)
     word = text.strip()[len(number) :].strip()

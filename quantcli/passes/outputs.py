@@ -200,8 +200,8 @@ def _listed(plan: Plan, source: Source) -> list[Decided]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class OneFile:
-    """A file to write: its name, the tensors of the source it holds, its size. place(tensor, number): where
-    an output of a tensor is in it, None where that is in another file. between: what stands between tensors, given what
+    """A file to write: its name, the tensors of the source it holds, and its size. place(tensor, number): where an
+    output of a tensor is in it, None where that is in another file. between: what stands between tensors, given what
     became of them; without results, something as long. check(path, name): opens it before it has its name, and raises
     DataError where that fails. sparse: whether other tensors of it are written elsewhere."""
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
     from quantcli.tensors.info import TensorInfo
+    from quantcli.tensors.second_order import Output
 
 
 class Producer(Protocol):
@@ -154,7 +155,7 @@ class Encoding:
         self.tiles = list(tensor.grouping.tiles())
         self.sums: list[Sums | None] = [None] * len(self.tiles)
         self.rivals: list[float | None] = [None] * len(self.tiles)
-        self.outputs: list[Any] = [None] * len(self.tiles)
+        self.outputs: list[Output | None] = [None] * len(self.tiles)
         self.bytes = Digested(partial(source.read, tensor.info.name), tensor.info.nbytes, digest_kind)
         self._source, self._largest = source, largest
         self._sample: dict[TileSpan, Tile] = {}
@@ -260,8 +261,7 @@ class _Tiles:
 
     def packed(self, span: TileSpan) -> Bytes:
         width = row_bytes(span.cols, self._bits)
-        size = span.rows * width
-        found = _buffers.take("packed", size)
+        found = _buffers.take("packed", span.rows * width)
         out = found.reshape(span.rows, width)
         for index, tile in self._covering(span):
             top, bottom = max(tile.row, span.row), min(tile.row + tile.rows, span.row + span.rows)

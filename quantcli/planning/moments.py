@@ -258,8 +258,9 @@ def _entry(source: SafetensorsFile, name: str, parts: dict[str, TensorInfo]) -> 
     counts = _counts(source, parts[COUNT])
     if not DTYPES[second.dtype].quantizable:
         raise DataError(f"{second.dtype} is not a float type", place=[source.path, printable(second.name)])
-    each = len(second.shape) == 3 or (len(second.shape) == 2 and second.shape[0] == len(counts) != second.shape[1])
-    each = each or (len(second.shape) == 2 and second.shape[0] == len(counts) > 1)
+    each = len(second.shape) == 3
+    if len(second.shape) == 2 and second.shape != (1, 1):
+        each = second.shape[0] == len(counts)
     own = second.shape[1:] if each else second.shape
     square = len(own) == 2 and own[0] == own[1]
     if not second.numel or not (len(own) == 1 or square):

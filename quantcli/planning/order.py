@@ -50,9 +50,9 @@ GGUF, MLX = "gguf", "mlx"
 class Order:
     """A request that is independent of the model: schemes, rules and ties of a recipe, which tensors, what is written.
 
-    to: a target, `native`, or None to leave it to the source. max_shard_size: bytes. importance,
-    statistics: the path of a file, None for the one the recipe names. memory: bytes that what is factored of one
-    layer may take. digest, on_nonfinite: one of `recipe.SETTINGS`.
+    to: a target, `native`, or None to leave it to the source. max_shard_size: bytes. importance, statistics: the path
+    of a file, None for the one the recipe names. memory: bytes that what is factored of one layer may take. digest,
+    on_nonfinite: one of `recipe.SETTINGS`.
     """
 
     recipe: Recipe

@@ -190,9 +190,7 @@ class InputStatistics:
         of an output head."""
         used = {name for info in infos if (found := self._found(info)) is not None for name in found.used}
         left = [name for name in self.entries if name not in used]
-        tied = all(
-            module_of(name) in TIED or name in TIED for name in left
-        )  # a head that is the embedding has no tensor
+        tied = all(name in TIED or module_of(name) in TIED for name in left)
         if len(left) == len(self.entries) or (left and self.strict and not tied):
             names = [info.name for info in infos]
             more = ", nor does any other entry" if len(left) == len(self.entries) > 1 else ""

@@ -12,6 +12,7 @@ from quantcli.asking import candidates, plainly_rounded, weighs
 from quantcli.formats import code_grid
 from quantcli.kernels import Kernels, Made, QuantParams, Sums, Tile, numpy_tiles, row_bytes
 from quantcli.metrics import Metrics, ordered_sum, total
+from quantcli.tensors import by_expert
 from quantcli.tensors.blocks import by_rows
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.fit import Fit, Misfit
@@ -118,8 +119,6 @@ class Trials:
         self, how: SecondOrder | OfExperts, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None
     ) -> Made:
         """What `encode` gives with second-order rounding, and what it costs in the output of the layer."""
-        from quantcli.tensors import by_expert  # here, for only tensors with statistics need it
-
         fit, grid = self.chosen, code_grid(self.chosen.scheme)
         preserve = plainly_rounded(fit.scheme).preserves_sums
         plain = fit.params(kernels, tile, span)
