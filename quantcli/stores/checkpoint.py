@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantcli.errors import DataError, UsageError, listed, printable
-from quantcli.stores import places
+from quantcli.stores import foreign, places
 from quantcli.stores.files import InputFile
 from quantcli.stores.places import leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile
@@ -227,10 +227,13 @@ def _without_index(folder: str, variant: str | None) -> list[str]:
 
 
 def elsewhere(folder: str) -> str | None:
-    """The hint for a folder without weights: subfolders that hold some, as in a pipeline of several models."""
+    """The hint for a folder without weights: subfolders that hold some, as in a pipeline of several models, or files of
+    other kinds."""
     below = sorted(name for name in places.folders(folder) if not name.startswith("."))
     found = [name for name in below if _weights(os.path.join(folder, name))]
-    return f"there are some in {_named(found)}: name one of these folders" if found else None
+    if found:
+        return f"there are some in {_named(found)}: name one of these folders"
+    return foreign.among(folder, places.names(folder))
 
 
 def _opened(path: str) -> Source:

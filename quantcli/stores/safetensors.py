@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from quantcli import memory
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError
-from quantcli.stores import safetensors_check, seal
+from quantcli.stores import foreign, safetensors_check, seal
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors_header import METADATA, Entry, parsed
 from quantcli.stores.source import HeaderDocument, Source
@@ -34,18 +34,6 @@ _AT_ONCE, _PIECE = 1024, 1 << 20
 _LARGE, _TAKEN = 1 << 24, 12
 """Bytes of a header from which on its memory is checked, and how many are taken for each: a header of 85 MB, of a
 million tensors, took 931 MiB."""
-
-_PICKLES = "; a checkpoint of PyTorch is read from a file with its own ending, such as .pt or .bin"
-_STRANGERS = [
-    (b"GGUF", "this is a GGUF file"),
-    (b"\x93NUMPY", "this is a NumPy array; its name must end in .npy"),
-    (b"PK\x03\x04", f"this is a zip archive (of torch.save or .npz), not safetensors{_PICKLES}"),
-    (b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"),
-    (b"\x80\x02", f"this is a Python pickle, not safetensors{_PICKLES}"),
-    (b"\x80\x04", f"this is a Python pickle, not safetensors{_PICKLES}"),
-    (b"<!DOCTYPE", "this is a web page"),
-    (b"<html", "this is a web page"),
-]
 
 
 def _check_memory(length: int, place: str) -> None:
@@ -64,10 +52,9 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
     if file.size < 8:
         raise DataError(f"a file of {file.size} bytes is not a safetensors file", place=[place])
     start = file.read(0, 8 if file.once else min(file.size, 64))  # a pipe may hold no more than a header
-    if start[8:9] != b"{":  # else the first bytes are a length, whatever they look like
-        for magic, what in _STRANGERS:
-            if start.lstrip().startswith(magic):
-                raise DataError(what, place=[place])
+    has_header = start[8:9] == b"{"  # then the first bytes are a length, whatever they look like
+    if not has_header and (what := foreign.told_by_bytes(start) or foreign.told_by_name(file.path)):
+        raise DataError(what, place=[place])
     length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT or 8 + length > file.size:
         whole = "" if file.once else f" of a file of {file.size}"

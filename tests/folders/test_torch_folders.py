@@ -153,6 +153,13 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
     source = folder(tmp_path / "m", CONFIG)
     line = one_line(run("inspect", source), 1)
     assert "no .safetensors file, no index and no PyTorch checkpoint in this folder" in line
+    for names, way in (
+        (["tf_model.h5"], "tf_model.h5 is a model of Keras or TensorFlow, which is not read; convert"),
+        (["flax_model.msgpack", "b.gguf", "a.onnx"], "name a file: a.onnx, b.gguf"),
+    ):
+        for name in names:
+            (source / name).write_bytes(b"")
+        assert way in one_line(run("inspect", source), 1)
 
 
 def test_notes_name_the_shard(tmp_path: Path) -> None:

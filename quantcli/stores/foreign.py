@@ -1,0 +1,67 @@
+"""Files of models that are not read, or not under their names: told by first bytes or by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from quantcli.errors import listed, printable
+
+_PICKLES = "; a checkpoint of PyTorch is read from a file with its own ending, such as .pt or .bin"
+_CONVERT = "; convert the model to ONNX, or save it as safetensors"
+_MAGIC = [
+    (0, b"GGUF", "this is a GGUF file"),
+    (0, b"\x93NUMPY", "this is a NumPy array; its name must end in .npy"),
+    (0, b"PK\x03\x04", f"this is a zip archive (of torch.save or .npz), not safetensors{_PICKLES}"),
+    (0, b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"),
+    (0, b"\x80\x02", f"this is a Python pickle, not safetensors{_PICKLES}"),
+    (0, b"\x80\x04", f"this is a Python pickle, not safetensors{_PICKLES}"),
+    (0, b"<!DOCTYPE", "this is a web page"),
+    (0, b"<html", "this is a web page"),
+    (4, b"TFL3", f"this is a TensorFlow Lite model, which is not read{_CONVERT}"),
+    (0, b"\x89HDF\r\n", f"this is an HDF5 file of Keras or TensorFlow, which is not read{_CONVERT}"),
+]
+_NAMES = {
+    ".h5": "Keras or TensorFlow",
+    ".keras": "Keras",
+    ".mlmodel": "Core ML",
+    ".mlpackage": "Core ML",
+    ".msgpack": "Flax",
+    ".pb": "TensorFlow",
+    ".tflite": "TensorFlow Lite",
+}
+_READ = (".gguf", ".npy", ".npz", ".onnx")
+
+
+def told_by_bytes(start: bytes) -> str | None:
+    """What a file is that begins like this, and what to do; None where that is not known.
+
+    >>> told_by_bytes(b"GGUF" + bytes(4))
+    'this is a GGUF file'
+    """
+    text = start.lstrip()
+    return next((what for at, magic, what in _MAGIC if (start if at else text).startswith(magic, at)), None)
+
+
+def told_by_name(path: str) -> str | None:
+    """What a file or folder is whose name ends like this, and what to do; None where that is not known."""
+    program = _NAMES.get(os.path.splitext(path.rstrip("/"))[1].lower())
+    return None if program is None else f"this is a model of {program}, which is not read{_CONVERT}"
+
+
+def among(folder: str, names: Sequence[str]) -> str | None:
+    """The hint for a folder with such files and no others that hold weights; None where none of them does.
+
+    >>> among("model", ["config.json", "model.onnx"])
+    'name a file: model.onnx'
+    >>> among("model", ["flax_model.msgpack"])
+    'flax_model.msgpack is a model of Flax, which is not read; convert the model to ONNX, or save it as safetensors'
+    """
+    found = sorted(n for n in names if n.lower().endswith(_READ))
+    if found:
+        return f"name a file: {listed([printable(n, 200) for n in found], 4)}"
+    for name in sorted(names):
+        if told := told_by_name(name):
+            return told.replace("this", printable(name, 200), 1)
+    told = told_by_name(folder)
+    return told.replace("this", "the folder", 1) if told else None
