@@ -7,6 +7,7 @@ conversion, rename, permute or cast them: a target may be a container format (`f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -37,6 +38,9 @@ the keys its loader needs in config.json, which a single file does not have besi
 
 Weight = Decided
 """A tensor as decided: kept, or quantized with a scheme."""
+
+_INSTEAD = " instead of "
+"""What the notes of weights have in them that are stored otherwise than was asked for."""
 
 
 class Codes(Protocol):
@@ -156,6 +160,12 @@ class ContainerFile:
 
 def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None:
     """Nothing: experts stay as they are stored."""
+
+
+def had_instead(tensors: Sequence[Weight]) -> list[str]:
+    """What weights have instead of what was asked for, by their notes: a line for each, with their number."""
+    parts = Counter(part for t in tensors if t.scheme is not None for part in t.note.split("; ") if _INSTEAD in part)
+    return [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in parts.items()]
 
 
 def not_again(source: Source) -> None:

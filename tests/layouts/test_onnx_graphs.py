@@ -159,6 +159,14 @@ def test_what_is_reported_is_what_compare_measures(tmp_path: Path) -> None:
             assert seen == {n: v if v is None else pytest.approx(v, rel=1e-7) for n, v in rows.items()}
 
 
+def test_other_bits_than_were_asked_for_are_said_before_the_table(tmp_path: Path) -> None:
+    nodes = [op("Conv", ["x", "k"], ["z"]), f32("k", weights(24, 4, 3, 3)), op("MatMul", ["z", "m"], ["y"])]
+    path = written(tmp_path / "in.onnx", *nodes, f32("m", weights(64, 32)))
+    done = run("quantize", path, "-o", tmp_path / "out.onnx", "--bits", "4", "--no-default-keep")
+    assert done.code == 0
+    assert "1 tensor: 8 bits instead of 4, as onnxruntime's tools give all but matrices" in done.err
+
+
 @pytest.mark.parametrize("flags", [[], ["--asymmetric"], ["--override", "*:bits=4"]], ids=" ".join)
 @pytest.mark.parametrize(("shape", "version", "operator"), [
     ((24, 4, 3, 3), 11, DECODE_ANY), ((24, 4, 3, 3), 13, DECODE), ((33, 5, 3, 3), 21, DECODE),
@@ -171,7 +179,7 @@ def test_convolutions(shape: tuple[int, ...], version: int, operator: str, flags
     (row,) = report["tensors"]
     four = "--override" in flags
     assert row["scheme"].startswith("w4" if four else "w8")
-    assert four or row["note"].startswith("8 bits, as onnxruntime's tools have")
+    assert four or row["note"].startswith("8 bits instead of 4, as onnxruntime's tools give")
     graph, sets, ir = read_model(out)
     expected_operator = DECODE_ANY if four and version < 21 else operator
     assert graph.operators[0] == expected_operator and sets[""] == version and ir == (10 if four else 8)

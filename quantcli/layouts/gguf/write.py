@@ -37,7 +37,7 @@ from quantcli.layouts.gguf.tensors import SIZES, Place, job_of
 from quantcli.layouts.gguf.types import NUMBERS, WEIGHTS, file_type_of, like
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import facts
-from quantcli.layouts.writer import KEY, Beside, ContainerFile, Conversion, Weight
+from quantcli.layouts.writer import KEY, Beside, ContainerFile, Conversion, Weight, had_instead
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_writer import LLAMA, LONGEST_NAME, GgufTensor, Room, lay_out, value_bytes
@@ -177,8 +177,7 @@ def of_types(tensors: Sequence[Weight], file_type: int | None) -> list[str]:
     """Notes on the types of weights: rows that have another one than was asked for, what the file is where no file type
     was named, and one without the tensors that its name promises."""
     weights = [(t, block_type(t.scheme)) for t in tensors if t.scheme is not None]
-    others = Counter(part for t, _ in weights for part in t.note.split("; ") if " instead of " in part)
-    notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in others.items()]
+    notes = had_instead(tensors)
     kinds = Counter(kind for t, kind in weights if t.reason in ("default", "rule"))
     if file_type == NUMBERS["MXFP4"] and "MXFP4" not in (kind for _, kind in weights):
         notes.append("no tensor is MXFP4: only experts become that, and this model has none")

@@ -108,11 +108,12 @@ def suited(
         scheme = scheme.with_scale_dtype(computed)
     least = min(LINEAR_BITS) if chosen and not in_function else max(LINEAR_BITS)
     if form == "linear" and scheme.bits < least:
+        why = "the fewest there" if chosen else "as onnxruntime's tools give all but matrices"
+        notes.append(f"{least} bits instead of {scheme.bits:g}, {why}")
         scheme = changed(scheme, bits=least)
-        notes.append(f"{least} bits, as onnxruntime's tools have" if not chosen else f"{least} bits, the fewest there")
     elif form == "rows" and cols * scheme.bits % 8:
+        notes.append(f"8 bits instead of {scheme.bits:g}: rows of {cols} would not end between bytes")
         scheme = changed(scheme, bits=8)
-        notes.append(f"8 bits: rows of {cols} would not end between bytes")
     if scheme.granularity != "group":
         return scheme, "; ".join(notes)
     size = scheme.group_size

@@ -15,7 +15,7 @@ from quantcli.layouts.onnx.forms import Stored
 from quantcli.layouts.onnx.model import Changes, Hole, Laid, Range, Segment, laid_out, size_of
 from quantcli.layouts.onnx.roles import Role, roles
 from quantcli.layouts.pieces import COPY, plain, put_columns, turned
-from quantcli.layouts.writer import Again, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
+from quantcli.layouts.writer import Again, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write, had_instead
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -143,15 +143,16 @@ def _turned_back(info: TensorInfo) -> Job:
     return Job(outputs=(TensorInfo(info.name, info.dtype, (cols, rows)),), pieces=pieces)
 
 
-def _notes(graph: Graph, weights: Mapping[str, tuple[Stored, Role]]) -> list[str]:
-    """What the loaders of the file need."""
+def _notes(tensors: Sequence[Weight], graph: Graph, weights: Mapping[str, tuple[Stored, Role]]) -> list[str]:
+    """What weights have instead of what was asked for, and what the loaders of the file need."""
     counts: dict[str, int] = {}
     for stored, _ in weights.values():
         operators = {"blocks": ["MatMulNBits"], "rows": ["GatherBlockQuantized"], "linear": ["DequantizeLinear"]}
         for operator in operators.get(stored.form, ["MatMulNBits", "GatherBlockQuantized"]):
             counts[operator] = counts.get(operator, 0) + 1
     shown = ", ".join(f"{operator} ({count})" for operator, count in sorted(counts.items()))
-    return [f"onnxruntime runs this model, other runtimes may not: {shown}; opset {graph.opset} stays"]
+    needed = f"onnxruntime runs this model, other runtimes may not: {shown}; opset {graph.opset} stays"
+    return [*had_instead(tensors), needed]
 
 
 def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
@@ -171,7 +172,7 @@ def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
             kept[name] = tensor.info.nbytes
     if graph.file.size + sum(o.nbytes for job in jobs.values() for o in job.outputs) > LIMIT:
         _files(graph, weights, kept, "", "", None)  # refused before a weight is read
-    return Conversion(jobs=jobs, files=partial(_files, graph, weights, kept), notes=_notes(graph, weights))
+    return Conversion(jobs=jobs, files=partial(_files, graph, weights, kept), notes=_notes(tensors, graph, weights))
 
 
 def again(source: Source) -> Again | None:
