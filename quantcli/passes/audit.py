@@ -52,6 +52,9 @@ SEARCHED = 0.2
 """Least share of offsets that are not those of the range, beside scales that are: HQQ searches for offsets alone, which
 moves 85 % of them by more than their dtype explains at 4 bits, and 35 % at 8."""
 
+DIVIDING = 0.98
+"""Least share of groups with the scale of MLX's rule: noise of 2 % of the weights leaves a third of it at 4 bits."""
+
 UNRELATED, UNEXPLAINED = "none of the base", "none of the base as it is"
 """The method of codes that were not made of these weights."""
 
@@ -236,10 +239,15 @@ def _is_minmax(sample: Sampled) -> bool:
     return best is None or best - sample.minmax_db < SAME_DB or own - sample.minmax_db <= best - own
 
 
+def _of_mlx(sample: Sampled) -> bool:
+    """Whether scales and offsets are those of MLX's rule, which these weights alone give."""
+    return (sample.dividing or 0) >= DIVIDING and (sample.shifted or 0) <= SEARCHED
+
+
 def _other_scales(sample: Sampled) -> bool:
     """Whether scales are spread about those of min-max a little, as those of min-max of slightly other weights are;
     scales that were searched for lie elsewhere."""
-    if sample.largest is None or sample.gained_db is not None or (sample.nearest or 0) < ROUNDED:
+    if _of_mlx(sample) or sample.largest is None or sample.gained_db is not None or (sample.nearest or 0) < ROUNDED:
         return False
     telling = (
         sample.best_db is not None and sample.minmax_db is not None and sample.best_db - sample.minmax_db > TELLING
@@ -256,6 +264,8 @@ def _method(sample: Sampled) -> str:
     first = "scaled rows and columns (AWQ), " if sample.gained_db is not None else ""
     if sample.nearest < ROUNDED:
         return first + _moved(sample)
+    if _of_mlx(sample):
+        return first + "min-max scales that make 0 a code (MLX)"
     if (sample.largest or 0) >= OTHER_SCALES and (sample.shifted or 0) > SEARCHED:
         return first + "min-max scales, searched offsets (HQQ)"
     if _is_minmax(sample) or (sample.largest or 0) >= OTHER_SCALES:

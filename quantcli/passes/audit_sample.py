@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import kernels
+from quantcli import dtypes, kernels
 from quantcli.asking import changed
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.formats import code_grid, fixed_codebook, reach, spread_out
@@ -50,6 +50,9 @@ bfloat16, which rounds by up to 2^-9, and where tools may have rounded weights o
 SHIFTED = 0.05
 """Steps by which an offset must be away from the ends of a group's range to be told from them."""
 
+EXACT = 2.0**-20
+"""How far scales in float32 may be from a rule that they follow, relative to it."""
+
 CHANCE = 1e-3
 """Chance at which a column of nothing but nearest codes proves nothing."""
 
@@ -81,10 +84,10 @@ class Sampled:
     ones for the stored scales; nearest_db: the SQNR that these would have. minmax_db, best_db: of min-max scales and
     of our search at this format. largest: share of groups whose scale is that of their largest weight, up to a factor
     that is the same in all of them; about: of groups whose scale is near that; shifted: of groups with a float offset
-    that is neither their lowest nor their highest weight. used, codes: how many codes occur, and
-    how many there are. cleanest: the largest share of nearest codes in a column, where chance alone would not give that
-    to any; beyond: share of weights that are more than a step of whole numbers from what they became, though not
-    clipped.
+    that is neither their lowest nor their highest weight; dividing: of groups with the scale of MLX's rule, where that
+    tells. used, codes: how many codes occur, and how many there are. cleanest: the largest share of nearest codes in a
+    column, where chance alone would not give that to any; beyond: share of weights that are more than a step of whole
+    numbers from what they became, though not clipped.
     """
 
     sqnr_db: float | None
@@ -101,6 +104,7 @@ class Sampled:
     largest: float | None = None
     about: float | None = None
     shifted: float | None = None
+    dividing: float | None = None
     cleanest: float | None = None
     beyond: float | None = None
     used: int | None = None
@@ -278,6 +282,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         "largest": largest,
         "about": about,
         "shifted": _shifted(x, scales, offsets, found) if grid.mode == OFFSET else None,
+        "dividing": _dividing(x, scales, found) if grid.mode == OFFSET else None,
         "cleanest": _cleanest(near),
         "beyond": beyond / near.size if stepped else None,
         "used": int(np.count_nonzero(counts)),
@@ -344,6 +349,26 @@ def _shifted(x: Floats, scales: Floats, offsets: Floats, found: Coded) -> float:
     away = [np.abs(offsets - f.reduceat(x, starts, axis=1)) for f in (np.minimum, np.maximum)]
     digits = {"bfloat16": 8, "float16": 11}.get(found.scheme.scale_dtype, 24)
     return float(np.mean(np.minimum(*away) > SHIFTED * scales + np.abs(offsets) * 2.0**-digits))
+
+
+def _dividing(x: Floats, scales: Floats, found: Coded) -> float | None:
+    """The share of groups that have the scale of MLX's affine rule (`mlx.core.quantize`): the range by the steps of the
+    codes, and then what divides the largest weight by a whole number, so that 0 is a code; scales have the dtype of the
+    weights. Counted where that is not the scale of the range itself, None where it is so everywhere."""
+    if found.scheme.storage != "plain" or found.plan.height > 1 or not found.exact_scales:
+        return None
+    dtype = dtypes.LONG_NAMES.get(found.scheme.scale_dtype, "F32")
+    weights = dtypes.rounded(x.copy(), dtype)
+    starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
+    high, low = (f.reduceat(weights, starts, axis=1) for f in (np.maximum, np.minimum))
+    ranges = (high - low) / np.float32((1 << found.scheme.bits) - 1)
+    largest = np.maximum(high, -low)
+    with np.errstate(all="ignore"):
+        divided = dtypes.rounded(largest / np.rint(largest / ranges), dtype)
+    telling = np.isfinite(divided) & (np.abs(divided - dtypes.rounded(ranges, dtype)) > EXACT * divided)
+    if not telling.any():
+        return None
+    return float(np.mean((np.abs(scales - divided) <= EXACT * divided)[telling]))
 
 
 def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tuple[float | None, float | None]:

@@ -111,9 +111,11 @@ METHODS = {
     "hqq": {"min-max scales, searched offsets (HQQ)"},
     "autoround": {"learned rounding (AutoRound), or weights that were changed a little"},
     "awq": {"scaled rows and columns (AWQ), min-max", "min-max"},
+    "mlx": {"min-max scales that make 0 a code (MLX)"},
 }
 """What made the models of golden/audits, by the tools' own code: llm-compressor 0.14's GPTQ and AWQ, which scales what
-comes after a norm and between two matrices, but no o_proj; AutoRound 0.16; and HQQ 0.2.8."""
+comes after a norm and between two matrices, but no o_proj; AutoRound 0.16; HQQ 0.2.8; and MLX 0.32, whose scales of 6
+bits are near enough to those of min-max to have been taken for those of changed weights."""
 
 
 @pytest.mark.parametrize("tool", METHODS)

@@ -199,12 +199,9 @@ def onnxruntime(model: Path, original: Path, names: list[str]) -> Weights:
         yield name, session.run([out], {**none, into: np.eye(sizes[into], dtype=np.float32)})[0].T
 
 
-def gptqmodel_load(model: Path, dtype: Any) -> Any:
-    """A model of torch modules on the CPU.
-
-    gptqmodel imports torchvision, for models that see, whose wheels want the torch they were built with: an empty one
-    does.
-    """
+def empty_torchvision() -> None:
+    """Have an empty torchvision where there is none: gptqmodel imports it, for models that see, and its wheels want the
+    torch they were built with."""
     from transformers.utils import is_torchvision_available
 
     if not is_torchvision_available():
@@ -212,6 +209,11 @@ def gptqmodel_load(model: Path, dtype: Any) -> Any:
             sys.modules[part] = types.ModuleType(part)
         sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
         sys.modules["torchvision.transforms.functional"].InterpolationMode = None
+
+
+def gptqmodel_load(model: Path, dtype: Any) -> Any:
+    """A model of torch modules on the CPU."""
+    empty_torchvision()
     from gptqmodel import BACKEND, GPTQModel
 
     return GPTQModel.load(str(model), backend=BACKEND.TORCH, device="cpu", dtype=dtype).model

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models import MODEL, answered, quantcli, script
+from models import answered, quantcli, script
+from words import MODEL
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SCHEMES = ["--bits 3 --group-size 64", "--bits 4 --group-size 64"]

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 from decoding import shortened
-from models import answered, give_words, quantcli, script, talk
+from models import answered, quantcli, script, talk
 from talk import cross_entropy
+from words import give_words
 from zoo import decoded
 
 TEXT = """A wolf and a crane once lived beside the same river. One evening the wolf ate his supper so fast that a bone

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from models import MODEL, answered, command, quantcli, script
+from models import answered, command, quantcli, script
+from words import MODEL
 
 
 def run(pythons: dict[str, Any], work: Path) -> tuple[list[str], int]:

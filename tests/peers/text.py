@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import SAMPLES, decoded, quantcli, talk, with_words
+from models import decoded, quantcli, talk
+from words import SAMPLES, with_words
 
 LETTERS = 48
 """So many are generated, and have to be the same; with the prompt fewer than the 96 that the model was trained on."""

@@ -21,7 +21,8 @@ from typing import Any
 
 from decoding import shortened
 from environments import pinned
-from models import answered, command, give_words, quantcli, script
+from models import answered, command, quantcli, script
+from words import give_words
 
 RANDOM = ["llama-tied", "qwen3-tied", "gemma2", "gemma3", "phi3", "qwen2-moe", "qwen3-moe", "gpt-neox", "gpt2", "t5",
           "whisper", "bert", "vit", "clip", "mamba"]  # fmt: skip
