@@ -64,3 +64,18 @@ def test_every_stage_of_a_run_is_timed(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) > 5
     assert [stage for stage, seconds in found.items() if seconds <= 0] == []
+
+
+def test_other_programs_are_timed_by_their_own_clock(tmp_path: Path) -> None:
+    """Programs that say that they took 2 seconds for the 2^24 weights of the smallest model."""
+    python = tmp_path / "current" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho 2.0\n")
+    python.chmod(0o755)
+    command = [sys.executable, str(FOLDER / "bench.py"), "--peers", str(tmp_path), "--gb", "0.01", "--runs", "1"]
+    done = subprocess.run([*command, "--folder", str(tmp_path)], check=True, capture_output=True, text=True)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
+    figures = {row[0]: row[1:] for row in rows if len(row) == 4}
+    assert figures["MLX, affine int4 g128"][0] == "8" and not any("libllama" in title for title in figures)
+    own = figures["quantcli, int4 g128 min-max"]
+    assert float(own[0]) > 0 and 20 < float(own[2]) < 100  # MiB

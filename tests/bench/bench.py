@@ -6,13 +6,15 @@
 The floor is a program that only reads the input and writes as many bytes as the output has, with as many threads; every
 figure is a ratio to it, measured in turn with it. Every run writes a new file; inputs lie in the page cache. Figures
 are medians; with sets of kernels but the first and v3, which take long, those of a single run. With --peers only other
-programs are timed, and the runs that do the same work. --write puts the tables into RESULTS.md in place of the last
-ones. About 12 minutes on 2 idle cores, with --peers 4, and 8 GB in --folder.
+programs are timed, in turn with the runs that do the same work. --write puts the tables into RESULTS.md in place of the
+last ones, and the figures of other programs into speed.json. About 12 minutes on 2 idle cores, with --peers 4, and 8 GB
+in --folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import re
@@ -23,13 +25,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import peers
 import stages
 from figures import FIGURES, GROWTH, IN_DEFAULT_RUNS, MIB, PROFILED, SMALL, Figure
 from timing import ENVIRONMENT, Timed, alternately, floor, timed, write_folder, write_model
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+RESULTS, STORED = (Path(__file__).with_name(name) for name in ("RESULTS.md", "speed.json"))
 END = "<!-- end -->"
 
 CLI = [sys.executable, "-m", "quantcli"]
@@ -45,6 +48,7 @@ class Bench:
         self.floors: dict[str, Timed] = {}
         self.weights: dict[str, int] = {}
         self.lines: list[str] = []
+        self.rows: list[dict[str, Any]] = []  # of other programs and of runs beside them, for STORED
 
     def say(self, line: str = "") -> None:
         """Print a line, and keep it for RESULTS.md."""
@@ -226,36 +230,52 @@ class Bench:
             self.say(f"| `{title}` | {goal} | {one.seconds / nothing.seconds:.1f} |")
 
     def beside_peers(self, environments: Path) -> None:
-        """Peers, and how many times as fast quantcli is."""
-        wanted = sorted({p.environment for p in peers.PEERS})
-        pythons = {name: peers.python_of(environments, name) for name in wanted}
-        times: dict[str, tuple[float, int]] = {}
-        model = self.model("BF16")
-        llama, layers = self.folder / "llama.gguf", max(1, round(self.gb * 1e9 / 2 / peers.LAYER))
-        count = peers.write_llama(llama, python, layers) if (python := pythons.get("llamacpp")) else 0
-        self.say("| peer | M weights/s | floors |")
-        self.say("| --- | --- | --- |")
-        compared = [figure for figure in FIGURES if figure.peers]
-        commands = [floor(model, 0.258, self.threads), *(self.command(figure.words, model) for figure in compared)]
-        found = alternately(commands, self.folder, self.runs)
-        least, *own = [one.seconds / self.weights["BF16"] for one in found]
-        for peer in peers.PEERS:
-            python = pythons[peer.environment]
-            if python is None:
-                continue
-            source, size = (llama, count) if peer.gguf else (model, self.weights["BF16"])
-            took = peers.seconds(peer, python, source, self.folder, self.threads, min(self.runs, 2))
-            times[peer.title] = took, size
-            self.say(f"| {peer.title} | {size / took / 1e6:.0f} | {took / size / least:.1f} |")
-        llama.unlink(missing_ok=True)
+        """Other programs in turn with the runs that do the same work: speed and memory, and how many times as fast
+        quantcli is."""
+        model, llama = self.model("BF16"), self.folder / "llama.gguf"
+        pythons = {p.environment: peers.python_of(environments, p.environment) for p in peers.PEERS}
+        count = 0
+        if python := pythons["llamacpp"]:
+            count = peers.write_llama(llama, python, max(1, round(self.gb * 1e9 / 2 / peers.LAYER)))
+        own = [figure for figure in FIGURES if figure.peers]
+        others = [(peer, python) for peer in peers.PEERS if (python := pythons[peer.environment])]
+        commands = [floor(model, 0.258, self.threads), *(self.command(figure.words, model) for figure in own)]
+        clocked = range(len(commands), len(commands) + len(others))
+        for peer, python in others:
+            commands.append(peers.command(peer, python, llama if peer.gguf else model, self.threads))
+        least, *found = alternately(commands, self.folder, self.runs, clocked=clocked)
+        weights = self.weights["BF16"]
+        self.rows = [
+            {"program": program, "run": title, "weights": size, "seconds": one.seconds, "peak_mib": one.peak}
+            for (program, title, size), one in zip(
+                [
+                    *(("quantcli", figure.title, weights) for figure in own),
+                    *(("peer", peer.title, count if peer.gguf else weights) for peer, _ in others),
+                ],
+                found,
+            )
+        ]
+        self.rows.insert(0, {"program": "floor", "run": "floor", "weights": weights, "seconds": least.seconds,
+                             "peak_mib": least.peak})  # fmt: skip
+        self._beside(own)
+
+    def _beside(self, own: Sequence[Figure]) -> None:
+        """Tables of the runs of quantcli and of other programs."""
+        least, *rows = self.rows
+        each = {row["run"]: row["seconds"] / row["weights"] for row in rows}
+        self.say("| program | M weights/s | floors | peak MiB |")
+        self.say("| --- | --- | --- | --- |")
+        for row in rows:
+            rate, floors = 1e-6 / each[row["run"]], each[row["run"]] / (least["seconds"] / least["weights"])
+            title = f"quantcli, {row['run']}" if row["program"] == "quantcli" else row["run"]
+            self.say(f"| {title} | {rate:.0f} | {floors:.1f} | {row['peak_mib']:.0f} |")
         self.say()
         self.say("| run | beside | goal | times as fast |")
         self.say("| --- | --- | --- | --- |")
-        for figure, seconds in zip(compared, own):
+        for figure in own:
             for title, goal in figure.peers:
-                if title in times:
-                    took, size = times[title]
-                    self.say(f"| {figure.title} | {title} | {goal:g} | {took / size / seconds:.2f} |")
+                if title in each:
+                    self.say(f"| {figure.title} | {title} | {goal:g} | {each[title] / each[figure.title]:.2f} |")
 
 
 def processor() -> str:
@@ -311,6 +331,10 @@ def main() -> None:
         print(f"\n{(time.monotonic() - began) / 60:.1f} minutes")
         if a.write:
             write(bench.lines, "bench" if a.peers is None else "bench-peers")
+            if bench.rows:
+                about = {"version": version.stdout.strip(), "processor": processor(), "threads": threads,
+                         "date": str(date.today()), "runs": a.runs, "rows": bench.rows}  # fmt: skip
+                STORED.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

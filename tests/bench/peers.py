@@ -5,9 +5,7 @@ Each prints the seconds that it took without its imports, so that these do not c
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,14 +144,7 @@ def write_llama(path: Path, python: str, layers: int) -> int:
     return layers * LAYER + 256 * 4096
 
 
-def seconds(peer: Peer, python: str, model: Path, folder: Path, threads: int, runs: int) -> float:
-    """The median of the seconds that a peer takes, without its imports."""
-    found = []
-    for _ in range(runs + 1):
-        out = folder / f"peer.{'gguf' if peer.gguf else 'safetensors'}"
-        os.sync()
-        words: Sequence[str] = [python, "-c", peer.script, str(model), str(out), str(threads), peer.more]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        out.unlink()
-        found.append(float(done.stdout.split()[-1]))
-    return sorted(found[1:])[len(found[1:]) // 2]
+def command(peer: Peer, python: str, model: Path, threads: int) -> list[str]:
+    """What quantizes a model with a peer and prints the seconds that it took, without its imports."""
+    out = f"OUT.{'gguf' if peer.gguf else 'safetensors'}"
+    return [python, "-c", peer.script, str(model), out, str(threads), peer.more]

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +51,20 @@ class Timed:
 
 
 def alternately(
-    commands: Sequence[Command], folder: Path, runs: int, env: Mapping[str, str] | None = None, *, warm: bool = True
+    commands: Sequence[Command],
+    folder: Path,
+    runs: int,
+    env: Mapping[str, str] | None = None,
+    *,
+    warm: bool = True,
+    clocked: Collection[int] = (),
 ) -> list[Timed]:
-    """Commands in turn, some times, so that what disturbs the machine disturbs all of them. warm: after a warm-up."""
+    """Commands in turn, some times, so that what disturbs the machine disturbs all of them. warm: after a warm-up.
+    clocked: numbers of those whose seconds are what they print themselves, without their imports."""
     found: list[list[tuple[float, float, float]]] = [[] for _ in commands]
     for number in range(runs + warm):
-        for command, times in zip(commands, found):
-            once = _run(command, folder, {**ENVIRONMENT, **(env or {})})
+        for place, (command, times) in enumerate(zip(commands, found)):
+            once = _run(command, folder, {**ENVIRONMENT, **(env or {})}, place in clocked)
             if number >= warm:
                 times.append(once)
     return [
@@ -71,14 +78,15 @@ def timed(command: Command, folder: Path, runs: int, *, warm: bool = True) -> Ti
     return alternately([command], folder, runs, warm=warm)[0]
 
 
-def _run(command: Command, folder: Path, env: Mapping[str, str]) -> tuple[float, float, float]:
+def _run(command: Command, folder: Path, env: Mapping[str, str], clocked: bool) -> tuple[float, float, float]:
     room = folder / "out"
     shutil.rmtree(room, ignore_errors=True)
     room.mkdir()
     os.sync()  # what an earlier run left to be written must not slow this one
     began = time.perf_counter()
     words = [str(room / f"out{word[3:]}") if word.startswith("OUT") else word for word in command]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(env))
+    stdout = subprocess.PIPE if clocked else subprocess.DEVNULL
+    process = subprocess.Popen(words, stdout=stdout, stderr=subprocess.PIPE, env=dict(env))
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -86,6 +94,8 @@ def _run(command: Command, folder: Path, env: Mapping[str, str]) -> tuple[float,
     if status:
         raise SystemExit(f"failed: {' '.join(command)}\n{said.decode(errors='replace')}")
     shutil.rmtree(room)
+    if process.stdout is not None:
+        wall = float(process.stdout.read().split()[-1])
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
