@@ -173,7 +173,7 @@ def _variants(used: str) -> list[Variant]:
         elif asked:
             why = asked
         else:
-            why = f"{'the fastest that this processor runs' if mine else 'a faster one runs'}: {built_for}"
+            why = f"{'the fastest that this processor runs' if mine else 'a faster one runs'} ({built_for})"
         found.append(Variant(name=name, used=mine, runs=name in runs, why=why))
     return found
 

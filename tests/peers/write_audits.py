@@ -1,6 +1,8 @@
 """Write the models of tests/golden/audits: sample_models/tiny-llama as other tools quantize it, each in its own way.
 
-    python tests/peers/write_audits.py gptq|awq|autoround|autoround-awq|hqq|mlx|gptqmodel|autoawq [OUT]
+    python tests/peers/write_audits.py KIND [OUT]
+
+KIND is a key of TOOLS.
 
 gptq and awq need llmcompressor 0.14.0.1 with datasets, autoround and autoround-awq auto-round 0.16.1, hqq hqq
 0.2.8.post1, mlx mlx 0.32.4, gptqmodel gptqmodel 7.2.0; all torch 2.13.0 and transformers 5.23.0. autoawq needs
@@ -100,22 +102,25 @@ def autoround(layout: str, out: Path) -> None:
 
 
 def gptqmodel(out: Path) -> None:
-    """GPTQModel's error feedback, columns in the order of their inputs' power (desc_act)."""
+    """GPTQModel's error feedback by default: columns in the order of their inputs' power, groups as they are."""
     empty_torchvision()
     from gptqmodel import GPTQModel, QuantizeConfig
 
     ones = [1] * LONG
     with tempfile.TemporaryDirectory() as folder:
-        asked = QuantizeConfig(bits=4, group_size=32, desc_act=True, sym=True)
+        asked = QuantizeConfig(bits=4, group_size=32, offload_to_disk=False)
         model = GPTQModel.load(str(reads_letters(folder)[0]), asked, device="cpu")
         model.quantize([{"input_ids": some, "attention_mask": ones} for some in inputs()], batch_size=1)
         model.save(str(out))
 
 
-def autoawq(out: Path) -> None:
-    """AutoAWQ's scaled weights, in its own layout; not clipped, for that takes no fewer than 64 rows."""
+def autoawq(out: Path, *, copied: bool = True) -> None:
+    """AutoAWQ's scaled weights, in its own layout; not clipped, for that takes no fewer than 64 rows. copied: without
+    a fault that it has on processors, where it puts weights back after a trial that are the very same: all add up."""
     from awq import AutoAWQForCausalLM
 
+    if copied:
+        torch.Tensor.cpu = lambda self, *_, **__: self.detach().clone()
     with tempfile.TemporaryDirectory() as folder:
         path, words = reads_letters(folder)
         model = AutoAWQForCausalLM.from_pretrained(str(path), device_map="cpu", torch_dtype=torch.float16)
@@ -166,6 +171,7 @@ TOOLS: dict[str, Callable[[Path], None]] = {
     "mlx": mlx,
     "gptqmodel": gptqmodel,
     "autoawq": autoawq,
+    "autoawq-fault": partial(autoawq, copied=False),
 }
 
 
