@@ -58,6 +58,9 @@ constexpr int32_t INTERFACE = 0x53398c3d;
 
 // The arguments that Python passes, field by field as records.py declares them.
 
+// Weights of 16 bits lie at any address: a file may begin its tensors at odd ones.
+typedef uint16_t Unaligned16 __attribute__((aligned(1)));
+
 struct Tile {
   const void* weights;
   int64_t rows, cols, group;
@@ -159,10 +162,10 @@ inline double folded(double (&lane)[N]) {
 // Up to LANES weights as float32.
 inline void load(const void* weights, int kind, int64_t at, int n, float* out) {
   if (kind == BF16) {
-    const uint16_t* p = static_cast<const uint16_t*>(weights) + at;
+    const Unaligned16* p = static_cast<const Unaligned16*>(weights) + at;
     for (int i = 0; i < n; ++i) out[i] = from_bits(uint32_t(p[i]) << 16);
   } else if (kind == F16) {
-    const uint16_t* p = static_cast<const uint16_t*>(weights) + at;
+    const Unaligned16* p = static_cast<const Unaligned16*>(weights) + at;
     int i = 0;
 #ifdef __F16C__
     for (; i + 8 <= n; i += 8)

@@ -14,6 +14,7 @@ template <int KIND>
 struct Pattern {
   using Key = typename std::conditional<KIND == F32, int32_t, int16_t>::type;
   using Bits = typename std::conditional<KIND == F32, uint32_t, uint16_t>::type;
+  typedef Bits Stored __attribute__((aligned(1)));  // as weights lie in memory, at any address
   typedef Key Keys __attribute__((vector_size(32)));
   static constexpr int AT_ONCE = 32 / sizeof(Key), SIGN = 8 * sizeof(Key) - 1;
   static constexpr Key MAGNITUDE = Key((uint32_t(1) << SIGN) - 1);
@@ -70,7 +71,7 @@ struct Range {
 
 // The first of the weights whose magnitude is that of `high`.
 template <int KIND>
-inline float first_extreme(const typename Pattern<KIND>::Bits* p, typename Pattern<KIND>::Key high) {
+inline float first_extreme(const typename Pattern<KIND>::Stored* p, typename Pattern<KIND>::Key high) {
   using P = Pattern<KIND>;
   while ((*p & typename P::Bits(P::MAGNITUDE)) != typename P::Bits(high)) ++p;
   return P::value(P::key(*p));
@@ -80,7 +81,7 @@ inline float first_extreme(const typename Pattern<KIND>::Bits* p, typename Patte
 template <int KIND>
 inline Range range_of(const void* weights, int64_t at, int64_t n, bool& finite) {
   using P = Pattern<KIND>;
-  const auto* p = static_cast<const typename P::Bits*>(weights) + at;
+  const auto* p = static_cast<const typename P::Stored*>(weights) + at;
   typename P::Key low = P::key(p[0]), high = low;
   int64_t i = 0;
   if (n >= P::AT_ONCE) {
@@ -114,7 +115,7 @@ inline Range range_of(const void* weights, int64_t at, int64_t n, bool& finite) 
 template <int KIND>
 inline float largest_of(const void* weights, int64_t at, int64_t n, bool& finite) {
   using P = Pattern<KIND>;
-  const auto* p = static_cast<const typename P::Bits*>(weights) + at;
+  const auto* p = static_cast<const typename P::Stored*>(weights) + at;
   typename P::Key least = -1;  // of complements
   int64_t i = 0;
   if (n >= P::AT_ONCE) {
@@ -160,7 +161,7 @@ inline __m256 values_of(__m128i keys) {
 
 // The ranges of eight groups of n weights of 16 bits, a multiple of 16, that lie one after another.
 template <int KIND>
-inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
+inline void eight_ranges(const Unaligned16* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
   using P = Pattern<KIND>;
   __m128i lows[EIGHT], highs[EIGHT];
   for (int g = 0; g < EIGHT; ++g) {
@@ -190,7 +191,7 @@ inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, flo
 
 // Their largest magnitudes.
 template <int KIND>
-inline void eight_largest(const uint16_t* p, int64_t n, float* largest, bool& finite) {
+inline void eight_largest(const Unaligned16* p, int64_t n, float* largest, bool& finite) {
   using P = Pattern<KIND>;
   __m128i complements[EIGHT];
   for (int g = 0; g < EIGHT; ++g) {
@@ -205,7 +206,7 @@ inline void eight_largest(const uint16_t* p, int64_t n, float* largest, bool& fi
 }
 #else
 template <int KIND>
-inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
+inline void eight_ranges(const Unaligned16* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
   for (int g = 0; g < EIGHT; ++g) {
     const Range found = range_of<KIND>(p, g * n, n, finite);
     lo[g] = found.low, hi[g] = found.high, extreme[g] = found.extreme;
@@ -213,7 +214,7 @@ inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, flo
 }
 
 template <int KIND>
-inline void eight_largest(const uint16_t* p, int64_t n, float* largest, bool& finite) {
+inline void eight_largest(const Unaligned16* p, int64_t n, float* largest, bool& finite) {
   for (int g = 0; g < EIGHT; ++g) largest[g] = largest_of<KIND>(p, g * n, n, finite);
 }
 #endif
@@ -234,7 +235,7 @@ template <int KIND, class Found, class Eights>
 inline bool by_groups(const Tile& tile, Found found, Eights eight) {
   if constexpr (KIND != F32)
     if (tile.group % Pattern<KIND>::AT_ONCE == 0 && tile.group <= AT_MOST && tile.cols % tile.group == 0) {
-      const auto* p = static_cast<const uint16_t*>(tile.weights);
+      const auto* p = static_cast<const Unaligned16*>(tile.weights);
       const int64_t n = tile.group, count = tile.rows * tile.cols / n;
       bool finite = true;
       int64_t group = 0;

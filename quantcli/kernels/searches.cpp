@@ -52,7 +52,7 @@ QK_EXPORT int32_t QK_NAME(patterns)(const uint16_t* weights, int64_t n, int32_t 
     ++part[2][four >> 32 & 0xffff];
     ++part[3][four >> 48];
   }
-  for (; i < n; ++i) ++part[0][weights[i]];
+  for (const Unaligned16* each = weights; i < n; ++i) ++part[0][each[i]];
   uint32_t bad = 0;
   const uint32_t special = kind == BF16 ? 0x7f80 : 0x7c00;
   for (uint32_t p = 0; p < 65536; ++p) {
@@ -67,7 +67,8 @@ QK_EXPORT int32_t QK_NAME(patterns)(const uint16_t* weights, int64_t n, int32_t 
 QK_EXPORT int32_t QK_NAME(bins)(const float* weights, int64_t n, int64_t* counts, int64_t* lows) {
   uint32_t bad = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = to_bits(weights[i]);
+    uint32_t bits;
+    std::memcpy(&bits, weights + i, 4);
     bad |= (bits & 0x7f800000u) == 0x7f800000u;
     ++counts[bits >> 12];
     lows[bits >> 12] += bits & 0xfff;

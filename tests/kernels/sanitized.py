@@ -4,7 +4,8 @@ touched, and with all arrays at the worst addresses that they may have (guards.p
 
     make sanitize, or python tests/kernels/sanitized.py [FOLDER] [ARGUMENTS OF PYTEST]
 
-FOLDER (.sanitized) gets the library of such kernels. GCC and cmake are needed. What a sanitizer finds ends the run.
+FOLDER (.sanitized) gets the library of such kernels. GCC and cmake are needed. What a sanitizer finds ends the run, and
+is shown.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def run(words: Sequence[object], env: Mapping[str, str]) -> str:
-    """What a command prints, which is shown too; where it fails all ends."""
+def run(words: Sequence[object], env: Mapping[str, str], reports: Path | None = None) -> str:
+    """What a command prints, which is shown too; where it fails all ends. reports: where sanitizers write theirs, for
+    pytest takes what a test prints, and ends with it."""
     done = subprocess.run(
         [str(w) for w in words], env={**os.environ, **env}, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     print(done.stdout, end="", flush=True)
     if done.returncode:
+        for report in sorted(reports.glob("report.*")) if reports is not None else ():
+            print(report.read_text(errors="replace"))
         sys.exit(f"failed with {done.returncode}: {' '.join(map(str, words))}")
     return done.stdout
 
@@ -35,6 +39,8 @@ def main(folder: str = ".sanitized", *arguments: str) -> None:
     if missing:
         sys.exit(f"not found: {', '.join(missing)}")
     home = Path(folder).resolve()
+    for old in home.glob("report.*"):
+        old.unlink()
     flags = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
     options = ["-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS_DEBUG={flags}", "-DCMAKE_CXX_COMPILER=g++"]
     run(["cmake", "-S", ROOT / "quantcli/kernels", "-B", home, *options], {})
@@ -45,8 +51,9 @@ def main(folder: str = ".sanitized", *arguments: str) -> None:
         "QUANTCLI_LIBRARY": str(home / "_kernels.so"),
         "LD_PRELOAD": " ".join(preloaded),  # before Python, which was built without them
         "PYTHONMALLOC": "malloc",
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps to its end what it needs
-        "UBSAN_OPTIONS": "print_stacktrace=1",
+        # Python keeps to its end what it needs.
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={home / 'report'}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={home / 'report'}",
     }
     listing = (
         "import kernels.guards; kernels.guards.pytest_configure(); "
@@ -67,7 +74,7 @@ def main(folder: str = ".sanitized", *arguments: str) -> None:
     for variant in run([sys.executable, "-c", listing], env).split():
         for place in ("behind", "before", "odd"):
             print(f"{variant}: {place}", flush=True)
-            run(pytest, {**env, "QUANTCLI_KERNELS": variant, "QUANTCLI_GUARDS": place})
+            run(pytest, {**env, "QUANTCLI_KERNELS": variant, "QUANTCLI_GUARDS": place}, home)
 
 
 if __name__ == "__main__":
