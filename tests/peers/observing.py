@@ -62,7 +62,7 @@ def run(pythons: dict[str, Any], work: Path) -> tuple[list[str], int]:
     ]
     for name in ("qwen3_moe", "gpt_oss"):
         for to in ("mlx", "native", "gguf --container"):
-            model, out = work / "experts" / name, work / "experts" / "out"
+            model, out = work / "experts" / name, work / "experts" / f"{name}.{to.split()[0]}"
             more = ["--bits", 3, "--group-size", 32, "--statistics", f"{model}.safetensors", "--exclude", "*embed*"]
             said = quantcli("quantize", model, "--to", *to.split(), *more, "-o", out, "--force", "-q", "--json")
             found = json.loads(said)["summary"]["output"]
