@@ -100,8 +100,9 @@ class Scheme(record.Scheme):
     rounding
         `nearest`, or `sum-preserving`: some codes are moved by one so that the errors of a row add up to about 0.
         Default: sum-preserving for integers of 2 to 8 bits with the default calibration, nearest with a calibration
-        given by name. `second-order`, the default for files with statistics of the layer's inputs: the error of a
-        column is made good in those that are rounded after it.
+        given by name, and for levels; of these a model's convolutions are rounded sum-preserving (`help methods`).
+        `second-order`, the default for files with statistics of the layer's inputs: the error of a column is made good
+        in those that are rounded after it.
     levels, codebook
         For the format `codebook`: how many levels to learn (default 2^bits), or the levels, ascending.
     scale_dtype

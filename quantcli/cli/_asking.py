@@ -109,7 +109,8 @@ schemes = _help.options(
         group="Scheme",
         help="To the nearest code, so that the errors of a row add up to 0, or (second-order) so that they cost "
         "little in the output of the layer.",
-        show_default="sum-preserving, but nearest where a calibration is named; with --statistics second-order",
+        show_default="sum-preserving for integers and in convolutions, else nearest, as where a calibration is named; "
+        "with --statistics second-order",
     ),
     _help.option(
         "--type",

@@ -297,8 +297,9 @@ def _subjects(
     for one in found.models.values():
         need_file(one.source, "planning")
     stored = {name: _stored_by(name, one.to, schemes) for name, one in found.models.items()}
+    rounded: dict[str, Any] = {"convolution_sums": False} if budget.calibrations else {}
     chosen, requests = components.requested(
-        found, options.warn, lambda name, request: replace(request, scheme=stored[name][0][0])
+        found, options.warn, lambda name, request: replace(request, scheme=stored[name][0][0], **rounded)
     )
     subjects = [_subject(name, chosen, request, *stored[name][:2], console) for name, request in requests.items()]
     return chosen, tuple(subjects), [line for _, _, line in stored.values() if line]

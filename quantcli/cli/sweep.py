@@ -95,7 +95,8 @@ def command(
     ):
         for one in found.models.values():
             need_file(one.source, "sweeping")
-        chosen, requests = components.requested(found, options.warn)
+        rounded: dict[str, Any] = {"convolution_sums": False} if calibration else {}
+        chosen, requests = components.requested(found, options.warn, lambda _, request: replace(request, **rounded))
         console.inform(*chosen.warnings, *chosen.notes)
         _sources.inform_of(chosen, console)
         began = time.perf_counter()

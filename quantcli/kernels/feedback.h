@@ -72,6 +72,28 @@ inline Run load_run(const float* p) {
 
 inline void store_run(const Run& v, float* p) { std::memcpy(p, &v, sizeof v); }
 
+// Half a run, and its numbers in float64.
+typedef float Half __attribute__((vector_size(sizeof(Run) / 2)));
+typedef double Long __attribute__((vector_size(sizeof(Run))));
+
+inline Long load_long(const float* p) {
+  Half v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Long);
+}
+
+// Eight rows of eight bytes, as little-endian numbers, to their columns.
+inline void turn_bytes(uint64_t* v) {
+  const auto swap = [&](int i, int j, int by, uint64_t mask) {
+    const uint64_t other = ((v[i] >> by) ^ v[j]) & mask;
+    v[j] ^= other;
+    v[i] ^= other << by;
+  };
+  for (int i = 0; i < 4; ++i) swap(i, i + 4, 32, 0x00000000ffffffffull);
+  for (int i : {0, 1, 4, 5}) swap(i, i + 2, 16, 0x0000ffff0000ffffull);
+  for (int i : {0, 2, 4, 6}) swap(i, i + 1, 8, 0x00ff00ff00ff00ffull);
+}
+
 constexpr int STRIP = 64;  // rows that are rounded side by side
 constexpr int KINDS = 3;   // of errors: of the codes that are chosen, of those that are given, and where all is lost
 
@@ -84,8 +106,9 @@ class Strip {
       : tile(tile), grid(grid), feedback(feedback), chosen(chosen), given(given), cols(tile.cols),
         groups(tile.groups()),
         panels((tile.cols + PANEL - 1) / PANEL), place(size_t(cols)), codes(size_t(cols) * STRIP),
-        scale(size_t(groups) * STRIP), zero(size_t(groups) * STRIP) {
-    for (auto& of_kind : errors) of_kind.assign(size_t(panels * SQUARE), 0);
+        scale(size_t(groups) * STRIP), divisor(scale.size()), zero(scale.size()) {
+    for (int kind = feedback.triangle ? CHOSEN : GIVEN; kind < KINDS; ++kind)
+      errors[kind].assign(size_t(panels * SQUARE), 0);
     for (int64_t k = 0; k < cols; ++k) place[size_t(feedback.order[k])] = int32_t(k);
   }
 
@@ -120,7 +143,7 @@ class Strip {
   std::vector<int32_t> place;
   std::vector<float> errors[KINDS];
   std::vector<Code> codes, turned;  // by column as stored, and by row
-  std::vector<float> scale, zero;
+  std::vector<float> scale, divisor, zero;
   RowParams own[STRIP];
   alignas(64) float sums[KINDS][SQUARE];
   alignas(64) double costs[KINDS][STRIP], squares[KINDS][STRIP];
@@ -138,6 +161,7 @@ class Strip {
     for (int64_t g = 0; g < groups; ++g)
       for (int r = 0; r < STRIP; ++r) {
         scale[size_t(g * STRIP + r)] = r < rows ? own[r].scale[g] : 1;
+        divisor[size_t(g * STRIP + r)] = divisor_of(scale[size_t(g * STRIP + r)]);
         zero[size_t(g * STRIP + r)] = r < rows ? own[r].zero_at(g) : 0;
       }
   }
@@ -194,14 +218,29 @@ class Strip {
   // Codes to rows, a square at a time: it stays in the innermost cache.
   void finish(int64_t first) {
     const size_t width = size_t(cols) + PADDING;
-    turned.assign(width * size_t(rows), 0);
+    turned.resize(width * STRIP);
     for (int64_t from = 0; from < cols; from += PANEL)
-      for (int r = 0; r < rows; ++r)
-        for (int64_t c = from; c < std::min(cols, from + PANEL); ++c)
-          turned[size_t(r) * width + size_t(c)] = codes[size_t(c * STRIP + r)];
+      for (int r = 0; r < rows; r += 8) {
+        Code* const to = turned.data() + size_t(r) * width;
+        for (int64_t c = from; c < std::min(cols, from + PANEL); c += 8)
+          to_rows(codes.data() + c * STRIP + r, int(std::min<int64_t>(8, cols - c)), to + c, width);
+      }
     for (int r = 0; r < rows; ++r)
       pack(turned.data() + size_t(r) * width, cols, grid.bits,
            chosen.packed + (first + r) * row_bytes(cols, grid.bits));
+  }
+
+  // Codes of up to eight columns of eight rows.
+  static void to_rows(const Code* of_columns, int many, Code* of_rows, size_t width) {
+    if (sizeof(Code) == 1 && many == 8) {
+      uint64_t v[8];
+      for (int i = 0; i < 8; ++i) std::memcpy(v + i, of_columns + i * STRIP, 8);
+      turn_bytes(v);
+      for (int i = 0; i < 8; ++i) std::memcpy(of_rows + size_t(i) * width, v + i, 8);
+    } else {
+      for (int i = 0; i < 8; ++i)
+        for (int c = 0; c < many; ++c) of_rows[size_t(i) * width + size_t(c)] = of_columns[c * STRIP + i];
+    }
   }
 
   // ---- columns ----------------------------------------------------------------------------------------------------
@@ -211,7 +250,7 @@ class Strip {
     const int64_t column = feedback.order[k], g = column / tile.group;
     const float *s = scale.data() + g * STRIP, *z = zero.data() + g * STRIP;
     Code* const code = codes.data() + column * STRIP;
-    if (grid.mode == INTEGER && !grid.midrise) return whole(s, z, code);
+    if (grid.mode == INTEGER && !grid.midrise) return whole(s, divisor.data() + g * STRIP, z, code);
     for (int r = 0; r < rows; ++r) {
       float found, lost;
       int32_t clipped = 0;
@@ -221,12 +260,11 @@ class Strip {
     }
   }
 
-  void whole(const float* s, const float* z, Code* code) {
+  void whole(const float* s, const float* d, const float* z, Code* code) {
     const Sixteen least = all(grid.umin), most = all(grid.umax);
     for (int r = 0; r < height; r += LANE_COUNT) {
-      float divisor[LANE_COUNT], found[LANE_COUNT];
-      for (int i = 0; i < LANE_COUNT; ++i) divisor[i] = divisor_of(s[r + i]);
-      const Sixteen zero = load16(z + r), t = load16(seen + r) / load16(divisor);
+      float found[LANE_COUNT];
+      const Sixteen zero = load16(z + r), t = load16(seen + r) / load16(d + r);
       const Sixteen c = lesser(larger(rounded(t) + zero, least), most);
       store((c - zero) * load16(s + r), value + r);
       store(c, found);
@@ -249,24 +287,44 @@ class Strip {
   // With one sum e H e^T is the sum of v e^2 and the square of the sum of e m.
   void by_sum() {
     double sums[KINDS][STRIP] = {};
-    for (int64_t k = 0; k < cols; ++k) {
-      const double mean = feedback.mean[k], variance = feedback.variance[k], gain = feedback.gain[k];
-      const float* const w = errors[ALL_LOST].data() + k * STRIP;
-      for (int r = 0; r < STRIP; ++r) seen[r] = float(double(w[r]) + sums[CHOSEN][r] * gain);
-      choose(k);
-      for (int kind = 0; kind < KINDS; ++kind) {
-        const float* const lost = errors[kind].data() + k * STRIP;
-        double *const sum = sums[kind], *const cost = costs[kind], *const square = squares[kind];
-        for (int r = 0; r < STRIP; ++r) {
-          const double e = double(lost[r]), own = e * e;
-          sum[r] += e * mean;
-          cost[r] += own * variance;
-          square[r] += own;
-        }
-      }
+    for (int64_t from = 0; from < cols; from += PANEL) {  // what is read twice stays in the innermost cache
+      const int64_t end = std::min(cols, from + PANEL);
+      for (int64_t k = from; k < end; ++k) make_good(k, sums[CHOSEN]);
+      for (int kind : {GIVEN, ALL_LOST})
+        for (int r = 0; r < height; r += IN_RUN) tally(kind, r, from, end, sums[kind] + r);
     }
     for (int kind = 0; kind < KINDS; ++kind)
       for (int r = 0; r < STRIP; ++r) costs[kind][r] += sums[kind][r] * sums[kind][r];
+  }
+
+  // The codes of the k-th column, what their errors cost, and the sum of e m with them.
+  void make_good(int64_t k, double* sum) {
+    const double mean = feedback.mean[k], variance = feedback.variance[k], gain = feedback.gain[k];
+    const float* const w = errors[ALL_LOST].data() + k * STRIP;
+    for (int r = 0; r < STRIP; ++r) seen[r] = float(double(w[r]) + sum[r] * gain);
+    decide(k);
+    for (int r = 0; r < STRIP; ++r) {
+      const double e = double(w[r] - value[r]), own = e * e;
+      sum[r] += e * mean;
+      costs[CHOSEN][r] += own * variance;
+      squares[CHOSEN][r] += own;
+    }
+  }
+
+  // The same sums of errors that are known, of columns [from, end) and a run of rows: they stay in registers.
+  void tally(int kind, int row, int64_t from, int64_t end, double* sum) {
+    constexpr int PARTS = 2, EACH = IN_RUN / PARTS;
+    double* const to[] = {sum, costs[kind] + row, squares[kind] + row};
+    Long found[3][PARTS];
+    for (int i = 0; i < 3; ++i) std::memcpy(found[i], to[i], sizeof found[i]);
+    for (int64_t k = from; k < end; ++k)
+      for (int part = 0; part < PARTS; ++part) {
+        const Long e = load_long(errors[kind].data() + k * STRIP + row + part * EACH), own = e * e;
+        found[0][part] = found[0][part] + e * feedback.mean[k];
+        found[1][part] = found[1][part] + own * feedback.variance[k];
+        found[2][part] = found[2][part] + own;
+      }
+    for (int i = 0; i < 3; ++i) std::memcpy(to[i], found[i], sizeof found[i]);
   }
 
   // Adds what the errors of the k-th column cost, given how far off they are in `seen`.

@@ -316,6 +316,9 @@ def request_of(
     if note:
         warn(note)
     given = asked.recipe.asked.rounding is not None
+    sums = asked.recipe.options.get("convolution_sums")
+    if sums is None and (statistics is not None or asked.recipe.rounding_given):
+        sums = False
     default, rules = asked.recipe.default, asked.recipe.rules
     if statistics is not None and statistics.key == STATISTICS and not given:
         default = second_order(default)
@@ -332,6 +335,7 @@ def request_of(
         max_shard_size=asked.max_shard_size,
         statistics=statistics,
         rounding_given=given,
+        convolution_sums=sums,
         allow_unweighted=asked.allow_unweighted,
         memory=asked.memory,
         inputs=inputs.load(asked.activation_scales) if asked.activation_scales is not None else None,

@@ -12,6 +12,7 @@ from quantcli.kernels.feedback import triangle_bytes
 from quantcli.layouts.native import parts as native
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning import targets
+from quantcli.planning.convolutions import with_sums_kept
 from quantcli.planning.entry import quantized
 from quantcli.planning.inputs import with_scales
 from quantcli.planning.keeping import embeddings_alone, why_kept
@@ -141,7 +142,11 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         tensors = [targets.stored_by(tensor, request.to, request) for tensor in tensors]
         tensors = targets.joined(tensors, request)
     tensors = with_scales(tensors, request.inputs, request.to)
-    plan = Plan(tuple(_weighted(tensor, request.statistics, request) for tensor in tensors), request)
+    tensors = [_weighted(tensor, request.statistics, request) for tensor in tensors]
+    if request.convolution_sums is not False:
+        tensors, some = with_sums_kept(tensors)
+        request = replace(request, convolution_sums=True if some else request.convolution_sums)
+    plan = Plan(tuple(tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan

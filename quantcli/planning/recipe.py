@@ -56,6 +56,9 @@ def over(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k != "group_size" or "granularity" not in own} | dict(own)
 
 
+ROUNDED = ("rounding", "calibration")
+"""Fields of a scheme that decide how it rounds."""
+
 NATIVE = "native"
 """The target that can store everything."""
 
@@ -82,6 +85,12 @@ class Recipe:
     def schemes(self) -> list[Scheme]:
         """The default scheme and those of the rules."""
         return [self.default, *(rule.scheme for rule in self.rules if rule.scheme is not None)]
+
+    @property
+    def rounding_given(self) -> bool:
+        """Whether a rounding, or a calibration, which decides about it, is asked for anywhere."""
+        given = any(getattr(self.asked, name) is not None for name in ROUNDED)
+        return given or any(rule.rounding_given for rule in self.rules)
 
     def scheme(self, fields: Mapping[str, Any]) -> Scheme:
         """The default scheme with these fields on top."""
@@ -199,6 +208,9 @@ def _file(name: str, top: Mapping[str, Any], folder: str) -> tuple[str | None, s
     return path if path in (None, BATCH_NORM) else os.path.join(folder, path), digest
 
 
+_SWITCHES = ("keep_defaults", "keep_embeddings", "container", "allow_unweighted", "convolution_sums")
+
+
 def _option(name: str, value: Any) -> Any:
     """The value of an option in a recipe. Raises UsageError for what it cannot be."""
     shown = printable(repr(value), 60)
@@ -206,7 +218,7 @@ def _option(name: str, value: Any) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise UsageError(f"{shown} is not a list of patterns", place=[name])
         return tuple(value)
-    if name in ("keep_defaults", "keep_embeddings", "container", "allow_unweighted") and type(value) is not bool:
+    if name in _SWITCHES and type(value) is not bool:
         raise UsageError(f"{shown} is neither true nor false", place=[name])
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
@@ -238,7 +250,9 @@ def _rule(value: Any, place: str, asked: SchemeRequest) -> Rule:
         if fields:
             raise UsageError(f"a tensor that is kept has no {next(iter(fields))}", place=[place])
         return Rule(pattern, None, reason, optional=optional, preset=preset, place=place)
-    return Rule(pattern, decided_at(asked.with_rule(fields, place), place), reason, optional=optional, place=place)
+    scheme = decided_at(asked.with_rule(fields, place), place)
+    given = not fields.keys().isdisjoint(ROUNDED)
+    return Rule(pattern, scheme, reason, optional=optional, place=place, rounding_given=given)
 
 
 def override(text: str) -> tuple[str, dict[str, Any]]:
@@ -288,6 +302,7 @@ def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
         known = [name for name in recipe_keys.OPTIONS if name in values and name not in SETTINGS]
         said = {name: _option(name, values[name]) for name in known}
         said["ties"] = _ties(values.get("ties", []))
+        said.setdefault("convolution_sums", False)
         for name in (IMPORTANCE, STATISTICS):
             if name in values:
                 said["statistics"] = InputStatistics("", {}, str(values[name]), key=name)

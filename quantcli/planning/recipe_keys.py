@@ -49,6 +49,11 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "keep_embeddings": ("true or false", "--keep-embeddings or --no-keep-embeddings"),
     "max_shard_size": ("bytes", "split a checkpoint folder into files of at most this many bytes"),
     "to": ("target", "write what another tool loads"),
+    "convolution_sums": (
+        "true or false",
+        "sum-preserving rounding of convolutions in codebooks and formats of levels; true where no rounding or "
+        "calibration is named, and no statistics",
+    ),
     "allow_unweighted": ("true or false", "quantize layers that the statistics have nothing of"),
     "container": ("true or false", "with the targets gguf and onnx: the quantized tensors alone"),
     "on_nonfinite": ("refuse or keep", "what to do with a tensor that holds NaN or infinity"),

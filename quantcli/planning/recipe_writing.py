@@ -12,6 +12,7 @@ from quantcli.asking import SchemeRequest
 from quantcli.deciding import FIELDS
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.patterns import patterns_of
+from quantcli.planning.convolutions import rounds_by_shape
 from quantcli.planning.plan import make
 from quantcli.planning.recipe import SETTINGS
 from quantcli.planning.request import Request, Rule
@@ -95,7 +96,9 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
         if path and not os.path.isabs(path):
             path = os.path.relpath(path, folder or ".")
         importance = {**({"file": path} if path else {}), "xxh3": digest}
-    more = request.others(importance)
+    more, schemes = request.others(importance), [s for s in (request.scheme, *(r.scheme for r in request.rules)) if s]
+    if request.convolution_sums is False and any(map(rounds_by_shape, schemes)):
+        more["convolution_sums"] = False
     usual = {name: choices[0] for name, choices in SETTINGS.items()}
     more |= {name: value for name, value in (settings or {}).items() if value != usual.get(name)}
     lines += [text({name: value})[1:-1] for name, value in more.items()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Rule:
     """A pattern and the scheme of the tensors it matches; None keeps them. optional: whether it may match nothing.
     preset: the preset it comes from, where that was chosen for the model; empty for what was asked. place: where it
-    stands.
+    stands. rounding_given: whether it asks for a rounding or calibration of its own.
     """
 
     pattern: str
@@ -29,6 +29,7 @@ class Rule:
     optional: bool = False
     preset: str = ""
     place: str = field(default="rules", compare=False)
+    rounding_given: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,9 @@ class Request:
     """What is known of the inputs of layers: how much the error of each column counts."""
     rounding_given: bool = field(default=False, compare=False)
     """Whether a rounding was asked for, which statistics then do not change."""
+    convolution_sums: bool | None = field(default=None, compare=False)
+    """Whether convolutions in codebooks and formats of levels keep the sums of rows, which others do on request: True
+    once some do, None where the plan is to find out."""
     allow_unweighted: bool = False
     """Whether tensors that the statistics have nothing of are quantized too."""
     memory: int | None = field(default=None, compare=False)
@@ -110,6 +114,7 @@ class Request:
             "exclude": list(self.exclude),
             "ties": list(self.ties),
             "importance" if self.statistics is None else self.statistics.key: statistics,
+            "convolution_sums": bool(self.convolution_sums),
             "allow_unweighted": self.allow_unweighted,
             "keep_defaults": self.keep_defaults,
             "keep_embeddings": self.keep_embeddings,
@@ -117,7 +122,9 @@ class Request:
             "to": self.to,
             "container": self.container,
         }
-        usual: dict[str, Any] = {"keep_defaults": True, "container": False, "allow_unweighted": False}
+        usual: dict[str, Any] = {
+            "keep_defaults": True, "container": False, "allow_unweighted": False, "convolution_sums": False,
+        }  # fmt: skip
         return {
             name: value for name, value in values.items() if value not in ([], None) and value is not usual.get(name)
         }

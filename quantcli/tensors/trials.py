@@ -15,13 +15,14 @@ from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.tensors import by_expert
 from quantcli.tensors.blocks import by_rows
 from quantcli.tensors.decided import Quantized
+from quantcli.tensors.direct import rule_of
 from quantcli.tensors.fit import Fit, Misfit
 from quantcli.tensors.rows import TileSpan, grouping_of
 from quantcli.tensors.settle import default_scale_dtype
 from quantcli.tensors.tiles import rotated_back
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Bytes
+    from quantcli.kernels import Bytes, Rule
     from quantcli.scheme import Scheme
     from quantcli.tensors.by_expert import OfExperts
     from quantcli.tensors.second_order import SecondOrder
@@ -120,11 +121,9 @@ class Trials:
     ) -> Made:
         """What `encode` gives with second-order rounding, and what it costs in the output of the layer."""
         fit, grid = self.chosen, code_grid(self.chosen.scheme)
-        preserve = plainly_rounded(fit.scheme).preserves_sums
-        plain = fit.params(kernels, tile, span)
         room, spare = np.empty((2, span.rows, row_bytes(span.cols, grid.bits)), np.uint8)
         written = spare if packed is None else packed.reshape(room.shape)
-        kernels.encode(tile, plain, grid, room.reshape(-1), preserve=preserve)
+        plain = self._plain(kernels, tile, span, room.reshape(-1))
         found, output = list[QuantParams](), by_expert.NO_COST
         for rows, own in how.parts(span, self.plan):
             part, params = by_expert.rows_of(tile, rows), by_expert.params_of(plain, rows, tile)
@@ -141,6 +140,17 @@ class Trials:
         params = by_expert.joined(found, tile.rows)
         return Made(kernels.measure(tile, params, grid, written.reshape(-1)), params, None, output)
 
+    def _plain(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes) -> QuantParams:
+        """Write the codes that a tile has without statistics; their parameters."""
+        fit, scheme = self.chosen, plainly_rounded(self.chosen.scheme)
+        rule = None if tile.original is not None else rule_of(scheme, self.plan, fit.store)
+        made = None if rule is None else self._by_rule(rule, None, kernels, tile, packed)
+        if made is not None:
+            return made.params
+        params = fit.params(kernels, tile, span)
+        kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums)
+        return params
+
     @property
     def weighs_rows(self) -> bool:
         """Whether every row has parameters of its own that depend on how much its columns count."""
@@ -155,7 +165,13 @@ class Trials:
         other = None if rival is None else rival.rule
         if rule is None or (rival is not None and other is None):
             return None
-        made = kernels.quantize(tile, rule, other, packed)
+        return self._by_rule(rule, other, kernels, tile, packed)
+
+    def _by_rule(
+        self, rule: Rule, rival: Rule | None, kernels: Kernels, tile: Tile, packed: Bytes | None
+    ) -> Made | None:
+        """What `encode` gives, where the kernels find nothing out of the ordinary."""
+        made = kernels.quantize(tile, rule, rival, packed)
         if made is None or rule.height == 1:
             return made
         scale = by_rows(made.params.scale, self.plan, 0, tile.rows)  # tiles begin with blocks

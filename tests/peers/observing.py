@@ -62,11 +62,11 @@ def run(pythons: dict[str, Any], work: Path) -> tuple[list[str], int]:
         "| --- | --- | --- | --- |",
     ]
     for name in ("qwen3_moe", "gpt_oss"):
-        for to in ("mlx", "native", "gguf --container"):
-            model, out = work / "experts" / name, work / "experts" / "out"
-            more = ["--bits", 3, "--group-size", 32, "--statistics", f"{model}.safetensors", "--exclude", "*embed*"]
+        for to, bits in (("mlx", 3), ("native", 3), ("gguf --container", 4)):
+            model, out = work / "experts" / name, work / "experts" / f"{name}.{to.split()[0]}"
+            more = ["--bits", bits, "--group-size", 32, "--statistics", f"{model}.safetensors", "--exclude", "*embed*"]
             said = quantcli("quantize", model, "--to", *to.split(), *more, "-o", out, "--force", "-q", "--json")
             found = json.loads(said)["summary"]["output"]
             wrong += not found["sqnr_db"] > found["plain_sqnr_db"] + 2
-            lines.append(f"| {name} | {to} | {found['plain_sqnr_db']:.2f} | {found['sqnr_db']:.2f} |")
+            lines.append(f"| {name} | {to}, {bits} bits | {found['plain_sqnr_db']:.2f} | {found['sqnr_db']:.2f} |")
     return lines, wrong
