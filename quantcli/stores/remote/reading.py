@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from quantcli.errors import DataError, QuantcliError
+from quantcli.stores import system
 from quantcli.stores.files import InputFile
 from quantcli.stores.remote import MissingError
 
@@ -174,7 +175,7 @@ class _Pieces:
         size = min(size, PIECE, end - offset)
         if not self._room(size, reader or (file, offset), needed=reader is None):
             return None
-        own = mmap.mmap(-1, size) if size >= _MAPPED and not (size == PIECE and self._spare) else None
+        own = system.pages(size) if size >= _MAPPED and not (size == PIECE and self._spare) else None
         buffer = own or (self._spare.pop() if size == PIECE and self._spare else bytearray(size))
         while self._spare and self._bytes + size + len(self._spare) * PIECE > ROOM:
             self._spare.pop()
