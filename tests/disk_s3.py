@@ -10,9 +10,13 @@ objects in memory and hands out a copy of a whole one for every range, is the ju
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -265,6 +269,19 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         pass
+
+
+@contextlib.contextmanager
+def disk_server(folder: Path) -> Iterator[dict[str, str]]:
+    """What names a server of a folder in the environment; it is a process of its own."""
+    process = subprocess.Popen([sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    secret = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    try:
+        yield {"AWS_ENDPOINT_URL": process.stdout.readline().strip(), **secret}
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def main() -> None:

@@ -77,16 +77,7 @@ def exists(path: str) -> bool:
 
 def is_file(path: str) -> bool:
     """Whether there is a regular file, as far as a server lets us know: many refuse what they do not have."""
-    if not is_url(path):
-        return os.path.isfile(path)
-    known = remote.size(path)
-    if known is not None:
-        return known >= 0
-    try:
-        remote.store(path).open(path).close()
-    except (remote.MissingError, remote.DeniedError):
-        return False
-    return True
+    return remote.is_file(path) if is_url(path) else os.path.isfile(path)
 
 
 def is_link(path: str) -> bool:

@@ -1,10 +1,10 @@
 """Speed and memory of models in a bucket, beside the same run on a disk, against a server of S3 on loopback.
 
-    python tests/bench/urls.py [--gb 1] [--runs 3] [--folder /dev/shm] [--server URL]
+    python tests/bench/urls.py [--gb 1] [--runs 3] [--folder /dev/shm] [--running]
 
 Four runs in turn: file to file, bucket to file, file to bucket and bucket to bucket; of one file, and of a folder of
 eight shards. Medians of wall and processor seconds of quantcli alone (the server is another process), and the largest
-memory. --server: another server of S3 that is running, whose bucket `models` has the models already.
+memory. --running: the server that AWS_ENDPOINT_URL names, whose bucket `models` has the models already.
 """
 
 from __future__ import annotations
@@ -13,35 +13,16 @@ import argparse
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from disk_s3 import disk_server
 from timing import alternately, write_folder, write_model
 
-SERVER = Path(__file__).parents[1] / "disk_s3.py"
 SHAPE = 2048, 4096
 MODELS = {"file": ".safetensors", "folder": ""}
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """The URL of a server of a folder, a process of its own."""
-    process = subprocess.Popen([sys.executable, str(SERVER), str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def environment(url: str) -> dict[str, str]:
-    """What names a server of S3."""
-    secret = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secretsecret", "AWS_REGION": "us-east-1"}
-    return {"AWS_ENDPOINT_URL": url, **secret}
 
 
 def make(folder: Path, gb: float) -> None:
@@ -58,14 +39,14 @@ def main() -> None:
     parser.add_argument("--gb", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--server")
+    parser.add_argument("--running", action="store_true")
     given = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(dir=given.folder))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         make(folder / "models", given.gb)
         shutil.copytree(folder / "models", folder / "s3" / "models", copy_function=os.link)
-        url = given.server or stack.enter_context(serving(folder / "s3"))
+        named = os.environ if given.running else stack.enter_context(disk_server(folder / "s3"))
         print("| model | from | to | wall s | CPU s | ratio of CPU | peak MiB |\n|" + " --- |" * 7)
         for model, extension in MODELS.items():
             ways = [(source, target) for source in ("disk", "S3") for target in ("disk", "S3")]
@@ -76,7 +57,7 @@ def main() -> None:
                 + ["-q"]
                 for source, target in ways
             ]
-            found = alternately(commands, folder, given.runs, environment(url))
+            found = alternately(commands, folder, given.runs, named)
             for (source, target), one in zip(ways, found):
                 ratio = one.cpu / found[0].cpu
                 print(

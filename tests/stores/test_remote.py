@@ -208,10 +208,11 @@ def test_reading_a_header_costs_a_few_kilobytes(tmp_path: Path) -> None:
     assert served.sent <= 16384 and len(served.asked_of("model.safetensors")) == 1
 
 
-def test_an_index_is_fetched_once(tmp_path: Path) -> None:
+def test_what_many_look_at_is_asked_for_once(tmp_path: Path) -> None:
     with serving(made(tmp_path / "model")) as served:
         assert run("quantize", served.url, "-o", tmp_path / "out", "--bits", 4, "-q").code == 0
         assert len(served.asked_of("/model.safetensors.index.json")) == 1
+        assert len(served.asked_of("/modules.json")) == 1, "what is not there is asked for once as well"
 
 
 class _Link:
@@ -241,7 +242,6 @@ class _Link:
 def test_nothing_is_fetched_twice_and_a_link_is_filled(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
     """What was read ahead and not used yet stays, however far ahead of the reader the next request is. Quote: "with 50
     ms latency and 100 MB/s: at least 80 % of the link", which takes 5 MB under way."""
-    monkeypatch.setattr(reading, "AHEAD", ahead)
     monkeypatch.setattr(reading, "ROOM", (ahead + 1) * reading.PIECE)
     monkeypatch.setattr(reading, "_PIECES", reading._Pieces())
     link = _Link(64 << 20, filled=5e6)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from quantcli.errors import QuantcliError
 from quantcli.stores import system
 from quantcli.stores.remote.lock import ExistsError
-from quantcli.stores.remote.reading import changed
+from quantcli.stores.remote.reading import changed, give_way
 from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, client, place, put, told
 
 LEAST = 5 << 20
@@ -34,6 +34,7 @@ class Upload:
     of it is in other objects. Bytes that are never written are zero."""
 
     def __init__(self, url: str, size: int, shown: str, *, joined: bool = False) -> None:
+        give_way()
         self._url, self._size, self._shown = url, size, shown
         least = min(max(LEAST, -(-size // JOINED)), LARGEST) if joined else LEAST
         self._part = max(least, -(-size // MOST_PARTS))
