@@ -551,10 +551,19 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nothing(model: Path, tmp_pat
     assert {p.name for p in tmp_path.iterdir()} == {"web"}
 
 
-def test_nothing_is_written_to_web_servers(tmp_path: Path) -> None:
+def test_nothing_is_written_to_web_servers_and_unknown_kinds_of_urls(tmp_path: Path) -> None:
     path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
-    said = one_line(run("quantize", path, "-o", "https://host/model"), 2)
-    assert "nothing is written to https://" in said
+    for scheme in ("https", "ftp"):
+        said = one_line(run("quantize", path, "-o", f"{scheme}://host/model"), 2)
+        assert f"nothing is written to {scheme}://" in said
+
+
+def test_an_endpoint_that_is_not_there_is_named(s3: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    said = one_line(run("quantize", path, "-o", "s3://models/w8.safetensors"), 1)
+    assert "http://127.0.0.1:1 cannot be reached" in said and "check the network and AWS_ENDPOINT_URL" in said
 
 
 def test_a_read_that_waits_ends_with_the_run() -> None:

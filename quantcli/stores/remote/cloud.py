@@ -54,17 +54,19 @@ def problem_of(error: Exception, url: str) -> Exception:
         return MissingError(url)
     if "list request" in text and "404 Not Found" in text:
         return QuantcliError("no such bucket", place=[url])
+    if "169.254.169.254" in text or "MissingCredentials" in text:  # where a machine of a cloud would ask for them
+        return QuantcliError("no credentials were found", place=[url], hint=_CREDENTIALS)
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or re.search(r"\b40[13] (?:Forbidden|Unauth)", text):
         if re.search("Expired|InvalidToken|TokenRefresh", text):
             hint = "renew them and run again"
             return QuantcliError("the credentials have expired", place=[url], hint=hint)
         return DeniedError("no access with these credentials", place=[url], hint=_CREDENTIALS)
+    if "metadata" in text.lower():
+        return QuantcliError("no credentials were found", place=[url], hint=_CREDENTIALS)
     if kind == "PreconditionError":
         return changed(url)
     if re.search(r"\b416\b|InvalidRange", text):
         return changed(url)
-    if "169.254.169.254" in text or "metadata" in text.lower() or "MissingCredentials" in text:
-        return QuantcliError("no credentials were found", place=[url], hint=_CREDENTIALS)
     if re.search(r"\b4\d\d (?:Bad|Not|Method|Conflict|Moved)|\b301\b", text):
         line = next((line.strip() for line in text.splitlines() if line.strip()), kind)
         return QuantcliError(f"the bucket refuses: {line[:200]}", place=[url])

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from quantcli.errors import QuantcliError
 from quantcli.stores import remote
@@ -92,8 +93,10 @@ def told(url: str) -> Iterator[None]:
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         raise QuantcliError("no credentials were found", place=[url], hint=hint) from None
     except (exceptions.BotoCoreError, OSError) as error:
-        hint = "try again later"
-        raise QuantcliError(f"the bucket cannot be reached ({type(error).__name__})", place=[url], hint=hint) from None
+        asked = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url") or ""))
+        who = f"{asked.scheme}://{asked.netloc}" if asked.netloc else "the bucket"
+        hint = "check the network and AWS_ENDPOINT_URL, or try again later"
+        raise QuantcliError(f"{who} cannot be reached ({type(error).__name__})", place=[url], hint=hint) from None
 
 
 def _problem(code: str, status: int, message: str, url: str) -> QuantcliError:
