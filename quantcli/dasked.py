@@ -126,6 +126,7 @@ def _started(stack: contextlib.ExitStack, local: re.Match[str]) -> Client:
                     processes=True,
                     host="127.0.0.1",
                     scheduler_kwargs={"dashboard": False},
+                    dashboard_address="127.0.0.1:0",
                     memory_limit=MEMORY_LIMIT // count,
                     silence_logs=logging.CRITICAL + 1,
                 )

@@ -43,6 +43,7 @@ def cluster_of(count: int, **options: Any) -> Any:
         threads_per_worker=1,
         host="127.0.0.1",
         scheduler_kwargs={"dashboard": False},
+        dashboard_address="127.0.0.1:0",  # that of every cluster is one and the same, and tests run side by side
         silence_logs=60,
         **options,
     )
