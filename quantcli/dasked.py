@@ -62,26 +62,18 @@ def facts() -> Facts:
 def crew(
     where: str,
     *,
-    memory: int | None = None,
     threads: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Crew]:
-    """The workers of a scheduler at an address, or with `local:N` N processes on this machine, one thread each. memory:
-    bytes that each of these may take. threads: of a worker for each piece of work. say: called with what slows the work
-    down. Raises UsageError where the extra is not installed or the address is none, QuantcliError where nothing answers
-    there, or a worker has another version."""
+    """The workers of a scheduler at an address, or with `local:N` N processes on this machine, one thread each.
+    threads: of a worker for each piece of work. say: called with what slows the work down. Raises UsageError where the
+    extra is not installed or the address is none, QuantcliError where nothing answers there, or a worker has another
+    version."""
     local = LOCAL.fullmatch(where)
-    if memory is not None and local is None:
-        hint = "it is set where a worker is started, with dask worker --memory-limit"
-        raise UsageError("workers of a running cluster have their own limit", place=["--worker-memory"], hint=hint)
     need = NEED + NEED_THREAD * (threads or 1)
-    if memory is not None and memory < need:
-        raise UsageError(
-            f"{memory} bytes are too few: a worker needs {need}", place=["--worker-memory"], hint="allow more"
-        )
     with contextlib.ExitStack() as stack:
         _quiet()
-        client = _started(stack, local, memory) if local is not None else _connected(stack, where)
+        client = _started(stack, local) if local is not None else _connected(stack, where)
         found = client.scheduler_info(n_workers=-1)["workers"]
         _check_memory(found, need)
         _check_facts(_everywhere(client, facts), say)
@@ -114,7 +106,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module=r"distributed(\..*)?")
 
 
-def _started(stack: contextlib.ExitStack, local: re.Match[str], memory: int | None) -> Client:
+def _started(stack: contextlib.ExitStack, local: re.Match[str]) -> Client:
     """A client of a scheduler in this process, with workers in others."""
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
@@ -134,7 +126,8 @@ def _started(stack: contextlib.ExitStack, local: re.Match[str], memory: int | No
                     processes=True,
                     host="127.0.0.1",
                     scheduler_kwargs={"dashboard": False},
-                    memory_limit=memory if memory is not None else MEMORY_LIMIT // count,
+                    dashboard_address="127.0.0.1:0",
+                    memory_limit=MEMORY_LIMIT // count,
                     silence_logs=logging.CRITICAL + 1,
                 )
             )

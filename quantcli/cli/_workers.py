@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from quantcli.cli import _gating, _help, options
+from quantcli.cli import _help, options
 from quantcli.cli._help import F
 from quantcli.errors import UsageError
 
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
-    """Who does the work, as it was asked for. dask: where workers are, None for this process alone; memory: bytes that
-    each may take."""
+    """Who does the work, as it was asked for. dask: where workers are, None for this process alone."""
 
     threads: int | None
     dask: str | None
-    memory: int | None
 
     @property
     def count(self) -> int:
@@ -35,8 +33,6 @@ class Workers:
     def check(self, *paths: str | None) -> None:
         """Raise UsageError for options that contradict each other, and where workers are to read standard input, which
         they do not have. paths: what is read."""
-        if self.dask is None and self.memory is not None:
-            raise UsageError("this is for workers", place=["--worker-memory"], hint="give --dask too")
         if self.dask is not None and "-" in paths:
             raise UsageError("workers cannot read standard input", place=["--dask"], hint="name a file")
 
@@ -67,19 +63,16 @@ class Workers:
             return
         from quantcli import dasked
 
-        with dasked.crew(self.dask, memory=self.memory, threads=self.threads, say=say) as found:
+        with dasked.crew(self.dask, threads=self.threads, say=say) as found:
             yield found
 
 
 def workers(command: F) -> F:
-    """--threads, --dask and --worker-memory, as `workers`."""
+    """--threads and --dask, as `workers`."""
 
     @functools.wraps(command)
-    def with_workers(
-        *arguments: Any, threads: int | None, dask: str | None, worker_memory: float | None, **others: Any
-    ) -> Any:
-        limit = None if worker_memory is None else int(worker_memory)
-        return command(*arguments, workers=Workers(threads=threads, dask=dask, memory=limit), **others)
+    def with_workers(*arguments: Any, threads: int | None, dask: str | None, **others: Any) -> Any:
+        return command(*arguments, workers=Workers(threads=threads, dask=dask), **others)
 
     return cast(F, _OPTIONS(with_workers))
 
@@ -98,14 +91,6 @@ _OPTIONS = _help.options(
         metavar="ADDRESS",
         help="Let workers of Dask do the work: of the scheduler at this address, such as tcp://host:8786, or with "
         "local:4 four processes on this machine. The output does not depend on it; see quantcli help scale.",
-        group="Run",
-    ),
-    _help.option(
-        "--worker-memory",
-        metavar="SIZE",
-        type=_gating.Limit(),
-        help="What each process of --dask local:N may take, such as 2GB.",
-        show_default="its part of the memory there is",
         group="Run",
     ),
 )

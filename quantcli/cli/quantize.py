@@ -151,7 +151,7 @@ def _typed(*, absolute: bool) -> tuple[str, ...]:
 
 OF_A_PROCESS = (
     "part", "threads", "force", "private", "show_all", "as_json", "color", "verbose", "quiet", "log_file", "dry_run",
-    "dask", "worker_memory", "resume", "save_recipe",
+    "dask", "resume", "save_recipe",
 )  # fmt: skip
 """Parameters that may differ between processes that do parts of a run."""
 

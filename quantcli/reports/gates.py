@@ -19,7 +19,7 @@ from quantcli.reports.records import Change, Comparison, GateFailure, GateResult
 from quantcli.reports.run import RunReport
 
 _EVALUATIONS = ("min_eval", "max_eval")
-_SIZES = ("max_size", "target_size", "max_shard_size", "memory", "worker_memory")
+_SIZES = ("max_size", "target_size", "max_shard_size", "memory")
 _RATIOS = ("min_sqnr", "min_tensor_sqnr", "min_output_sqnr")
 _DECIBELS = (*_RATIOS, "max_outlier_gap", "max_regression")
 _SIGNED = (*_RATIOS, *_EVALUATIONS)

@@ -165,9 +165,9 @@ class Kind(Protocol):
 def writable(path: str) -> str:
     """A path that an output can be written to, of a URL without a slash at its end. Raises UsageError for URLs that
     nothing is written to, and leaves out what may be secret in them."""
-    if not places.is_url(path):
+    if not places.is_url(path) and not places.is_foreign(path):
         return path
-    scheme = remote.scheme_of(path)
+    scheme = path.partition("://")[0]
     if scheme not in WRITERS:
         kinds = ", ".join(f"{name}://" for name in WRITERS)
         raise UsageError(

@@ -29,6 +29,15 @@ def is_url(path: str) -> bool:
     return "://" in path and bool(remote.scheme_of(path))
 
 
+def is_foreign(path: str) -> bool:
+    """Whether a path is a URL of a kind that is not supported.
+
+    >>> is_foreign("ftp://host/model"), is_foreign("hf://org/model"), is_foreign("models/model.safetensors")
+    (True, False, False)
+    """
+    return not is_url(path) and bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path)) and not os.path.lexists(path)
+
+
 def reachable(path: str) -> str:
     """A path that means the same in every current folder; a URL, and standard input, as they are.
 
@@ -43,7 +52,7 @@ def pinned(path: str) -> str:
     server without its secrets. Raises UsageError for URLs of other kinds."""
     if is_url(path):
         return remote.store(path).pinned(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) and not os.path.lexists(path):
+    if is_foreign(path):
         kinds = ", ".join(f"{scheme}://" for scheme in remote.SCHEMES)
         raise UsageError("no kind of URL that is read", place=[path.partition("?")[0]], hint=f"these are: {kinds}")
     return path
@@ -77,16 +86,7 @@ def exists(path: str) -> bool:
 
 def is_file(path: str) -> bool:
     """Whether there is a regular file, as far as a server lets us know: many refuse what they do not have."""
-    if not is_url(path):
-        return os.path.isfile(path)
-    known = remote.size(path)
-    if known is not None:
-        return known >= 0
-    try:
-        remote.store(path).open(path).close()
-    except (remote.MissingError, remote.DeniedError):
-        return False
-    return True
+    return remote.is_file(path) if is_url(path) else os.path.isfile(path)
 
 
 def is_link(path: str) -> bool:

@@ -203,7 +203,7 @@ UNITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("gate", ["max_size", "target_size", "max_shard_size", "memory", "worker_memory"])
+@pytest.mark.parametrize("gate", ["max_size", "target_size", "max_shard_size", "memory"])
 def test_units_of_sizes(gate: str) -> None:
     assert {unit: parsed(gate, f"3{unit}") for unit in UNITS} == {unit: 3 * size for unit, size in UNITS.items()}
     with pytest.raises(UsageError, match="unknown unit"):

@@ -208,10 +208,11 @@ def test_reading_a_header_costs_a_few_kilobytes(tmp_path: Path) -> None:
     assert served.sent <= 16384 and len(served.asked_of("model.safetensors")) == 1
 
 
-def test_an_index_is_fetched_once(tmp_path: Path) -> None:
+def test_what_many_look_at_is_asked_for_once(tmp_path: Path) -> None:
     with serving(made(tmp_path / "model")) as served:
         assert run("quantize", served.url, "-o", tmp_path / "out", "--bits", 4, "-q").code == 0
         assert len(served.asked_of("/model.safetensors.index.json")) == 1
+        assert len(served.asked_of("/modules.json")) == 1, "what is not there is asked for once as well"
 
 
 class _Link:
@@ -241,7 +242,6 @@ class _Link:
 def test_nothing_is_fetched_twice_and_a_link_is_filled(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
     """What was read ahead and not used yet stays, however far ahead of the reader the next request is. Quote: "with 50
     ms latency and 100 MB/s: at least 80 % of the link", which takes 5 MB under way."""
-    monkeypatch.setattr(reading, "AHEAD", ahead)
     monkeypatch.setattr(reading, "ROOM", (ahead + 1) * reading.PIECE)
     monkeypatch.setattr(reading, "_PIECES", reading._Pieces())
     link = _Link(64 << 20, filled=5e6)
@@ -551,10 +551,19 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nothing(model: Path, tmp_pat
     assert {p.name for p in tmp_path.iterdir()} == {"web"}
 
 
-def test_nothing_is_written_to_web_servers(tmp_path: Path) -> None:
+def test_nothing_is_written_to_web_servers_and_unknown_kinds_of_urls(tmp_path: Path) -> None:
     path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
-    said = one_line(run("quantize", path, "-o", "https://host/model"), 2)
-    assert "nothing is written to https://" in said
+    for scheme in ("https", "ftp"):
+        said = one_line(run("quantize", path, "-o", f"{scheme}://host/model"), 2)
+        assert f"nothing is written to {scheme}://" in said
+
+
+def test_an_endpoint_that_is_not_there_is_named(s3: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    said = one_line(run("quantize", path, "-o", "s3://models/w8.safetensors"), 1)
+    assert "http://127.0.0.1:1 cannot be reached" in said and "check the network and AWS_ENDPOINT_URL" in said
 
 
 def test_a_read_that_waits_ends_with_the_run() -> None:

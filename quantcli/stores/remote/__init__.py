@@ -64,6 +64,7 @@ _SMALL, _SMALL_FILES = 1 << 24, 64
 index, of 3 MB for 34,000 tensors."""
 
 _contents: dict[str, tuple[float, bytes]] = {}
+_there: dict[str, tuple[float, bool]] = {}
 _known: dict[tuple[str, str], tuple[float, Mapping[str, int | None]]] = {}
 _lock = threading.Lock()
 
@@ -88,6 +89,7 @@ def forget() -> None:
     with _lock:
         _known.clear()
         _contents.clear()
+        _there.clear()
 
 
 def files(folder: str) -> Mapping[str, int | None]:
@@ -129,6 +131,25 @@ def size(url: str) -> int | None:
                 if SCHEMES[scheme] != "http":
                     return -1
     return None
+
+
+def is_file(url: str) -> bool:
+    """Whether a server gives a file, by a list or else asked at most once a minute."""
+    known = size(url)
+    if known is not None:
+        return known >= 0
+    with _lock:
+        at, found = _there.get(url, (0.0, False))
+    if at and time.monotonic() - at < _FRESH:
+        return found
+    try:
+        store(url).open(url).close()
+        found = True
+    except (MissingError, DeniedError):
+        found = False
+    with _lock:
+        _there[url] = time.monotonic(), found
+    return found
 
 
 def content(url: str, limit: int) -> bytes:

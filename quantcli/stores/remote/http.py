@@ -150,6 +150,17 @@ def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResp
     _put_back(scheme, netloc, connection, answer)
 
 
+def filled(answer: http.client.HTTPResponse, into: memoryview) -> None:
+    """Fill a buffer with an answer. Raises PassingError where that ends early."""
+    done = 0
+    while done < len(into):
+        got = answer.readinto(into[done:])
+        if not got:
+            raise PassingError("the connection ended early")
+        done += got
+    answer.read()
+
+
 def _put_back(
     scheme: str, netloc: str, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse
 ) -> None:
@@ -240,13 +251,7 @@ class Ranges:
             if answer.status == 200:
                 into[:] = self._all(answer)[start : start + len(into)]
                 return
-            done = 0
-            while done < len(into):
-                got = answer.readinto(into[done:])
-                if not got:
-                    raise PassingError("the connection ended early")
-                done += got
-            answer.read()
+            filled(answer, into)
 
     @contextlib.contextmanager
     def _answer(self, start: int, size: int) -> Iterator[http.client.HTTPResponse]:

@@ -69,7 +69,8 @@ def problem_of(error: Exception, url: str) -> Exception:
         hint = "check the name; of a private one, set HF_TOKEN or log in with: hf auth login"
         return QuantcliError("no such repository, or no access to it", place=[url], hint=hint)
     if isinstance(error, errors.RevisionNotFoundError):
-        return QuantcliError("no such revision in this repository", place=[url])
+        hint = "name a branch, a tag or a commit of it"
+        return QuantcliError("no such revision in this repository", place=[url], hint=hint)
     if isinstance(error, errors.LocalTokenNotFoundError):
         hint = "set HF_TOKEN, or log in with: hf auth login"
         return QuantcliError("a token is needed", place=[url], hint=hint)

@@ -19,7 +19,7 @@ from quantcli.errors import QuantcliError, UsageError
 from quantcli.stores import remote
 from quantcli.stores.remote.cloud import STORE, problem_of
 from quantcli.stores.remote.lock import ExistsError, Lock, Small
-from quantcli.stores.remote.reading import retried
+from quantcli.stores.remote.reading import give_way, retried
 from quantcli.stores.remote.spool import LAST, SpooledKind, interruptible
 from quantcli.stores.workspace import partial_of
 
@@ -71,8 +71,12 @@ class _Cells:
 
         for url in urls:
             store, key = STORE.bucket(url)
-            with contextlib.suppress(FileNotFoundError):
-                obstore.delete(store, key)
+
+            def delete(store: Any = store, key: str = key) -> None:
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.delete(store, key)
+
+            _called(delete, url)
 
 
 def _tag(told: Mapping[str, Any]) -> str:
@@ -143,6 +147,7 @@ class ObjectSink:
         """Lock the output, and take away what makes an old folder whole, where it is replaced."""
         import obstore
 
+        give_way()
         with interrupts.deferred():
             self._lock = Lock(f"{partial_of(self.url)}/lock", self.url, _Cells())
             interrupts.remember(self._unlock)

@@ -7,14 +7,16 @@ All parts but the last have one size, as some servers want it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from quantcli.errors import QuantcliError
+from quantcli.stores import system
 from quantcli.stores.remote.lock import ExistsError
-from quantcli.stores.remote.reading import changed
+from quantcli.stores.remote.reading import changed, give_way
 from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, client, place, put, told
 
 LEAST = 5 << 20
@@ -22,6 +24,7 @@ LEAST = 5 << 20
 JOINED, LARGEST = 64, 32 << 20
 """Parts of an object that is put together from others, as long as none has more bytes than these: a part is a request,
 and what does not fill one is moved through this process."""
+_BLOCK = 1 << 20
 COPIES = 8
 """Parts that the bucket copies at a time."""
 
@@ -31,6 +34,7 @@ class Upload:
     of it is in other objects. Bytes that are never written are zero."""
 
     def __init__(self, url: str, size: int, shown: str, *, joined: bool = False) -> None:
+        give_way()
         self._url, self._size, self._shown = url, size, shown
         least = min(max(LEAST, -(-size // JOINED)), LARGEST) if joined else LEAST
         self._part = max(least, -(-size // MOST_PARTS))
@@ -38,6 +42,7 @@ class Upload:
         self._lock, self._room = threading.Lock(), threading.Semaphore(FLIGHTS)
         self._open: dict[int, _Gathering] = {}
         self._sent: dict[int, Future[str]] = {}
+        self._spare: list[mmap.mmap] = []  # to be cleared is half as long as new pages take
         self._failed: BaseException | None = None
         self._client, self._upload, self._pool = client(url), "", None
         if self._count > 1:
@@ -93,7 +98,12 @@ class Upload:
     def _begun(self, number: int) -> _Gathering:
         """A part of zeros, in pages of its own: the C library keeps what is freed, for each thread."""
         size = self._size_of(number)
-        return _Gathering(mmap.mmap(-1, size), size)
+        if size == self._part and self._spare:
+            content = self._spare.pop()
+            ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(content)), 0, size)
+        else:
+            content = system.pages(size)
+        return _Gathering(content, size)
 
     def _send(self, number: int, content: mmap.mmap) -> None:
         assert self._pool is not None
@@ -104,10 +114,12 @@ class Upload:
     def _uploaded(self, number: int, content: mmap.mmap) -> str:
         """Upload a part; its ETag."""
         try:
-            with told(self._shown), contextlib.closing(content):
+            with told(self._shown), contextlib.closing(_Body(content)) as body:
                 found = self._client.upload_part(
-                    **place(self._url), UploadId=self._upload, PartNumber=number + 1, Body=content
+                    **place(self._url), UploadId=self._upload, PartNumber=number + 1, Body=body
                 )
+            if len(content) == self._part and len(self._spare) < FLIGHTS:
+                self._spare.append(content)
             return str(found["ETag"])
         except BaseException as error:
             self._failed = self._failed or error
@@ -162,6 +174,36 @@ class Upload:
             with contextlib.suppress(Exception):
                 self._client.abort_multipart_upload(**place(self._url), UploadId=self._upload)
             self._upload = ""
+
+
+class _Body:
+    """A part as botocore reads it, a MiB at a time and without a copy: by itself it takes 16 KiB, 33,000 times for
+    520 MB, which was a quarter of the processor time of an upload."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._view, self._at = memoryview(content), 0
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place."""
+        self._at = offset + (0, self._at, len(self._view))[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> memoryview:
+        """The bytes that follow, more than asked for where that is little."""
+        block = self._view[self._at :][: max(size, _BLOCK) if size >= 0 else None]
+        self._at += len(block)
+        return block
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._view.release()
 
 
 @dataclass(slots=True)

@@ -1,0 +1,77 @@
+"""Figures of models in a bucket, against a server of S3 that costs quantcli nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from disk_s3 import disk_server
+from making import measured, save
+
+from quantcli.errors import QuantcliError
+from quantcli.stores import places
+from quantcli.stores.remote import object_writing
+
+pytest.importorskip("obstore")
+pytest.importorskip("botocore")
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a bucket `models`, which holds `one.safetensors` of 96 MiB."""
+    folder = tmp_path / "s3" / "models"
+    folder.mkdir(parents=True)
+    weights = np.random.default_rng(0).standard_normal((2048, 4096)).astype(np.float16)
+    save(folder / "one.safetensors", {f"layers.{n}.weight": weights for n in range(6)})
+    save(tmp_path / "one.safetensors", {f"layers.{n}.weight": weights for n in range(6)})
+    with disk_server(folder.parent) as named:
+        for name, value in named.items():
+            monkeypatch.setenv(name, value)
+        yield folder
+
+
+def test_memory_from_a_bucket_to_a_bucket_and_to_a_disk(models: Path, tmp_path: Path) -> None:
+    """Quote: "1 GB from the loopback S3 server to it: ... memory 128 MiB or less". 96 MiB fill all that is bounded:
+    pieces that are read ahead, parts on their way. The bytes are those of a local run."""
+    local, bucket = tmp_path / "w8.safetensors", "s3://models/w8.safetensors"
+    measured("quantize", tmp_path / "one.safetensors", "--bits", "8", "-q", "-o", local)
+    for target in (bucket, str(tmp_path / "from-s3.safetensors")):
+        _, most = measured("quantize", "s3://models/one.safetensors", "--bits", "8", "-q", "-o", target)
+        assert most <= 128
+    assert (models / "w8.safetensors").read_bytes() == local.read_bytes()
+    assert (tmp_path / "from-s3.safetensors").read_bytes() == local.read_bytes()
+
+
+def test_a_server_that_refuses_signed_links_is_read_all_the_same(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rights may be for signed requests alone; every range would be asked for twice, so that links are given up."""
+    import obstore
+
+    asked = []
+
+    def refused(store: object, method: str, key: str, valid: object) -> str:
+        asked.append(key)
+        return f"{os.environ['AWS_ENDPOINT_URL']}/models/not-there?X-Amz-Signature=0"
+
+    monkeypatch.setattr(obstore, "sign", refused)
+    file, content = places.opened("s3://models/one.safetensors"), (tmp_path / "one.safetensors").read_bytes()
+    for at in (5 << 20, 60 << 20, 20 << 20):
+        assert file.read(at, 100_000) == content[at : at + 100_000]
+    assert len(asked) == 1
+
+
+def test_a_lock_that_may_not_be_deleted_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    def denied(store: object, key: str) -> None:
+        raise obstore.exceptions.PermissionDeniedError("403 Forbidden")
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setattr(obstore, "delete", denied)
+    with pytest.raises(QuantcliError, match="no access with these credentials"):
+        object_writing._Cells().delete(["s3://bucket/lock"])
