@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence
 from quantcli.matching import Pair, paired, under_one_name, without_left_out
 from quantcli.models import Model, open_model
-from quantcli.passes.audit import Audited, audit
+from quantcli.passes.audit import EXTRA, Audited, audit
 from quantcli.passes.tiles import Progress
 from quantcli.stores import need_file
 from quantcli.stores.pipelines import prefixing, within
@@ -62,7 +63,17 @@ def _audited(
         tensors = audit(before, after, own | arranged, threads=threads, progress=progress)
     except DataError as error:
         raise error.within(model.path) from None
+    if model.source.graph is not None:
+        scales = model.source.graph.parameters
+        tensors = [_excused(t) if t.name in scales else t for t in tensors]
     if model.is_native:
         return tensors, "quantcli's own"
     seen = evidence.found_in(model.source, evidence.beside(model.path)) if model.quantized else None
     return tensors, str(seen) if seen is not None else ""
+
+
+def _excused(tensor: Audited) -> Audited:
+    """A tensor of a graph that is a scale or zero point of what the model computes, which no base has."""
+    if tensor.became != EXTRA or math.prod(tensor.shape) > 1:
+        return tensor
+    return replace(tensor, problems=(), note="it says how the model's inputs or results are quantized")

@@ -16,28 +16,27 @@ import numpy as np
 
 from quantcli import dtypes, kernels
 from quantcli.asking import changed
-from quantcli.errors import DataError, QuantcliError, UsageError
-from quantcli.formats import code_grid, fixed_codebook, reach, spread_out
-from quantcli.kernels import F32, INTEGER, LEVELS, OFFSET, QuantParams, Tile, row_bytes
-from quantcli.layouts.held import Moved, offsets_of, scheme_of
-from quantcli.layouts.reader import Held
+from quantcli.errors import DataError, QuantcliError
+from quantcli.formats import code_grid, reach, spread_out
+from quantcli.kernels import F32, INTEGER, OFFSET, QuantParams, Tile, row_bytes
 from quantcli.metrics import decibels
 from quantcli.models import View
-from quantcli.scheme import Scheme, scale_dtype_of
+from quantcli.passes.audit_codes import WEIGHTS, Coded, coded
+from quantcli.scheme import Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.api import quantize
-from quantcli.tensors.rows import Grouping, TileSpan, grouping_of
+from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Floats
+    from quantcli.kernels import Floats
 
-WEIGHTS, MOST, ROWS, PIECES, LEAST_ROWS = 1 << 18, 1 << 19, 256, 16, 32
-"""Weights of a sample; most of them, and rows, where rows are long, for what is told column by column; runs of rows
-that it is taken from; and rows and columns from which gains of them are told."""
+MOST, ROWS, PIECES, LEAST_ROWS = 1 << 19, 256, 16, 32
+"""Most weights of a sample, and rows, where rows are long, for what is told column by column; runs of rows that it is
+taken from; and rows and columns from which gains of them are told."""
 
 GAINED = 2.0
 """dB by which gains of rows and columns must explain a tensor better than the weights as they are: fitting gains to
@@ -62,32 +61,19 @@ and scales to 16 bits on the way to a code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coded:
-    """The codes of a tensor: its scheme and rows, and the parameters and packed codes of runs of whole rows.
-    exact_scales: whether scales are stored as floats."""
-
-    scheme: Scheme
-    plan: Grouping
-    params: Callable[[TileSpan], QuantParams]
-    packed: Callable[[TileSpan], Bytes]
-    exact_scales: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
     """What a sample of rows says; figures in dB are those of the sample, None where there are none.
 
     cosine: of the angle between the weights and what was stored. gained_db: SQNR after fitting gains of rows and
     columns, where that explains the tensor better than the weights as they are; gains: of the columns then, factor: of
-    all weights where one explains as much. scheme: as
-    the codes show it; why: empty, or why there are no codes to compare. nearest: share of codes that are the nearest
-    ones for the stored scales; nearest_db: the SQNR that these would have. minmax_db, best_db: of min-max scales and
-    of our search at this format. largest: share of groups whose scale is that of their largest weight, up to a factor
-    that is the same in all of them; about: of groups whose scale is near that; shifted: of groups with a float offset
-    that is neither their lowest nor their highest weight; dividing: of groups with the scale of MLX's rule, where that
-    tells. used, codes: how many codes occur, and how many there are. cleanest: the largest share of nearest codes in a
-    column, where chance alone would not give that to any; beyond: share of weights that are more than a step of whole
-    numbers from what they became, though not clipped.
+    all weights where one explains as much. scheme: as the codes show it; why: empty, or why there are no codes to
+    compare. nearest: share of codes that are the nearest ones for the stored scales; nearest_db: the SQNR that these
+    would have. minmax_db, best_db: of min-max scales and of our search at this format. largest: share of groups whose
+    scale is that of their largest weight, up to a factor that is the same in all of them; about: of groups whose scale
+    is near that; shifted: of groups with a float offset that is neither their lowest nor their highest weight;
+    dividing: of groups with the scale of MLX's rule, where that tells. used, codes: how many codes occur, and how many
+    there are. cleanest: the largest share of nearest codes in a column, where chance alone would not give that to any;
+    beyond: share of weights that are more than a step of whole numbers from what they became, though not clipped.
     """
 
     sqnr_db: float | None
@@ -109,50 +95,6 @@ class Sampled:
     beyond: float | None = None
     used: int | None = None
     codes: int | None = None
-
-
-def coded(view: View) -> Coded | str:
-    """The codes of a tensor; or why they are not compared with others. Raises DataError where they cannot be read."""
-    tensor = view.stored
-    if tensor is not None and tensor.scheme is not None:
-        plan = tensor.stored.grouping
-        assert plan is not None
-        if plan.shared == "columns" or tensor.scheme.rotation or tensor.scheme.format == "codebook":
-            return f"codes of {tensor.scheme.name} are not made again from a sample"
-        return Coded(scheme=tensor.scheme, plan=plan, params=tensor.params, packed=tensor.packed)
-    held, shape = view.held(), view.info.shape
-    if isinstance(held, str):
-        return held
-    if held.turned:
-        return "it is stored transposed"
-    settled = held.offsets if held.blocks is not None else offsets_of(held, math.prod(shape[:-1]), shape[-1])
-    try:
-        scheme = scheme_of(held, settled).of_weights()
-        plan = grouping_of(shape, scheme)
-    except UsageError as error:
-        return error.problem
-    if plan.cols != shape[-1]:
-        return f"every row has a scale, in a tensor of {len(shape)} dimensions"
-    moved = Moved(held, scheme, plan)
-
-    def params(span: TileSpan) -> QuantParams:
-        scale, zero, blocks = *moved.scales(span), None
-        if plan.height > 1:
-            scale, zero = held.params(span.row, span.row + span.rows)
-        elif held.blocks is not None:
-            blocks = moved.params(span).blocks
-        book = fixed_codebook(scheme) if code_grid(scheme).mode == LEVELS else None
-        return QuantParams(np.ascontiguousarray(scale), zero, book, blocks=blocks)
-
-    nested = (view.scheme or "").endswith("-double")  # scales are codes themselves
-    stored = _scale_dtype(scheme, held)
-    return Coded(scheme=stored, plan=plan, params=params, packed=moved.packed, exact_scales=not nested)
-
-
-def _scale_dtype(scheme: Scheme, held: Held) -> Scheme:
-    """A scheme whose scales are stored as those of a weight are."""
-    plain = scheme.storage == "plain" and held.scale_dtype in ("F16", "BF16", "F32")
-    return scheme.with_scale_dtype(scale_dtype_of(held.scale_dtype)) if plain else scheme
 
 
 def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:

@@ -119,3 +119,15 @@ class Graph:
     names: frozenset[str]
     ir: int
     opset: int
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """What nodes may have as scales and zero points: of weights, and of what the model computes."""
+        found = set[str]()
+        for call in self.calls.values():
+            name = call.operator.rpartition(".")[2]
+            if name in ("QuantizeLinear", "DequantizeLinear"):
+                found.update(call.inputs[1:3])
+            elif name.startswith("QLinear") or name == "QGemm":
+                found.update(call.inputs)
+        return frozenset(found)

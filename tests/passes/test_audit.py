@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from layout_parts import values
 from making import BF16, GOLDEN_FILES, ROOT, load, run, save
+from onnx_parts import f32, op, tensor, written
 from strategies import gaussian
 
 LLAMA = ROOT / "sample_models" / "tiny-llama"
@@ -170,6 +171,39 @@ def test_methods_are_told_apart(tmp_path: Path) -> None:
     ):
         code, found = audited(quantized(tmp_path, base(), "q", *options, "--force"), tmp_path / "q-of.safetensors")
         assert code == 0 and {m["method"] for m in found["methods"]} == {method}, (options, found["methods"])
+
+
+@pytest.mark.parametrize("each", [True, False], ids=["a scale per channel", "one scale"])
+def test_convolutions_as_onnxruntime_quantizes_them(each: bool, tmp_path: Path) -> None:
+    """Its static quantizer: whole numbers with the scale of the largest weight, and inputs through two nodes whose
+    scale no base has."""
+    weights = gaussian(24, 16, 3, 3, seed=4).astype(np.float32)
+    largest = np.abs(weights).max(axis=(1, 2, 3) if each else None)
+    scale = (largest / np.float32(127)).astype(np.float32)
+    codes = np.rint(weights / (scale[:, None, None, None] if each else scale)).astype(np.int8)
+    source = written(tmp_path / "base.onnx", op("Conv", ["x", "k"], ["y"]), f32("k", weights))
+
+    def quantized_model(codes: np.ndarray) -> Path:
+        parts = [
+            op("QuantizeLinear", ["x", "x_scale", "x_zero_point"], ["x_q"]),
+            op("DequantizeLinear", ["x_q", "x_scale", "x_zero_point"], ["x_d"]),
+            op("DequantizeLinear", ["k_quantized", "k_scale", "k_zero"], ["k_d"], axis=0),
+            op("Conv", ["x_d", "k_d"], ["y"]),
+            f32("x_scale", np.array(0.02)),
+            tensor("x_zero_point", 2, (), bytes([128])),
+            tensor("k_quantized", 3, codes.shape, codes.tobytes()),
+            f32("k_scale", scale),
+            tensor("k_zero", 3, scale.shape, bytes(scale.size)),
+        ]
+        return written(tmp_path / "q.onnx", *parts)
+
+    code, document = audited(quantized_model(codes), source)
+    assert code == 0, problems(document)
+    assert document["by_name"]["k"]["method"] == "min-max"
+    assert document["by_name"]["x_scale"]["became"] == "extra"
+    codes[5, 3] = -codes[5, 3]
+    code, document = audited(quantized_model(codes), source)
+    assert code == 1 and "dB below" in problems(document)["k"]
 
 
 def gptq(weights: np.ndarray, rng: np.random.Generator, group: int = 64) -> tuple[np.ndarray, np.ndarray]:
