@@ -223,7 +223,6 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
     """A run that may begin, and what writes its recipe once it is done. Raises QuantcliError for all that can be known
     before the first weight is read."""
     from quantcli.folders import components, job, prepare
-    from quantcli.planning import recipe_writing
 
     src, output, asked, console = called.src, called.output, called.asked, called.console
     reading, dry_run = called.reading, called.dry_run
@@ -268,6 +267,8 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
             requests = dict(plan.requests)
         text = ""
         if saved is not None:
+            from quantcli.planning import recipe_writing
+
             spelt = prepare.spelt_out(chosen, requests, order) if chosen.folder else requests[""]
             text = recipe_writing.dump(spelt, order.settings, os.path.dirname(saved))
         ready = prepare.ready(
