@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +88,17 @@ def decibels(sse: float, power: float) -> float | None:
 NOTHING = Metrics(0.0, 0.0, 0, 0.0, 0)
 
 
-def together(known: Sequence[Metrics]) -> Metrics:
+def together(known: Iterable[Metrics]) -> Metrics:
     """Metrics of several tensors, added in their order."""
-    sse = power = 0.0
-    for metrics in known:
-        sse += metrics.sse
-        power += metrics.power
-    worst = max((m.max_abs_error for m in known), default=0.0)
-    return Metrics(sse, power, sum(m.numel for m in known), worst, sum(m.clipped for m in known))
+    sse = power = worst = 0.0
+    numel = clipped = 0
+    for m in known:
+        sse += m.sse
+        power += m.power
+        numel += m.numel
+        worst = max(worst, m.max_abs_error)
+        clipped += m.clipped
+    return Metrics(sse, power, numel, worst, clipped)
 
 
 def total(tiles: list[tuple[Sums, int]]) -> Metrics:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Floats
     from quantcli.stores import Source
+    from quantcli.tensors.rows import Grouping, TileSpan
 
 BLOCK = 1 << 20
 """Weights of a float tensor compared at a time."""
@@ -103,6 +105,28 @@ def _rounded(values: Floats, dtype: str) -> NDArray[Any]:
     return from_float32(values, dtype)
 
 
+class _Views(Mapping[str, View]):
+    """The views of decoded tensors, and then of plain ones, each of which is made when it is asked for: all views of
+    100,000 small tensors take 100 MiB."""
+
+    def __init__(
+        self, decoded: Mapping[str, View], plain: Mapping[str, Tensor], make: Callable[[Tensor], View]
+    ) -> None:
+        self._decoded, self._plain, self._make = decoded, plain, make
+
+    def __getitem__(self, name: str) -> View:
+        return self._decoded[name] if name in self._decoded else self._make(self._plain[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._decoded or name in self._plain
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._decoded, self._plain)
+
+    def __len__(self) -> int:
+        return len(self._decoded) + len(self._plain)
+
+
 class Model(Mapping[str, View]):
     """The tensors of a file or folder by their original names, decoded when they are asked for.
 
@@ -162,7 +186,7 @@ class Model(Mapping[str, View]):
     @cached_property
     def _views(self) -> Mapping[str, View]:
         if self.own is not None:
-            return {name: view_of(tensor) for name, tensor in self.stored.items()}
+            return _Views({}, self.stored, view_of)
         try:
             stated = _stated(self.source, self.path, self._config)
             infos = {name: tensor.stored.info for name, tensor in self.stored.items()}
@@ -176,7 +200,8 @@ class Model(Mapping[str, View]):
             problem = f"it is quantized in a layout that quantcli does not decode ({seen.layout}): {seen.seen}"
             raise DataError(problem, place=[self.path], hint="start from the original")
         shown = {weight.name: _decoded(weight, self._read) for weight in found}
-        return shown | {name: _float(tensor) for name, tensor in self.stored.items() if name not in parts}
+        plain = {name: tensor for name, tensor in self.stored.items() if name not in parts} if parts else self.stored
+        return _Views(shown, plain, _float)
 
     def _read(self, name: str, start: int, size: int, count: int = 1, step: int = 0) -> NDArray[np.uint8]:
         if count == 1:
@@ -247,6 +272,7 @@ def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapp
 # ---- a tensor as floats -----------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)
 def runs_of(total: int, step: int) -> tuple[tuple[int, int], ...]:
     """Runs of up to `step` weights, first and last."""
     return tuple((first, min(first + step, total)) for first in range(0, total, step))
@@ -276,12 +302,18 @@ def view_of(tensor: Tensor) -> View:
     return _native(tensor) if tensor.scheme is not None else _float(tensor)
 
 
+@lru_cache(maxsize=64)
+def _tiles(grouping: Grouping) -> tuple[tuple[TileSpan, ...], tuple[int, ...], tuple[int, ...]]:
+    """The tiles of a tensor, and the first weight of each and the one after its last; many tensors have the same."""
+    spans = tuple(grouping.tiles())
+    starts = tuple(span.row * grouping.cols + span.col for span in spans)
+    return spans, starts, tuple(start + span.rows * span.cols for start, span in zip(starts, spans))
+
+
 def _native(tensor: Tensor) -> View:
     stored, grouping = tensor.stored, tensor.stored.grouping
     assert grouping is not None and stored.scheme is not None
-    spans = list(grouping.tiles())
-    starts = [span.row * grouping.cols + span.col for span in spans]
-    ends = [start + span.rows * span.cols for start, span in zip(starts, spans)]
+    spans, starts, ends = _tiles(grouping)
 
     def read(first: int, last: int) -> Floats:
         tiles = range(bisect_right(ends, first), bisect_left(starts, last))

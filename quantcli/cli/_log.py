@@ -28,6 +28,11 @@ class Log:
     def __init__(self, file: FileIO | None) -> None:
         self._file, self._began = file, time.perf_counter()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is written anywhere."""
+        return self._file is not None
+
     def line(self, event: str, **facts: Any) -> None:
         """Add a line. Once the file takes no more, the run goes on without."""
         if self._file is None:

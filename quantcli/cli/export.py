@@ -148,7 +148,7 @@ def command(
             _naming.tell_remains(real, console.inform)
         report = exported.report_of(
             exports,
-            {name: one.exact for name, one in moved.items()},
+            {name: one.rounded for name, one in moved.items()},
             source=src,
             output=output or place,
             target=target,

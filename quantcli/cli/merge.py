@@ -52,11 +52,12 @@ def command(
         quantize.again(asked.line, path, console, force=force, shown=dst) as ready,
     ):
         done = ready.merge(threads=options.thread_count(threads))
+        report = done.report
     console.inform(*ready.notes, f"{len(found)} parts merged", *done.notes)
     _naming.tell_remains(path, console.inform)
     if not console.quiet:
-        options.print_warnings(done.report)
-    options.show(done.report, console, show_all=show_all, file=file)
+        options.print_warnings(report)
+    options.show(report, console, show_all=show_all, file=file)
 
 
 @contextlib.contextmanager

@@ -140,7 +140,8 @@ def command(
     with prepared(called) as (ready, keep):
         report = _carried_out(ready, run, console)
     keep()
-    _show(report, ready.notes, run, console)
+    if report is not None:
+        _show(report, ready.notes, run, console)
 
 
 def _typed(*, absolute: bool) -> tuple[str, ...]:
@@ -222,7 +223,6 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
     """A run that may begin, and what writes its recipe once it is done. Raises QuantcliError for all that can be known
     before the first weight is read."""
     from quantcli.folders import components, job, prepare
-    from quantcli.planning import recipe_writing
 
     src, output, asked, console = called.src, called.output, called.asked, called.console
     reading, dry_run = called.reading, called.dry_run
@@ -267,6 +267,8 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
             requests = dict(plan.requests)
         text = ""
         if saved is not None:
+            from quantcli.planning import recipe_writing
+
             spelt = prepare.spelt_out(chosen, requests, order) if chosen.folder else requests[""]
             text = recipe_writing.dump(spelt, order.settings, os.path.dirname(saved))
         ready = prepare.ready(
@@ -290,8 +292,8 @@ class Run:
     show_all: bool
 
 
-def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
-    """The report on a run that is carried out, or on its plan."""
+def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport | None:
+    """The report on a run that is carried out, or on its plan; None where nobody reads it."""
     from quantcli import kernels
 
     if not (run.dry_run or console.quiet):
@@ -314,7 +316,8 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     _naming.tell_remains(ready.path, console.inform)
     if console.verbose:
         _print_details(done)
-    return done.report
+    read = console.json or not console.quiet or _log.current().is_kept
+    return done.report if read else None
 
 
 def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Console) -> None:

@@ -19,7 +19,7 @@ from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished
 from quantcli.folders.shares import Share
 from quantcli.folders.write import State, WrittenFile
-from quantcli.layouts.native.document import Result
+from quantcli.layouts.native.results import PackedResults
 from quantcli.passes import outputs, quantize
 from quantcli.passes.outputs import OneFile, Outgoing, Results
 from quantcli.passes.quantize import Options, Written
@@ -122,9 +122,12 @@ def _final(planned: Planned, pieces: Pieces, options: Options) -> Planned:
     return replace(planned, plan=plan, model=model)
 
 
-def results_of(pieces: Pieces) -> dict[str, Result]:
+def results_of(pieces: Pieces) -> PackedResults:
     """The results of tensors that parts have written."""
-    return {name: resume.result_of(piece.values) for name, piece in pieces.items()}
+    found = PackedResults()
+    for name, piece in pieces.items():
+        found[name] = resume.result_of(piece.values)
+    return found
 
 
 def _outputs(piece: _Piece) -> list[TensorInfo]:
@@ -136,7 +139,7 @@ def _outputs(piece: _Piece) -> list[TensorInfo]:
 
 
 def _assembled(
-    file: OneFile, path: str, model: Outgoing, pieces: Pieces, results: Mapping[str, Result], *, within: str | None
+    file: OneFile, path: str, model: Outgoing, pieces: Pieces, results: Results, *, within: str | None
 ) -> OutputFile:
     """A file that has all its bytes, but not yet its name."""
     runs = _runs(file, model, pieces)

@@ -56,7 +56,8 @@ def run(job: Job, crew: Crew, beginning: Beginning, *, threads: int, progress: P
         raise QuantcliError(f"workers wrote {count - len(there)} parts that are not here", place=[job.path], hint=hint)
     done = job.merge(threads=threads)
     summary = replace(done.report.summary, seconds=time.perf_counter() - began)
-    return done._replace(report=replace(done.report, summary=summary))
+    report = replace(done.report, summary=summary)
+    return replace(done, make_report=lambda: report)
 
 
 def _count(size: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,10 @@ from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished, Ledger
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.layouts.config import json_beside, without_quantization
-from quantcli.layouts.native.document import Result
+from quantcli.layouts.native.results import PackedResults
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
-from quantcli.passes.outputs import Cut, OneFile, Outgoing
+from quantcli.passes.outputs import Cut, OneFile, Outgoing, Results
 from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.planning.plan import Plan, check
 from quantcli.stores import Source, destinations
@@ -66,7 +66,7 @@ class State:
     config: Mapping[str, Any] | None
     limit: int | None
     files: list[WrittenFile] = field(default_factory=list)
-    results: dict[str, Result] = field(default_factory=dict)
+    results: PackedResults = field(default_factory=PackedResults)
     notes: list[str] = field(default_factory=list)
     at: int = 0
 
@@ -206,7 +206,7 @@ def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: 
     state.plan = state.plan.amended(outcome.amendments)
     state.model = outputs.planned(state.plan, state.source, digest=options.digest)
     if any(_differs(before, state.model, name) for f in state.files for name in f.tensors):
-        state.files, state.results, state.at = [], {}, 0
+        state.files, state.results, state.at = [], PackedResults(), 0
         ledger.restart(state.part)
 
 
@@ -216,10 +216,10 @@ def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
     return new is None or (old.outputs, old.kind) != (new.outputs, new.kind)
 
 
-def _add(state: State, piece: Piece, file: OneFile, results: Mapping[str, Result]) -> None:
+def _add(state: State, piece: Piece, file: OneFile, results: Results) -> None:
     """Take a finished file in."""
     state.files.append(WrittenFile(piece.cut.name, file.size, file.tensors))
-    state.results |= results
+    state.results.update(results)
     state.at += piece.count
 
 
@@ -320,11 +320,11 @@ def _index(source: Source, model: Outgoing, files: Sequence[WrittenFile]) -> byt
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What was written of a model whose codes were moved: bytes of its weights, and which tensors stand for just the
-    same numbers."""
+    """What was written of a model whose codes were moved: bytes of its weights, and which tensors no longer stand for
+    the same numbers."""
 
     size: int
-    exact: Mapping[str, bool]
+    rounded: Set[str]
 
 
 def move(
@@ -344,13 +344,13 @@ def move(
         side.copy_to(out)
         for name, export in exports.items():
             source, model, part = export.model.source, export.outgoing, Part.of(out, name)
-            exact: dict[str, bool] = {}
+            rounded = set[str]()
             for shard, file in planned[name]:
-                exact |= export.files(shard, [file], part.temp, force=True, within=part.temp).exact
+                rounded |= export.files(shard, [file], part.temp, force=True, within=part.temp).rounded
                 out.flush()
             files = [WrittenFile(file.name, file.size, file.tensors) for _, file in planned[name]]
             _describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
-            found[name] = Moved(sizes[name], exact)
+            found[name] = Moved(sizes[name], rounded)
         if original is not None:
             told = [prefixed(n, line) for n, export in exports.items() for line in export.outgoing.conversion.notes]
             out.write(CARD, with_loading(original, first.outgoing, told))

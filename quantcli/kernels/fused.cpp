@@ -86,6 +86,13 @@ void choose(const Rule& rule, const Tile& band, int64_t count, Groups& groups) {
   }
 }
 
+// Whether all weights of a band are 0.
+bool all_zero(int64_t count, const Groups& groups) {
+  for (int64_t i = 0; i < count; ++i)
+    if (groups.low[size_t(i)] != 0 || groups.high[size_t(i)] != 0) return false;
+  return true;
+}
+
 // The parameters of all groups of a band as a rule finds them.
 template <bool AFFINE>
 void find(const Rule rule, const Tile& band, int64_t count, Groups& groups) {
@@ -147,11 +154,13 @@ int32_t quantize_one(const Tile& tile, const Rule& rule, const Rule* rival, floa
   scratch.room(size_t(tile.cols), size_t(height * across));
   Totals totals, other;
   const bool by_size = rule.by_size() && (!rival || rival->by_size());
+  bool zeros = true;
   for (int64_t row = 0; row < tile.rows; row += height) {
     const Tile band = tile.part(row, std::min(height, tile.rows - row));
     const Tile looked = blocks ? laid_out(band, scratch.laid) : band;
     const int64_t count = looked.rows * across, first = row / (blocks ? height : 1) * across;
     if (!look(looked, by_size, count, groups)) return 0;
+    zeros = zeros && all_zero(count, groups);
     const auto encode = [&](const Rule& own, float* scales, float* zeros, uint8_t* out, Totals& into) {
       const bool good = settle(own, looked, count, groups, scales, own.affine ? zeros : nullptr);
       const Params params = {scales, own.affine ? zeros : nullptr, own.codebook, blocks ? 0 : across};
@@ -169,7 +178,10 @@ int32_t quantize_one(const Tile& tile, const Rule& rule, const Rule* rival, floa
   sums[2] = measured ? totals.worst : 0;
   sums[3] = measured ? double(totals.clipped) : 0;
   sums[4] = rival ? folded(other.sse) : 0;
-  return trusted(sums[0]) && (!measured || trusted(sums[1])) && (!rival || trusted(sums[4]));
+  // A sum of 0 may be one of numbers too small for float32, but not where all weights are 0 or no error is other than 0.
+  const bool exact = sums[0] == 0 && (zeros || (measured && sums[2] == 0));
+  return (trusted(sums[0]) || exact) && (!measured || trusted(sums[1]) || (zeros && exact)) &&
+         (!rival || trusted(sums[4]) || (zeros && sums[4] == 0));
 }
 
 }  // namespace

@@ -137,16 +137,16 @@ class Export:
         """Errors of what was rounded or quantized again: of the bytes that were written where there is a reader of
         them."""
         model = self.outgoing
-        outcome.exact.update({n: False for n, found in outcome.exact.items() if found and not self._is_exact(n)})
-        exact = dict(outcome.exact)
-        changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
+        rounded = outcome.rounded | {name for name in homes if not self._is_exact(name)}
+        changed = [n for n in homes if n in self.wanted or (model.by_name[n].scheme is not None and n in rounded)]
         against = {name: self.model[name].view for name in changed}
         from quantcli.passes import readback
 
         found = readback.measure(changed, homes, against, model, threads=self.threads)
-        outcome.exact.update({n: True for n, m in found.items() if m is not None and m.exact and n not in self.wanted})
+        same = {n for n, m in found.items() if m is not None and m.exact and n not in self.wanted}
+        outcome.rounded = rounded - same
         again = Model(self.floats)
-        left = [name for name in changed if name not in found and exact[name]]
+        left = [name for name in changed if name not in found and name not in rounded]
         floats = {n: (against[n], view_of(again[n])) for n in left if model.by_name[n].scheme is None}
         self.metrics.update(found)
         self.metrics.update({n: outcome.results[n].metrics for n in left if n not in floats})
@@ -197,9 +197,9 @@ def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *
     )
 
 
-def to_file(export: Export, path: str, *, force: bool) -> tuple[int, dict[str, bool]]:
-    """Write one file, and a second one where the target needs it: bytes of both, and which tensors stand for just the
-    same numbers."""
+def to_file(export: Export, path: str, *, force: bool) -> tuple[int, set[str]]:
+    """Write one file, and a second one where the target needs it: bytes of both, and which tensors no longer stand for
+    the same numbers."""
     source = export.model.source
     folder, base = os.path.split(path)
     model = export.outgoing
@@ -211,4 +211,4 @@ def to_file(export: Export, path: str, *, force: bool) -> tuple[int, dict[str, b
     destinations.check_space(path, sum(f.size for f in files), source.path, largest=lambda: most, together=True)
     with destinations.cleared(path, force=force) as within:
         outcome = export.files(source, files, folder, force=force, within=within)
-    return sum(f.size for f in files), outcome.exact
+    return sum(f.size for f in files), outcome.rounded

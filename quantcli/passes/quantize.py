@@ -124,14 +124,14 @@ def write_part(
     )
 
     def measured(outcome: Outcome, homes: Mapping[str, str]) -> None:
-        rounded = [n for n, same in outcome.exact.items() if not same and model.by_name[n].scheme is not None]
+        rounded = [n for n in homes if n in outcome.rounded and model.by_name[n].scheme is not None]
         if rounded:
             from quantcli.passes import readback
 
             originals = Model(source)
             against = {name: view_of(originals[name]) for name in rounded}
             found = readback.measure(rounded, homes, against, model, threads=options.threads)
-            outcome.results |= {n: _with_errors(outcome.results[n], m) for n, m in found.items()}
+            outcome.results.update({n: _with_errors(outcome.results[n], m) for n, m in found.items()})
 
     return write_files(
         files,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError
-from quantcli.layouts.native.document import Result
+from quantcli.layouts.native.results import PackedResults
 from quantcli.layouts.writer import Job, Piece
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.producing import Produce, Producer
@@ -64,11 +64,11 @@ class Work:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the tensors: results by name, which of them stand for just the numbers that were produced, and
-    those to decide again, in which case nothing was written."""
+    """What became of the tensors: results by name, those that were rounded on their way into the layout and so do not
+    stand for just the numbers that were produced, and those to decide again, in which case nothing was written."""
 
-    results: dict[str, Result] = field(default_factory=dict)
-    exact: dict[str, bool] = field(default_factory=dict)
+    results: PackedResults = field(default_factory=PackedResults)
+    rounded: set[str] = field(default_factory=set)
     amendments: dict[str, Decided] = field(default_factory=dict)
 
 
@@ -193,7 +193,8 @@ class _Pass:
     def _end(self, name: str, producer: Producer, same: bool) -> None:
         if not self.outcome.amendments:  # else all is written again
             result = producer.end()
-            self.outcome.exact[name] = same
+            if not same:
+                self.outcome.rounded.add(name)
             if result is not None:
                 self.outcome.results[name] = result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantcli import registry
 from quantcli.architectures import Architecture
@@ -19,19 +19,12 @@ from quantcli.planning import inputs, kinds
 from quantcli.planning.keeping import embeddings_alone
 from quantcli.planning.named import instead
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
-from quantcli.planning.recipe_keys import BATCH_NORM
+from quantcli.planning.recipe_keys import BATCH_NORM, HELP, IMPORTANCE, NO_MOMENTS, STATISTICS
 from quantcli.planning.request import Request
-from quantcli.planning.statistics import (
-    HELP,
-    IMPORTANCE,
-    NO_MOMENTS,
-    STATISTICS,
-    InputStatistics,
-    inputs_first,
-    load,
-    of_norms,
-)
 from quantcli.stores import Source
+
+if TYPE_CHECKING:
+    from quantcli.planning.statistics import InputStatistics
 
 USUAL = "compressed-tensors"
 """The target of folders that transformers loads, where none is asked for."""
@@ -290,6 +283,8 @@ def statistics_of(source: Source, asked: Order) -> tuple[InputStatistics | None,
         if any(scheme.second_order for scheme in asked.recipe.schemes):
             raise UsageError(NO_MOMENTS, place=["rounding"], hint=HELP)
         return None, ""
+    from quantcli.planning.statistics import load, of_norms  # of runs with statistics alone, some milliseconds
+
     if path == BATCH_NORM and not diagonals:
         found = of_norms(source, digest)
         from quantcli.planning.batch_norms import assumed
@@ -310,6 +305,8 @@ def request_of(
     says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
     again = named(to).again(source) if to is not None and not asked.container else None
     if statistics is not None and (again is None or again.matrices is None):
+        from quantcli.planning.statistics import inputs_first
+
         statistics = replace(statistics, inputs_first=inputs_first(source))
     said = asked.recipe.given or asked.include or not asked.keep_defaults or (again is not None and again.decides)
     preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from quantcli.asking import plainly_rounded, second_order, weighs
 from quantcli.dtypes import DTYPES
@@ -17,11 +18,14 @@ from quantcli.planning.entry import quantized
 from quantcli.planning.inputs import with_scales
 from quantcli.planning.keeping import embeddings_alone, why_kept
 from quantcli.planning.reasons import ALL, NAMED, TABLES, VECTORS, which
+from quantcli.planning.recipe_keys import HELP, IMPORTANCE, NO_MOMENTS, STATISTICS
 from quantcli.planning.request import Request, Rule
-from quantcli.planning.statistics import HELP, IMPORTANCE, NO_MOMENTS, STATISTICS, InputStatistics
 from quantcli.stores import signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.planning.statistics import InputStatistics
 
 UNWEIGHTED = {key: f"no {key} given" for key in (IMPORTANCE, STATISTICS)}
 """The notes of a tensor that a file of importances or statistics has no entry for."""

@@ -30,9 +30,8 @@ from quantcli.patterns import compiled
 from quantcli.planning import recipe_keys
 from quantcli.planning.named import fields as named_fields
 from quantcli.planning.named import named
-from quantcli.planning.recipe_keys import BATCH_NORM
+from quantcli.planning.recipe_keys import BATCH_NORM, IMPORTANCE, STATISTICS
 from quantcli.planning.request import Request, Rule
-from quantcli.planning.statistics import IMPORTANCE, STATISTICS, InputStatistics
 from quantcli.scheme import Scheme
 from quantcli.stores.places import read_small
 from quantcli.strict import LIMIT, lines, mapping, plain
@@ -305,6 +304,8 @@ def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
         said.setdefault("convolution_sums", False)
         for name in (IMPORTANCE, STATISTICS):
             if name in values:
+                from quantcli.planning.statistics import InputStatistics  # of such recipes alone, some milliseconds
+
                 said["statistics"] = InputStatistics("", {}, str(values[name]), key=name)
         return Request(scheme=numbered(values["default"]), rules=tuple(rules), **said)
     except (QuantcliError, TypeError, ValueError, KeyError, AttributeError):

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 BATCH_NORM = "batch-norm"
 """What stands for a file of statistics, and means those that follow from batch norms (batch_norms.py)."""
 
+IMPORTANCE, STATISTICS = "importance", "statistics"
+"""Keys, and options: a file whose mean squares alone are used, and one of which all is."""
+
+NO_MOMENTS = "second-order rounding needs means or second moments of a layer's inputs"
+HELP = "give --statistics FILE; quantcli help statistics says what it holds"
+
 SCHEME: Mapping[str, tuple[str, str]] = {
     "bits": ("1 to 16", "bits per code"),
     "format": ("name", "number format, as for --type"),

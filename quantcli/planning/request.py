@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quantcli.architectures import Architecture
-from quantcli.planning.inputs import InputScales
-from quantcli.planning.statistics import InputStatistics
 from quantcli.scheme import Scheme
 from quantcli.stores import Unsplit
 
 if TYPE_CHECKING:
     from quantcli.layouts.writer import Again
+    from quantcli.planning.inputs import InputScales
+    from quantcli.planning.statistics import InputStatistics
 
 
 @dataclass(frozen=True, slots=True)

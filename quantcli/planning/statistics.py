@@ -23,7 +23,7 @@ from quantcli.errors import UsageError, printable
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.patterns import module_of, near_misses
-from quantcli.planning.recipe_keys import BATCH_NORM
+from quantcli.planning.recipe_keys import BATCH_NORM, IMPORTANCE, STATISTICS
 from quantcli.planning.stacks import Found, Known, find, known
 from quantcli.stores import Source, open_source
 from quantcli.tensors.decided import Columns, Factors
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
     from quantcli.planning.nearby import Nearby
 
     Array = NDArray[np.float64]
-
-IMPORTANCE, STATISTICS = "importance", "statistics"
-"""Keys of recipes, and options: a file whose mean squares alone are used, and one of which all is."""
-
-NO_MOMENTS = "second-order rounding needs means or second moments of a layer's inputs"
-HELP = "give --statistics FILE; quantcli help statistics says what it holds"
 
 _GPT2 = re.compile(r"(?:.*\.)?h\.\d+\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 """Matrices of GPT-2's blocks."""

@@ -12,7 +12,7 @@ from quantcli.errors import printable
 from quantcli.layouts import writer
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.native.stored import StoredTensor
-from quantcli.metrics import Metrics
+from quantcli.metrics import NOTHING, Metrics
 from quantcli.planning.entry import WIDER
 from quantcli.planning.plan import UNWEIGHTED
 from quantcli.planning.reasons import LEFT_OUT, is_left_out
@@ -49,11 +49,13 @@ def of_plan(
 ) -> RunReport:
     """The report on a plan, carried out (with results) or not. nbytes: of a tensor in the output, by name. request:
     what it follows, where that is known."""
+    planned, unquantized = _of_decisions(plan, nbytes, request)
     nothing, known = Result(None, None), results or {}
-    found = [known.get(t.info.name, nothing) for t in plan]
-    entries = [t for t in sized(plan, nbytes) if not is_left_out(t.info, t.bytes_out)]
-    metrics = [r.metrics for r in found]
-    tensors = [_planned(t, r, nbytes(t.info.name)) for t, r in zip(plan, found)]
+    tensors, whole = list[TensorReport](), NOTHING
+    for t in plan:
+        r = known.get(t.info.name, nothing)
+        tensors.append(_planned(t, r, nbytes(t.info.name)))
+        whole = whole if r.metrics is None else whole + r.metrics
     warnings = [
         *named(
             "float32 scales, because float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
@@ -62,13 +64,11 @@ def of_plan(
             "left in floating point, because they hold NaN or infinity",
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
-        *unweighted(plan),
-        *_offset_warning(plan, request),
-        *_cautions(plan),
+        *planned,
         *_beaten(tensors),
-        *of_another_kind(entries),
-        *mostly_kept(entries, request),
+        *unquantized,
     ]
+    measured = None if whole is NOTHING else whole
     return RunReport(
         command=command,
         source=source,
@@ -76,8 +76,17 @@ def of_plan(
         tensors=tensors,
         warnings=warnings,
         equal=equal(tensors),
-        summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+        summary=summarize(tensors, measured, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
     )
+
+
+def _of_decisions(
+    plan: Sequence[Decided], nbytes: Callable[[str], int], request: Request | None
+) -> tuple[list[str], list[str]]:
+    """The warnings about what a plan does to tensors, and about what it leaves in floating point or does not."""
+    entries = [t for t in sized(plan, nbytes) if not is_left_out(t.info, t.bytes_out)]
+    left = [*of_another_kind(entries), *mostly_kept(entries, request)]
+    return [*unweighted(plan), *_offset_warning(plan, request), *_cautions(plan)], left
 
 
 def _planned(t: Decided, r: Result, bytes_out: int) -> TensorReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ class ExportReport:
 
 def report_of(
     exports: Mapping[str, Export],
-    exact: Mapping[str, Mapping[str, bool]],
+    rounded: Mapping[str, Set[str]],
     *,
     source: str,
     output: str,
@@ -102,13 +102,13 @@ def report_of(
     bytes_out: int,
     seconds: float,
 ) -> ExportReport:
-    """The report on models by name, a single one under an empty name. exact: which of their tensors stand for the same
-    numbers; bytes_in, bytes_out: of all weights."""
+    """The report on models by name, a single one under an empty name. rounded: which of their tensors no longer stand
+    for the same numbers; bytes_in, bytes_out: of all weights."""
     found = {name: export.outgoing.conversion for name, export in exports.items()}
     tensors = [
         replace(tensor, name=within(name, tensor.name))
         for name, export in exports.items()
-        for tensor in (_tensor(moving, export, exact[name]) for moving in export.model.values())
+        for tensor in (_tensor(moving, export, rounded[name]) for moving in export.model.values())
     ]
     errors = [m for export in exports.values() for m in export.metrics.values() if m is not None and not m.exact]
     configs = {name: dict(conversion.config) for name, conversion in found.items()}
@@ -129,7 +129,7 @@ def report_of(
     )
 
 
-def _tensor(moving: Moving, export: Export, exact: Mapping[str, bool]) -> ExportedTensor:
+def _tensor(moving: Moving, export: Export, rounded: Set[str]) -> ExportedTensor:
     name = moving.decided.info.name
     job = export.outgoing.conversion.jobs.get(name)
     outputs = job.outputs if job is not None else ()
@@ -147,7 +147,7 @@ def _tensor(moving: Moving, export: Export, exact: Mapping[str, bool]) -> Export
         scheme=moving.scheme,
         exported_scheme=final.scheme.name if final.scheme else None,
         stored=(job.kind if job else "") or stored(name, outputs),
-        lossless=bool(error and error.exact) if requantized else exact.get(name, True),
+        lossless=bool(error and error.exact) if requantized else name not in rounded,
         native_sqnr_db=moving.metrics.sqnr_db if moving.metrics else None,
         native_exact=moving.scheme is None or bool(moving.metrics and moving.metrics.exact),
         sqnr_db=error.sqnr_db if error else None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from quantcli.errors import printable
-from quantcli.metrics import Metrics
+from quantcli.metrics import Metrics, together
 from quantcli.reports.records import Comparison, ComponentReport, TensorReport, loss_first, summarize
 from quantcli.reports.run import RunReport
 from quantcli.stores.pipelines import prefixed, within
@@ -85,22 +86,24 @@ def component(name: str, one: Reported) -> ComponentReport:
     )
 
 
-def counted(
-    tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | None], floats: Set[str]
-) -> list[Metrics | None]:
-    """The errors that the figures over all tensors are of: of those that are quantized on either side; where none is,
-    of those that changed; and where none did, of all. Large numbers that are off by a rounding would drown the errors
-    of codes. floats: names of tensors that are in floating point on both sides."""
+def counted(tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | None], floats: Set[str]) -> Metrics | None:
+    """The errors that the figures over all tensors are of, together; None where nothing was measured. They are those of
+    tensors that are quantized on either side; where none is, of those that changed; and where none did, of all. Large
+    numbers that are off by a rounding would drown the errors of codes. floats: names of tensors that are in floating
+    point on both sides."""
     changed = [t.name for t in tensors if not t.kept and t.name in metrics]
     codes = [metrics[name] for name in changed if name not in floats]
-    return codes or [metrics[name] for name in changed] or list(metrics.values())
+    found = codes or [metrics[name] for name in changed] or metrics.values()
+    known = [m for m in found if m is not None]
+    return together(known) if known else None
 
 
 def equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
     """Names of tensors of one dtype, shape and digest: tied weights, as a head that is the embedding, or copies."""
     found: dict[tuple[Any, ...], list[TensorReport]] = {}
+    seen = Counter(t.digest for t in tensors)  # a list for each of many tensors takes more memory than their digests
     for t in tensors:
-        if t.digest is not None and t.bytes_in:
+        if t.digest is not None and seen[t.digest] > 1 and t.bytes_in:
             found.setdefault((t.digest, t.dtype, *t.shape), []).append(t)
     groups = sorted((g for g in found.values() if len(g) > 1), key=lambda g: -g[0].bytes_in)
     return [[t.name for t in g] for g in groups]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any
 
-from quantcli.metrics import Metrics, decibels, together
+from quantcli.metrics import Metrics, decibels
 from quantcli.planning import reasons
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
@@ -326,29 +326,30 @@ def _errors(metrics: Metrics | None) -> Mapping[str, Any]:
 
 def summarize(
     tensors: Sequence[TensorReport],
-    metrics: Iterable[Metrics | None],
+    whole: Metrics | None,
     *,
     bytes_in: int,
     bytes_out: int,
     seconds: float | None,
 ) -> Summary:
-    """The summary of these tensors."""
-    known = [m for m in metrics if m is not None]
-    whole = together(known)
-    written = [t for t in tensors if t.disposition != LEFT_OUT]
-    sizes = [math.prod(t.shape) for t in written]
-    parameters = sum(sizes)
-    covered = sum(n for n, t in zip(sizes, written) if t.disposition == "quantized")
-    kept = Counter(t.reason for t in written if t.kept)
+    """The summary of these tensors. whole: the errors of all that were measured, None where none was."""
+    parameters = covered = written = 0
+    kept = Counter[str]()
+    for t in tensors:
+        if t.disposition != LEFT_OUT:
+            size = math.prod(t.shape)
+            parameters, written = parameters + size, written + 1
+            covered += size if t.disposition == "quantized" else 0
+            kept.update([t.reason] if t.kept else ())
     return Summary(
         parameters=parameters,
-        tensors=len(written),
-        quantized=len(written) - sum(kept.values()),
+        tensors=written,
+        quantized=written - sum(kept.values()),
         kept=dict(kept),
         coverage=covered / parameters if parameters else 0.0,
         bits_per_weight=8 * bytes_out / parameters if parameters else 0.0,
-        **_errors(whole if known else None),
-        exact=bool(known) and whole.exact,
+        **_errors(whole),
+        exact=whole is not None and whole.exact,
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         ratio=bytes_in / bytes_out if bytes_out else 0.0,

@@ -96,8 +96,11 @@ IN_DEFAULT_RUNS = (
 SMALL = (
     ("quantize, 1 thread", "quantize MODEL --bits 4 -o OUT.safetensors -q --threads 1"),
     ("quantize", "quantize MODEL --bits 4 -o OUT.safetensors -q"),
+    ("quantize, its report as JSON", "quantize MODEL --bits 4 -o OUT.safetensors"),
     ("inspect", "inspect MODEL"),
     ("report", "report QUANTIZED"),
+    ("report --against", "report QUANTIZED --against MODEL"),
+    ("compare", "compare MODEL QUANTIZED"),
     ("dequantize", "dequantize QUANTIZED -o OUT.safetensors -q"),
 )
 """Runs on tensors of 1,024 weights."""

@@ -124,6 +124,19 @@ def test_ordinary_weights_are_quantized_in_one_call(asked: dict[str, Any]) -> No
                 assert all(alike(values, kind, asked, size, scale_dtype)), (rows, cols, kind, size)
 
 
+@pytest.mark.parametrize("asked", SCHEMES, ids=lambda asked: "-".join(map(str, asked.values())))
+def test_zeros_are_quantized_in_one_call(asked: dict[str, Any]) -> None:
+    """Pruned and padded tensors are no slower than others, and are measured alike: so too weights of one value that
+    comes back exactly."""
+    zeros = np.zeros((6, 256), np.float32)
+    zeros[2, ::3] = -0.0
+    for kind, size in ((BF16, 64), (F16, 10**6)):
+        scale_dtype = "F32" if asked.get("bits", 8) > 8 else DTYPES[kind]
+        in_one = alike(zeros, kind, asked, size, scale_dtype)
+        assert all(in_one) or asked["format"] == "mu-law"  # which has no level 0
+    alike(np.full((6, 256), 0.5, np.float32), BF16, asked, 64, "BF16")
+
+
 @settings(max_examples=150)
 @given(data=st.data())
 def test_any_weights_are_quantized_alike(data: st.DataObject) -> None:

@@ -58,14 +58,16 @@ class _Schemes:
         self.values: list[dict[str, Any]] = []
         self._places: dict[Scheme, int] = {}
 
-    def place_of(self, tensor: Decided, result: Result | None) -> int:
-        """The place of the scheme of a tensor, which is added where it is missing; before there is a result, one that
+    def place_of(self, tensor: Decided, results: Mapping[str, Result] | None) -> int:
+        """The place of the scheme of a tensor, which is added where it is missing; before there are results, one that
         has as many digits at least."""
         if tensor.scheme is None:
             return 0
-        known = (result.scheme,) if result and result.scheme else candidates(tensor.scheme)
+        known = candidates(tensor.scheme)
+        if results is not None and len(known) > 1 and (chosen := results[tensor.info.name].scheme) is not None:
+            known = (chosen,)
         places = [self._place(scheme) for scheme in known]
-        return places[-1] if result else len(self.values) - 1
+        return len(self.values) - 1 if results is None else places[-1]
 
     def _place(self, scheme: Scheme) -> int:
         if scheme not in self._places:
@@ -165,7 +167,7 @@ def document(
     """The JSON document of a file of these tensors, in pieces; without results, one at least as long."""
     schemes = _Schemes()
     recipe = request.as_dict(schemes.values) if request is not None else None
-    places = [schemes.place_of(t, results[t.info.name] if results else None) for t in tensors]
+    places = [schemes.place_of(t, results) for t in tensors]
     ordered = sorted(range(len(tensors)), key=lambda at: tensors[at].info.name)
     before = {
         "check": UNSEALED,
