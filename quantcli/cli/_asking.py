@@ -171,6 +171,17 @@ selection = _help.options(
 )
 """Which tensors: --include, --exclude, --no-default-keep and --keep-embeddings."""
 
+memory = _help.option(
+    "--memory",
+    metavar="SIZE",
+    type=_gating.Limit(),
+    group="Run",
+    help="What the second moments of one layer may take, such as 500MiB, beside 20 MiB for each thread; a layer "
+    "that needs more is refused before any weight is read. The output does not depend on it.",
+    show_default="no limit: 64 MiB for 4,096 inputs, 4 GiB for 32,768",
+)
+"""--memory."""
+
 statistics = _help.options(
     _help.option(
         "--statistics",
@@ -185,15 +196,7 @@ statistics = _help.options(
         group="Search",
         help="Quantize layers that --statistics has nothing of, as without it.",
     ),
-    _help.option(
-        "--memory",
-        metavar="SIZE",
-        type=_gating.Limit(),
-        group="Run",
-        help="What the second moments of one layer may take, such as 500MiB, beside 20 MiB for each thread; a layer "
-        "that needs more is refused before any weight is read. The output does not depend on it.",
-        show_default="no limit: 64 MiB for 4,096 inputs, 4 GiB for 32,768",
-    ),
+    memory,
 )
 """--statistics, --allow-unweighted and --memory."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _gating, _help, _sources, _workers, options
+from quantcli.cli import _asking, _gating, _help, _sources, _workers, options
 from quantcli.errors import QuantcliError, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +46,14 @@ if TYPE_CHECKING:
     group="Common",
 )
 @_gating.gates
+@_help.option(
+    "--statistics",
+    type=_help.FILE,
+    help="Means and second moments of the inputs of layers (quantcli help statistics): predict from them what errors "
+    "cost in the outputs, for --min-output-sqnr too. Needs --against.",
+    group="Common",
+)
+@_asking.memory
 @_help.option(
     "--like",
     metavar="OTHER",
@@ -89,6 +97,8 @@ def command(
     against: str | None,
     baseline: str | None,
     config: str | None,
+    statistics: str | None,
+    memory: float | None,
     like: str | None,
     eval_command: str | None,
     eval_pattern: str | None,
@@ -126,8 +136,10 @@ def command(
         raise UsageError("the original is needed", place=["--as-float"], hint="name it with --against")
     if theory and any(job.against is None for job in jobs):
         raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
+    jobs = [replace(job, statistics=statistics or job.statistics) for job in jobs]
+    _check_statistics(jobs, memory, workers)
     read = [files0_from, found.path if found is not None else None]
-    read += [path for job in jobs for path in (job.file, job.against, job.baseline, job.like)]
+    read += [path for job in jobs for path in (job.file, job.against, job.baseline, job.like, job.statistics)]
     options.check_outputs([path for _, path in outputs], read)
     in_detail = theory or "html" in (rendering, *(kind for kind, _ in outputs))
     reports = []
@@ -144,6 +156,7 @@ def command(
             crew=crew,
             bar=console.bar,
             say=console.inform,
+            memory=None if memory is None else int(memory),
         )
         for job in jobs:
             try:
@@ -152,6 +165,19 @@ def command(
                 raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
     _check_rules(list(zip(reports, (job.gates for job in jobs))), found, console)
     _gating.finish(reports, rendering, outputs, console, show_all=show_all)
+
+
+def _check_statistics(jobs: Sequence[_Job], memory: float | None, workers: _workers.Workers) -> None:
+    """Raise UsageError for statistics of inputs from which nothing can be predicted, and for what asks for some."""
+    known = [job for job in jobs if job.statistics is not None]
+    if memory is not None and not known:
+        problem = "only the second moments of --statistics take memory that can be limited"
+        raise UsageError(problem, place=["--memory"], hint="leave it out, or give --statistics FILE")
+    if any(job.against is None for job in known):
+        raise UsageError("the original weights are needed", place=["--statistics"], hint="name them with --against")
+    if known and workers.dask is not None:
+        problem = "what errors cost in outputs is found by one process"
+        raise UsageError(problem, place=["--dask"], hint="leave out --dask or --statistics")
 
 
 def _evaluation(command: str | None, pattern: str | None, jobs: Sequence[_Job]) -> Evaluation | None:
@@ -195,14 +221,15 @@ def _check_rules(judged: Sequence[tuple[RunReport, Gates]], found: Config | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """A file to report on. baseline, like: the report, or the model, to compare it with. evaluation: by
-    which command, None where it is not evaluated."""
+    """A file to report on. baseline, like: the report, or the model, to compare it with. statistics: those of inputs
+    that predict errors of outputs. evaluation: by which command, None where it is not evaluated."""
 
     file: str
     against: str | None
     baseline: str | None
     gates: Gates
     like: str | None = None
+    statistics: str | None = None
     evaluation: Evaluation | None = None
     variant: str | None = None
 
@@ -269,6 +296,7 @@ def _jobs(
                 against=against or (entry.against if entry else None),
                 baseline=baseline,
                 like=like,
+                statistics=entry.statistics if entry else None,
                 gates=gates.over(below) if below is not None else gates,
             )
         )
@@ -285,7 +313,7 @@ def _report(job: _Job, how: Measuring) -> RunReport:
     elif job.like is not None:
         other = measured.report(job.like, job.against, job.variant, replace(how, in_detail=False, theory=False))
         before = job.like, other.as_dict()
-    found = measured.report(job.file, job.against, job.variant, how)
+    found = measured.report(job.file, job.against, job.variant, replace(how, statistics=job.statistics))
     if job.evaluation is not None:
         from quantcli.folders import evaluate
 

@@ -64,15 +64,19 @@ class Comparison:
         if not (a.numeric and b.numeric):
             [same] = yield [partial(_equal, a, b)]
             return Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if same else None
-        before = a.read if b.encoded is not None else a.rounded
 
         def errors(first: int, last: int) -> Metrics:
-            error = _errors(before(first, last), b.read(first, last))
+            error = _errors(*values_of(a, b, first, last))
             advance(b.info.nbytes * (last - first) // b.info.numel)
             return error
 
         longer = a if a.stored is None and b.stored is not None else b
         return sum((yield [partial(errors, first, last) for first, last in longer.blocks]), NOTHING)
+
+
+def values_of(a: View, b: View, first: int, last: int) -> tuple[Floats, Floats]:
+    """A run of weights of two tensors: of the second what codes stand for, of the first what that was made from."""
+    return a.read(first, last) if b.encoded is not None else a.rounded(first, last), b.read(first, last)
 
 
 @contextmanager

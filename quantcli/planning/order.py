@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates, second_order
-from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.errors import QuantcliError, UsageError
 from quantcli.experts import arranged, loadable
 from quantcli.layouts.config import json_beside, stated
 from quantcli.layouts.native.write import check_scheme
@@ -291,11 +291,7 @@ def statistics_of(source: Source, asked: Order) -> tuple[InputStatistics | None,
 
         return found, assumed(len(found.entries))
     found = load(path, digest, diagonals=diagonals)
-    unused = found.unused(source.infos())
-    if not unused:
-        return found, ""
-    more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-    return found, f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}"
+    return found, found.left_over(source.infos(), source.path)
 
 
 def request_of(

@@ -61,7 +61,7 @@ def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Requ
     if tensor.scheme.rotation:
         raise UsageError("its columns are rotated, which importances are not", place=place, hint="leave it out")
     if columns.correlated and (tensor.scheme.second_order or not request.rounding_given):
-        _check_memory(columns, request.memory, place)
+        check_memory(columns, request.memory, place)
         note = "; ".join(n for n in (tensor.note, _unseen(columns)) if n)
         return replace(tensor, scheme=second_order(tensor.scheme), columns=columns, note=note)
     if tensor.scheme.second_order:
@@ -82,7 +82,7 @@ def _unseen(columns: Columns) -> str:
     return f"no samples of {unseen} of {len(counts)} experts" if unseen else ""
 
 
-def _check_memory(columns: Columns, limit: int | None, place: Sequence[str]) -> None:
+def check_memory(columns: Columns, limit: int | None, place: Sequence[str]) -> None:
     """Raise UsageError where the second moments of a layer need more memory than they may take."""
     needed = triangle_bytes(len(columns.values))
     if limit is not None and columns.full and needed > limit:

@@ -28,7 +28,7 @@ from quantcli.planning.stacks import Found, Known, find, known
 from quantcli.stores import Source, open_source
 from quantcli.tensors.decided import Columns, Factors
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Grouping
+from quantcli.tensors.rows import Grouping, rows_of_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,6 +122,16 @@ class InputStatistics:
         experts = _ByExpert(self, info, plan, place, counts, correlated, matrices, entries.__getitem__)
         return Columns(total / samples, str(whole.hexdigest()), None, None, samples, experts)
 
+    def rows(self, info: TensorInfo) -> Grouping:
+        """A tensor as rows of inputs, as the file counts these: of a stack of experts along the last axis."""
+        found = self._found(info)
+        stacked = EXPERT.search(info.name) is not None
+        if found is not None and len(info.shape) == 3 and not stacked:
+            entry = self.entries[found.first]
+            own = entry.values.shape[-1] == info.shape[2] != info.shape[1]
+            stacked = own or len(found.names) > 1 or entry.experts is not None
+        return rows_of_inputs(info.shape, stacked=stacked and len(info.shape) == 3)
+
     def lacking(self, info: TensorInfo) -> bool:
         """Whether there is no entry for a tensor, or for one of the experts in it."""
         found = self._found(info)
@@ -191,6 +201,13 @@ class InputStatistics:
             problem = f"{printable(repr(left[0]), 200)} names no tensor of the model{more}"
             raise UsageError(problem, place=[self.path], hint=near_misses(left[0], names))
         return left
+
+    def left_over(self, infos: Sequence[TensorInfo], model: str) -> str:
+        """The warning about entries that belong to no tensor of a model; empty where there are none. Raises as `unused`
+        does."""
+        unused = self.unused(infos)
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        return f"{self.path}: {printable(unused[0], 200)}{more} belongs to no tensor of {model}" if unused else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,15 @@ from quantcli.planning.reasons import LEFT_OUT, is_left_out
 from quantcli.planning.request import Request
 from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
 from quantcli.reports.joined import Reported, equal, named
-from quantcli.reports.records import Change, Comparison, TensorReport, loss_first, summarize, tensor_report
+from quantcli.reports.records import (
+    Change,
+    Comparison,
+    OutputReport,
+    TensorReport,
+    loss_first,
+    summarize,
+    tensor_report,
+)
 from quantcli.reports.run import RunReport
 from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.decided import Decided
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from quantcli.scheme import Scheme
     from quantcli.stores import Source
     from quantcli.stores.pipelines import Component
+    from quantcli.tensors.second_order import Output
 
 
 def of_plan(
@@ -188,8 +197,10 @@ def of_stored(
     bytes_in: int,
     bytes_out: int,
     examined: Sequence[Examined | None] | None = None,
+    outputs: Mapping[str, Output] | None = None,
 ) -> Reported:
-    """What is reported of a model that quantcli quantized. what: what its files are, in words."""
+    """What is reported of a model that quantcli quantized. what: what its files are, in words. outputs: what errors
+    cost in the outputs of layers, by tensor, where that was measured; None where the files are asked."""
     tensors = [
         tensor_report(
             s.info,
@@ -203,7 +214,7 @@ def of_stored(
             digest=s.digest,
             examined=e,
             weighted=s.statistics is not None,
-            output=s.cost,
+            output=s.cost if outputs is None else outputs.get(s.info.name),
         )
         for s, m, e in zip(stored, metrics, examined or [None] * len(stored))
     ]
@@ -244,9 +255,11 @@ def of_views(
     bytes_in: int | None,
     bytes_out: int,
     origin: Origin | None = None,
+    outputs: Mapping[str, Output] | None = None,
 ) -> Reported:
     """What is reported of a model that another tool quantized, measured against its original or (None) not. bytes_in:
-    of the original, where there is one. origin: what the file records of it."""
+    of the original, where there is one. origin: what the file records of it. outputs: what errors cost in the outputs
+    of layers, by tensor, where that was measured."""
     recorded = origin.tensors if origin is not None else {}
     if bytes_in is None and origin is not None:
         bytes_in = origin.nbytes
@@ -257,6 +270,8 @@ def of_views(
         )
         for name, view in views.items()
     ]
+    costs = outputs or {}
+    tensors = [replace(t, output=OutputReport.of(costs[t.name])) if t.name in costs else t for t in tensors]
     decoded = sum(view.info.nbytes for view in views.values())
     unknown = "the file does not record the size of its source, so it is compared with float32"
     return Reported(

@@ -8,6 +8,7 @@
     models:
       - {file: out/model-w4g128.safetensors, against: model.safetensors, baseline: baseline.json}
       - {file: out/model-w8c.safetensors, gates: {min_sqnr: 35}}
+      - {file: out/model-w3g64.safetensors, against: model.safetensors, statistics: stats.safetensors}
 
 Paths are relative to the file's folder. A model's own gates go on top of those for all.
 """
@@ -25,18 +26,20 @@ from quantcli.stores.places import read_small
 from quantcli.strict import LIMIT, mapping, plain
 
 NAME = "quantcli.yaml"
+_PATHS = ("file", "against", "baseline", "like", "statistics")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEntry:
-    """A file to report on, what to measure it against, the report or (like) the model to compare it with, and its
-    gates."""
+    """A file to report on, what to measure it against, the statistics of inputs that predict errors of outputs, the
+    report or (like) the model to compare it with, and its gates."""
 
     file: str
     against: str | None
     baseline: str | None
     gates: Gates
     like: str | None = None
+    statistics: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +74,9 @@ def _parse(document: Any, path: str) -> Config:
 
 
 def _model(value: Any, place: str, folder: str, gates: Gates) -> ModelEntry:
-    fields = mapping(value, place, ("file", "against", "baseline", "like", "gates"))
+    fields = mapping(value, place, (*_PATHS, "gates"))
     own = _gates(fields.pop("gates", {}), f"{place}: gates")
-    paths: dict[str, str | None] = dict.fromkeys(("file", "against", "baseline", "like"))
+    paths: dict[str, str | None] = dict.fromkeys(_PATHS)
     for key, path in fields.items():
         if not isinstance(path, str) or not path:
             raise UsageError("it is not a path", place=[place, key])
@@ -85,6 +88,7 @@ def _model(value: Any, place: str, folder: str, gates: Gates) -> ModelEntry:
         against=paths["against"],
         baseline=paths["baseline"],
         like=paths["like"],
+        statistics=paths["statistics"],
         gates=own.over(gates),
     )
 

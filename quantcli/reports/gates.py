@@ -283,6 +283,8 @@ def _on_tensors(gate: str, limit: float | None, values: Mapping[str, Value], lim
     lost = any(f.value is None for f in failures)
     if not values:
         message = "nothing was measured"
+        if gate == "min_output_sqnr":
+            message += "; report measures it with --against ORIGINAL --statistics FILE"
     elif failures:
         more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
         message = f"{printable(failures[0].tensor)}: {failures[0].message}{more}"

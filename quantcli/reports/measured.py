@@ -13,14 +13,14 @@ from quantcli.layouts import origins
 from quantcli.layouts.native.model import stored_tensors
 from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
 from quantcli.metrics import Metrics
-from quantcli.models import Model, View, open_model
-from quantcli.passes import compare, examine, measure
+from quantcli.models import Model, View, open_model, view_of
+from quantcli.passes import compare, examine, measure, predict
 from quantcli.passes.batches import Crew
 from quantcli.passes.tiles import Progress
 from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
 from quantcli.reports.run import RunReport
-from quantcli.stores import need_file
+from quantcli.stores import Source, need_file
 from quantcli.stores.pipelines import others, prefixed, prefixing
 
 NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"
@@ -31,7 +31,8 @@ class Measuring:
     """How models are measured. in_detail: with histograms and theory, where there is an original; theory: whether these
     were asked for. check_digests: refuse an original that the model was not made from. as_float: whether the integers
     of a .npy or .npz file are a signal. crew: the workers that measure, None for threads here. bar(title):
-    shows progress; say: takes what is noticed on the way."""
+    shows progress; say: takes what is noticed on the way. statistics: the file of those of the
+    inputs of layers that predict what errors cost in outputs; memory: bytes that the second moments of one may take."""
 
     in_detail: bool
     theory: bool
@@ -41,6 +42,8 @@ class Measuring:
     crew: Crew | None
     bar: Callable[[str], AbstractContextManager[Progress]]
     say: Callable[[str], None]
+    statistics: str | None = None
+    memory: int | None = None
 
 
 def report(path: str, against: str | None, variant: str | None, how: Measuring) -> RunReport:
@@ -52,6 +55,9 @@ def report(path: str, against: str | None, variant: str | None, how: Measuring) 
     """
     began = time.perf_counter()
     pairs = paired(against, path, variant)
+    if how.statistics is not None and len(pairs) > 1:
+        hint = f"name the folder of a component: {', '.join(pair.name for pair in pairs)}"
+        raise UsageError("statistics are those of one model", place=[path, "--statistics"], hint=hint)
     for line in others(path):
         how.say(line)
     found = {pair.name: _of(pair, path, against, how) for pair in pairs}
@@ -90,7 +96,7 @@ def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
     """What is reported of a model that quantcli quantized."""
     model.stored.check_headers()
     stored, documents = stored_tensors(model.stored), model.stored.documents
-    metrics, known = [s.metrics for s in stored], None
+    metrics, known, outputs = [s.metrics for s in stored], None, None
     if pair.before is None:
         model.source.check_unchanged()  # a pipe to its end: it may be truncated, and its writer continues
     else:
@@ -105,6 +111,8 @@ def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
             opening = measure.opening_of(
                 pair.after, pair.before, as_float=how.as_float, check_digests=how.check_digests
             )
+            floats_of = {name: view_of(tensor) for name, tensor in original.stored.items()} if how.statistics else {}
+            of_outputs = _of_outputs(how, original, (floats_of, model), model.source)
             metrics = measure.against(
                 model.stored,
                 original.stored,
@@ -114,6 +122,7 @@ def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
                 crew=how.crew,
                 opening=opening,
             )
+            outputs = predict.measure(of_outputs, threads=how.threads, progress=bar) if of_outputs else None
             if how.in_detail:
                 known = examine.examine(
                     model.stored,
@@ -131,6 +140,7 @@ def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
         bytes_in=sum(d.source_bytes for d in documents),
         bytes_out=bytes_out,
         examined=known,
+        outputs=outputs,
     )
     if pair.before is None and any(document.intact is None for document in documents):
         found = replace(found, warnings=[NO_DIGEST, *found.warnings])
@@ -149,7 +159,7 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
         how.say("there is no theory of what is in another tool's layout")
     views: Mapping[str, View] = model
     metrics: dict[str, Metrics | None] | None = None
-    bytes_in = None if quantized else model.file_bytes
+    outputs, bytes_in = None, None if quantized else model.file_bytes
     if pair.before is not None:
         floats = open_original(pair.before.path, (), as_float=how.as_float, variant=pair.before.variant)
         with floats as original, how.bar(prefixed(pair.name, "measuring")) as bar:
@@ -165,8 +175,10 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
                 raise DataError(f"{printable(name)} is only in {where}", place=[model.path], hint="compare lists all")
             assert pair.after is not None
             opening = compare.opening_of(pair.before, pair.after, as_float=how.as_float, original=True)
+            of_outputs = _of_outputs(how, original, (before, views), model.source)
             sources = (original.source, model.source)
             metrics = compare.measure(pairs, sources, threads=how.threads, progress=bar, crew=how.crew, opening=opening)
+            outputs = predict.measure(of_outputs, threads=how.threads, progress=bar) if of_outputs else None
             bytes_in = original.file_bytes
     else:
         model.source.check_unchanged()
@@ -176,4 +188,18 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
         bytes_in=bytes_in,
         bytes_out=model.file_bytes,
         origin=origins.origin(model.source) if quantized else None,
+        outputs=outputs,
     )
+
+
+def _of_outputs(
+    how: Measuring, original: Model, views: tuple[Mapping[str, View], Mapping[str, View]], source: Source
+) -> predict.Predicted | None:
+    """What measures the errors of outputs, where statistics were given. views: the tensors of the original and of the
+    quantized model; source: of the latter."""
+    if how.statistics is None:
+        return None
+    found, line = predict.prepared(how.statistics, original, views, source, memory=how.memory)
+    if line:
+        how.say(line)
+    return found

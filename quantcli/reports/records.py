@@ -33,10 +33,11 @@ _figures, _UNMEASURED = attrgetter(*_OF_METRICS), dict.fromkeys(_OF_METRICS)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReport:
     """What errors cost in the output of a layer, as statistics of its inputs predict it: squared error, that without
-    statistics, and power; in dB, None where one of the two is 0."""
+    statistics (None where it is measured afterwards, from the codes alone), and power; in dB, None where one of the two
+    is 0 or not known."""
 
     error: float
-    plain_error: float
+    plain_error: float | None
     power: float
     sqnr_db: float | None
     plain_sqnr_db: float | None
@@ -59,7 +60,7 @@ class TensorReport:
     True when every weight is decoded to itself, for JSON has no infinity. disposition: `quantized`, `kept`, or `left
     out` of the output; `changed` of floats that are compared. source_scheme: of the codes that were decoded
     to make it; source_sqnr_db: what these had cost, where their file says. weighted: whether it was quantized by what
-    is known of its layer's inputs; output: what its errors cost there, if all of that is known."""
+    is known of its layer's inputs; output: what its errors cost there, if that is known."""
 
     name: str
     dtype: str

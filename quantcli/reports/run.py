@@ -234,7 +234,7 @@ def _head(report: RunReport) -> Iterator[Line]:
     yield Line(f"{covered}, {s.bits_per_weight:.3f} bits per weight, {measured}")
     time = f", {s.seconds:.2f} s" if s.seconds is not None else ""
     yield Line(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({t.change(s.bytes_in, s.bytes_out)}){time}")
-    if s.weighted:
+    if s.weighted or s.output is not None:
         yield Line(weighted_line(report))
     if report.evaluation is not None:
         yield Line(f"evaluation {report.evaluation:.6g}")
@@ -263,4 +263,8 @@ def weighted_line(report: RunReport) -> str:
     if s.output is None:
         return line
     costs = [t.decibels(v, v is None) for v in (s.output.sqnr_db, s.output.plain_sqnr_db)]
+    if s.output.plain_error is None:  # measured afterwards, whatever the tensors were quantized by
+        known = sum(tensor.output is not None for tensor in report.tensors)
+        line = f"statistics of the inputs of {known} of {s.quantized} quantized tensors"
+        return f"{line}: predicted SQNR of outputs {costs[0]} dB"
     return f"{line}: predicted SQNR of outputs {costs[0]} dB, {costs[1]} dB without"

@@ -81,14 +81,17 @@ def _costs(tensor: TensorReport) -> tuple[str, str]:
     found = tensor.output
     if found is None:
         return "-", "-"
-    return t.decibels(found.sqnr_db, found.error == 0), t.decibels(found.plain_sqnr_db, found.plain_error == 0)
+    plain = t.decibels(found.plain_sqnr_db, found.plain_error == 0) if found.plain_error is not None else "-"
+    return t.decibels(found.sqnr_db, found.error == 0), plain
 
 
 def tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display: Display) -> Iterator[Part]:
     """Some tensors; of the others those that were kept and must be seen, in groups, and the rest in a line. Where the
     errors of codes are known that were decoded to make these, they stand beside."""
     earlier = any(r.source_sqnr_db is not None for r in seen)
-    weighted = any(r.output is not None for r in (*seen, *rest))
+    outputs = [r.output for r in (*seen, *rest) if r.output is not None]
+    # Of two columns, the second is what there would be without statistics.
+    weighted = 0 if not outputs else 1 if all(output.plain_error is None for output in outputs) else 2
     before = [t.Column("source", from_width=110), t.Column("source dB", right=True, from_width=90)] if earlier else []
     table = t.Table(
         [
@@ -97,7 +100,7 @@ def tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display:
             *before,
             t.Column("scheme"),
             t.Column("SQNR dB", right=True),
-            *([t.Column("output dB", right=True), t.Column("without", right=True, from_width=90)] if weighted else []),
+            *[t.Column("output dB", right=True), t.Column("without", right=True, from_width=90)][:weighted],
             t.Column("max error", right=True, from_width=100),
             t.Column("clipped", right=True, from_width=110),
             t.Column("bits/w", right=True, from_width=90),
@@ -112,7 +115,7 @@ def tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display:
             *([r.source_scheme or "-", t.decibels(r.source_sqnr_db, False)] if earlier else []),
             r.became,
             "-" if r.kept else t.decibels(r.sqnr_db, r.exact),
-            *(_costs(r) if weighted else []),
+            *_costs(r)[:weighted],
             t.number(r.max_abs_error),
             "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %",
             f"{r.bits_per_weight:.3f}",
@@ -127,7 +130,7 @@ def tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display:
             t.shape(g.shape) if g.shape is not None else "",
             *(["-", "-"] if earlier else []),
             g.tensors[0].became,
-            *("-", "-", "-", *(["-", "-"] if weighted else [])),
+            *("-", "-", "-", *["-"] * weighted),
             f"{g.tensors[0].bits_per_weight:.3f}",
             t.size(g.bytes_out),
             g.note,

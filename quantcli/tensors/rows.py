@@ -235,6 +235,19 @@ def _blocks(rows: int, cols: int, lead: tuple[int, ...], side: int) -> Grouping:
     return Grouping(rows, cols, max(1, min(side, cols)), None, lead, shape, side)
 
 
+def rows_of_inputs(shape: tuple[int, ...], *, stacked: bool) -> Grouping:
+    """A tensor as rows (outputs, inputs) of a layer, however its codes are grouped. stacked: whether the first axis
+    counts experts, each of which has such rows.
+
+    >>> found = rows_of_inputs((64, 16, 3, 3), stacked=False), rows_of_inputs((8, 64, 32), stacked=True)
+    >>> [(grouping.rows, grouping.cols) for grouping in found]
+    [(64, 144), (512, 32)]
+    """
+    split = max(len(shape) - 1, 0) if stacked or len(shape) < 2 else 1
+    lead, cols = shape[:split] or (1,), math.prod(shape[split:])
+    return Grouping(math.prod(lead), cols, max(cols, 1), None, lead, (*lead, 1))
+
+
 def column_repeats(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     """(outer, channels, inner) of the columns of a row: how the channels of `axis` recur along it.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.errors import DataError
-from quantcli.kernels import BlockScales, QuantParams, row_bytes
+from quantcli.kernels import F32, INTEGER, BlockScales, CodeGrid, QuantParams, Tile, row_bytes
 from quantcli.kernels.feedback import PANEL, Feedback, block_of, blocks_right_of, narrowed, panels_of, triangle
 from quantcli.kernels.table import Coded
 from quantcli.metrics import decibels
@@ -27,7 +27,8 @@ from quantcli.tensors.rounds import Alone, Rounds
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, CodeGrid, Doubles, Kernels, Tile
+    from quantcli.kernels import Bytes, Doubles, Floats, Kernels
+    from quantcli.kernels.feedback import Costs
     from quantcli.tensors.decided import Columns, SecondMoments
     from quantcli.tensors.rows import Grouping, TileSpan
 
@@ -42,6 +43,9 @@ addition in error by 2^-24 of its sum, so that a cost is by some 2^-24 sqrt(n), 
 terms cancel that are larger than what remains. Of the costs of 60,000 random rows with up to 300 inputs, sizes over
 five orders of magnitude and few samples, half were off by less than 3e-7 and the worst, second-order ones, by 4e-5."""
 
+_ONES = CodeGrid(mode=INTEGER, bits=1, umin=0, umax=1)
+"""Codes of one bit, which are what they stand for."""
+
 READ = 1 << 17
 """Numbers of a matrix that are read at a time: what is made of them, 4 MiB, stays in the cache."""
 
@@ -53,14 +57,15 @@ class Degenerate(Exception):  # noqa: N818 - a finding, not an error
 @dataclass(frozen=True, slots=True)
 class Output:
     """What the errors of a tensor cost in the output of its layer, as the statistics predict it: of the codes that are
-    written, of those that there would be without statistics; and the power of the output."""
+    written, of those that there would be without statistics, None where nobody knows; and the power of the output."""
 
     error: float
-    plain: float
+    plain: float | None
     power: float
 
     def __add__(self, other: Output) -> Output:
-        return Output(self.error + other.error, self.plain + other.plain, self.power + other.power)
+        plain = None if self.plain is None or other.plain is None else self.plain + other.plain
+        return Output(self.error + other.error, plain, self.power + other.power)
 
     @property
     def sqnr_db(self) -> float | None:
@@ -70,7 +75,7 @@ class Output:
     @property
     def plain_sqnr_db(self) -> float | None:
         """Of those there would be without statistics."""
-        return decibels(self.plain, self.power)
+        return None if self.plain is None else decibels(self.plain, self.power)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +110,28 @@ class SecondOrder:
         """Write the codes of a tile, for each row those that cost less: second-order ones with some parameters, or
         plain ones, which are given with theirs. The parameters of the rows, and what they cost."""
         found = kernels.feedback(tile, grid, self.how, Coded(params, packed), Coded(*plain))
-        own, other, power = np.maximum(found.cost - self.damping * found.square, 0.0)
+        own, other, power = self._undamped(found)
         worse = own > other - TIE * (found.cost[0] + found.cost[1])
         if worse.any():
             rows = (tile.rows, row_bytes(tile.cols, grid.bits))
             packed.reshape(rows)[worse] = plain[1].reshape(rows)[worse]
             params = mixed(params, plain[0], worse) if params is not plain[0] else params
         return params, Output(*(math.fsum(v.tolist()) for v in (np.where(worse, other, own), other, power)))
+
+    def cost(self, kernels: Kernels, weights: Floats, decoded: Floats) -> Output:
+        """What it costs that other weights (rows, cols) are decoded in place of these, however they were stored."""
+        rows, cols = weights.shape
+        # The kernels take codes: here every weight is a group of its own, whose scale is what was decoded, times 1.
+        codes, params = np.full(rows * row_bytes(cols, 1), 0xFF, np.uint8), QuantParams(decoded)
+        tile = Tile(weights.reshape(-1), F32, rows, cols, 1)
+        found = kernels.feedback(tile, _ONES, self.how, Coded(params, np.empty_like(codes)), Coded(params, codes))
+        _, error, power = self._undamped(found)
+        return Output(math.fsum(error.tolist()), None, math.fsum(power.tolist()))
+
+    def _undamped(self, found: Costs) -> Doubles:
+        """What each kind of errors costs, by row."""
+        costs: Doubles = np.maximum(found.cost - self.damping * found.square, 0.0)
+        return costs
 
 
 def mixed(params: QuantParams, others: QuantParams, rows: NDArray[np.bool_]) -> QuantParams:

@@ -293,7 +293,7 @@ def _output(entry: dict[str, Any]) -> Output | None:
     names = ("output_error", "output_plain", "output_power")
     if not any(name in entry for name in names):
         return None
-    found = Output(*(_field(entry, name, float) for name in names))
-    if not (0 <= found.error <= found.plain and found.power >= 0):
+    error, plain, power = (_field(entry, name, float) for name in names)
+    if not (0 <= error <= plain and power >= 0):
         raise DataError("what its errors cost in the output contradicts itself")
-    return found
+    return Output(error, plain, power)
