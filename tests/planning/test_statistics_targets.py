@@ -178,6 +178,11 @@ def test_every_expert_is_rounded_by_its_own_statistics(to: str, form: str, tmp_p
         pairs = zip(errors, each) if not number else [(errors, each[number[0]])]
         assert tensor["output"]["error"] == pytest.approx(sum(lost(e, h) for e, h in pairs), rel=1e-4)
         assert tensor["output"]["error"] < (0.98 if form == "vectors" else 0.7) * tensor["output"]["plain_error"]
+    words = ["--against", tmp_path / "model", "--statistics", tmp_path / "s.safetensors", "--json"]
+    ran = run("report", tmp_path / "out", *words)  # finds the same again, expert by expert
+    assert ran.code == 0, ran
+    again = {t["name"]: t["output"]["error"] for t in ran.json["tensors"] if t["output"] is not None}
+    assert again == {t["name"]: pytest.approx(t["output"]["error"], rel=1e-5) for t in quantized}
 
 
 @pytest.mark.parametrize("threads", [1, 3])
