@@ -262,9 +262,9 @@ def weighted_line(report: RunReport) -> str:
     line = f"{s.weighted} of {s.quantized} quantized tensors weighted by their layers' inputs"
     if s.output is None:
         return line
-    costs = [t.decibels(v, v is None) for v in (s.output.sqnr_db, s.output.plain_sqnr_db)]
+    costs = ["exact" if v is None else f"{v:.2f} dB" for v in (s.output.sqnr_db, s.output.plain_sqnr_db)]
     if s.output.plain_error is None:  # measured afterwards, whatever the tensors were quantized by
         known = sum(tensor.output is not None for tensor in report.tensors)
         line = f"statistics of the inputs of {known} of {s.quantized} quantized tensors"
-        return f"{line}: predicted SQNR of outputs {costs[0]} dB"
-    return f"{line}: predicted SQNR of outputs {costs[0]} dB, {costs[1]} dB without"
+        return f"{line}: predicted SQNR of outputs {costs[0]}"
+    return f"{line}: predicted SQNR of outputs {costs[0]}, {costs[1]} without"

@@ -237,7 +237,7 @@ def test_layers_without_statistics_have_no_figure(moments: Arrays) -> None:
     known = load_file("full.safetensors")
     save_file({k: v for k, v in known.items() if not k.startswith("conv")}, "some.safetensors", metadata=FORMAT)
     made(*INT4, "--statistics", "full.safetensors")
-    found, report = predicted("q.safetensors", "model.safetensors", "some.safetensors")
+    found, _ = predicted("q.safetensors", "model.safetensors", "some.safetensors")
     assert set(found) == set(LAYERS) - {"conv.weight"}
     ran = run("report", "q.safetensors", "--against", "model.safetensors", "--statistics", "some.safetensors")
     assert "statistics of the inputs of 2 of 3 quantized tensors" in ran.out
