@@ -22,8 +22,8 @@ from quantcli.passes.compare import values_of
 from quantcli.passes.performing import Advance, Item
 from quantcli.passes.tiles import Progress, Visit
 from quantcli.planning.plan import check_memory
-from quantcli.planning.recipe_keys import BATCH_NORM
-from quantcli.planning.statistics import HELP, InputStatistics, inputs_first, load, of_norms
+from quantcli.planning.recipe_keys import BATCH_NORM, HELP
+from quantcli.planning.statistics import InputStatistics, inputs_first, load, of_norms
 from quantcli.tensors.by_expert import learned
 from quantcli.tensors.rows import TILE, TileSpan
 from quantcli.tensors.second_order import Degenerate, Output
@@ -47,6 +47,15 @@ class Predicted:
     pairs: Mapping[str, tuple[View, View]]
     known: Mapping[str, tuple[Columns, Grouping]]
     sources: Sequence[Source]
+
+    def measured(self, threads: int, progress: Progress | None) -> dict[str, Output]:
+        """What errors cost in the outputs of layers, by the names of their weights, where that is known. Raises
+        DataError for moments that no inputs have, and for weights that are not finite."""
+        items = [Item(name, pair[1].info.nbytes) for name, pair in self.pairs.items()]
+        found = run(self, items, threads=threads, progress=progress)
+        for source in self.sources:
+            source.check_unchanged()
+        return {item.name: output for item, output in zip(items, found) if output is not None}
 
     def visit(self, item: Item, advance: Advance) -> Visit:
         """What errors cost in the output of a layer; None where its inputs were 0 in all samples."""
@@ -139,13 +148,3 @@ def _transposed(views: Views, source: Source, names: Set[str]) -> Views:
     own = {name: views[name] for name in sorted(names)}
     floats = decoded(source, own, dict.fromkeys(own, "F32"), moved=True)
     return Model(native.Model(transposed(floats, names)), source.path, {})
-
-
-def measure(made: Predicted, *, threads: int, progress: Progress | None) -> dict[str, Output]:
-    """What errors cost in the outputs of layers, by the names of their weights, where that is known. Raises DataError
-    for moments that no inputs have, and for weights that are not finite."""
-    items = [Item(name, pair[1].info.nbytes) for name, pair in made.pairs.items()]
-    found = run(made, items, threads=threads, progress=progress)
-    for source in made.sources:
-        source.check_unchanged()
-    return {item.name: output for item, output in zip(items, found) if output is not None}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import origins
@@ -14,7 +15,7 @@ from quantcli.layouts.native.model import stored_tensors
 from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
 from quantcli.metrics import Metrics
 from quantcli.models import Model, View, open_model, view_of
-from quantcli.passes import compare, examine, measure, predict
+from quantcli.passes import compare, examine, measure
 from quantcli.passes.batches import Crew
 from quantcli.passes.tiles import Progress
 from quantcli.reports import build
@@ -22,6 +23,9 @@ from quantcli.reports.joined import Reported, report_of
 from quantcli.reports.run import RunReport
 from quantcli.stores import Source, need_file
 from quantcli.stores.pipelines import others, prefixed, prefixing
+
+if TYPE_CHECKING:
+    from quantcli.passes.predict import Predicted
 
 NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"
 
@@ -122,7 +126,7 @@ def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
                 crew=how.crew,
                 opening=opening,
             )
-            outputs = predict.measure(of_outputs, threads=how.threads, progress=bar) if of_outputs else None
+            outputs = of_outputs.measured(how.threads, bar) if of_outputs is not None else None
             if how.in_detail:
                 known = examine.examine(
                     model.stored,
@@ -178,7 +182,7 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
             of_outputs = _of_outputs(how, original, (before, views), model.source)
             sources = (original.source, model.source)
             metrics = compare.measure(pairs, sources, threads=how.threads, progress=bar, crew=how.crew, opening=opening)
-            outputs = predict.measure(of_outputs, threads=how.threads, progress=bar) if of_outputs else None
+            outputs = of_outputs.measured(how.threads, bar) if of_outputs is not None else None
             bytes_in = original.file_bytes
     else:
         model.source.check_unchanged()
@@ -194,12 +198,14 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
 
 def _of_outputs(
     how: Measuring, original: Model, views: tuple[Mapping[str, View], Mapping[str, View]], source: Source
-) -> predict.Predicted | None:
+) -> Predicted | None:
     """What measures the errors of outputs, where statistics were given. views: the tensors of the original and of the
     quantized model; source: of the latter."""
     if how.statistics is None:
         return None
-    found, line = predict.prepared(how.statistics, original, views, source, memory=how.memory)
+    from quantcli.passes.predict import prepared  # here, for most runs have no statistics
+
+    found, line = prepared(how.statistics, original, views, source, memory=how.memory)
     if line:
         how.say(line)
     return found
