@@ -12,7 +12,8 @@ Reference: Lib/pickletools.py of CPython, which documents the instructions.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -223,6 +224,19 @@ def _handlers(machine: _Machine) -> dict[str, Callable[[Any], None]]:
     )
 
 
+def _follow(stream: IO[bytes], handlers: Mapping[str, Callable[[Any], None]]) -> None:
+    """Carry out the instructions of a pickle. Raises DataError for one without a handler, and for too many."""
+    for steps, (opcode, arg, at) in enumerate(pickletools.genops(stream)):
+        handler = handlers.get(opcode.name)
+        if handler is None:
+            if opcode.name == "STOP":
+                return
+            raise DataError(f"instruction {opcode.name} at byte {at} is not one that torch.save writes")
+        if steps >= STEPS:
+            raise DataError(f"it has more than {STEPS} instructions")
+        handler(arg)
+
+
 def load(stream: IO[bytes], names: Callable[[str], Any], outside: Callable[[Any], Any]) -> Any:
     """The value of the pickle that begins where a stream in memory is, which is left behind its end.
 
@@ -234,19 +248,10 @@ def load(stream: IO[bytes], names: Callable[[str], Any], outside: Callable[[Any]
     {'a': (1, [None])}
     """
     machine = _Machine(names, outside)
-    handlers = _handlers(machine)
-    steps = 0
     try:
-        for opcode, arg, at in pickletools.genops(stream):
-            steps += 1
-            handler = handlers.get(opcode.name)
-            if handler is None:
-                if opcode.name == "STOP":
-                    break
-                raise DataError(f"instruction {opcode.name} at byte {at} is not one that torch.save writes")
-            if steps > STEPS:
-                raise DataError(f"it has more than {STEPS} instructions")
-            handler(arg)
+        with warnings.catch_warnings():  # Python's of a backslash in a name, which no name of torch.save has
+            warnings.simplefilter("ignore", DeprecationWarning)
+            _follow(stream, _handlers(machine))
         (value,) = machine.stack
     except (IndexError, KeyError):
         raise DataError("it is damaged: an instruction has nothing to work on") from None

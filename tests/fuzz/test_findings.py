@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,3 +26,13 @@ def test_codes_of_a_weight_that_was_in_floats_of_8_bits(tmp_path: Path) -> None:
     assert made.code == 0, made
     moved = run("export", native, "--to", "compressed-tensors", "-o", tmp_path / "out.safetensors", "-q")
     assert "compressed-tensors cannot store it" in one_line(moved, 2)
+
+
+def test_a_backslash_in_a_name_of_a_pickle(tmp_path: Path) -> None:
+    """Python's own parser warned: a second line on standard error, and an exception where warnings are errors."""
+    path = tmp_path / "x.pt"
+    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    path.write_bytes(b"".join(head) + b"\x80\x02ccollections\\q\nOrderedDict\n.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "it refers to collections" in one_line(run("inspect", path), 1)
