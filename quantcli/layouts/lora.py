@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -213,9 +214,17 @@ def _scale(settings: Mapping[str, Any] | None, module: str, rank: int, alpha: fl
     value = (
         alpha if alpha is not None else _by_pattern(settings, "alpha_pattern", module, settings.get("lora_alpha", 8))
     )
-    if type(value) not in (int, float) or not math.isfinite(value):
+    number = _finite(value)
+    if number is None:
         raise DataError(f"{printable(repr(value), 40)} is not a number", place=["adapter_config.json", "lora_alpha"])
-    return float(value) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return number / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _finite(value: Any) -> float | None:
+    """A number of JSON in float64; None for what is none there."""
+    if type(value) not in (int, float) or abs(value) > sys.float_info.max:
+        return None
+    return None if math.isnan(value) else float(value)
 
 
 def _by_pattern(settings: Mapping[str, Any], key: str, module: str, default: Any) -> Any:

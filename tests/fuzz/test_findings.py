@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 from golden.models import DTYPES, weights
-from making import one_line, raw_file, run, save
+from making import GOLDEN_FILES, one_line, raw_file, run, save
 
 
 def test_a_dimension_beyond_float64(tmp_path: Path) -> None:
@@ -36,3 +38,13 @@ def test_a_backslash_in_a_name_of_a_pickle(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "it refers to collections" in one_line(run("inspect", path), 1)
+
+
+def test_an_alpha_of_lora_beyond_float64(tmp_path: Path) -> None:
+    """It was asked whether it is finite: OverflowError."""
+    folder = tmp_path / "plain"
+    shutil.copytree(GOLDEN_FILES / "lora" / "plain", folder)
+    config = folder / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 10**400}))
+    line = one_line(run("quantize", folder / "base", "--lora", folder / "adapter", "-o", tmp_path / "out"), 1)
+    assert "is not a number" in line and "lora_alpha" in line
