@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantcli.cli import _asking, _help, _sources, _workers, options
 from quantcli.errors import QuantcliError, UsageError
@@ -95,8 +95,7 @@ def command(
     ):
         for one in found.models.values():
             need_file(one.source, "sweeping")
-        rounded: dict[str, Any] = {"convolution_sums": False} if calibration else {}
-        chosen, requests = components.requested(found, options.warn, lambda _, request: replace(request, **rounded))
+        chosen, requests = components.requested(found, options.warn)
         console.inform(*chosen.warnings, *chosen.notes)
         _sources.inform_of(chosen, console)
         began = time.perf_counter()
@@ -106,7 +105,7 @@ def command(
             for i in range(len(settings))
         ]
         report = swept.report_of(
-            settings,
+            [(one.name, one.scheme) for one in settings],
             measured,
             sizes,
             kept=[tensor.info for tensor in kept_tensors(chosen.kept)],
@@ -118,10 +117,19 @@ def command(
     options.show(report, console, show_all=True, file=file)
 
 
+class _Setting(NamedTuple):
+    """A scheme to try, what it is called, and whether a rounding or calibration was asked for, also by a name that
+    says one."""
+
+    name: str
+    scheme: Scheme
+    rounding_given: bool
+
+
 def _measured(
     chosen: Chosen,
     requests: Mapping[str, Request],
-    settings: Sequence[tuple[str, Scheme]],
+    settings: Sequence[_Setting],
     threads: int,
     crew: Crew | None,
     console: options.Console,
@@ -134,11 +142,13 @@ def _measured(
     plans: dict[str, list[Plan]] = {}
     for name, one in chosen.models.items():
         plans[name] = []
-        for called, scheme in settings:
+        for setting in settings:
+            sums = False if setting.rounding_given else requests[name].convolution_sums
+            request = replace(requests[name], scheme=setting.scheme, convolution_sums=sums)
             try:
-                plans[name].append(plan.make(one.source.infos(), replace(requests[name], scheme=scheme)))
+                plans[name].append(plan.make(one.source.infos(), request))
             except QuantcliError as error:
-                raise error.within(one.source.path if name else chosen.src, called) from None
+                raise error.within(one.source.path if name else chosen.src, setting.name) from None
     for name, request in requests.items():
         console.inform(*(prefixed(name, line) for line in kinds.about(request.preset)))
     found = {}
@@ -156,13 +166,19 @@ def _settings(
     calibrations: list[str] | None,
     levels: list[int] | None,
     symmetric: bool | None,
-) -> list[tuple[str, Scheme]]:
-    """Every combination with what it is called, calibrations first, and of these schemes by name before others."""
+) -> list[_Setting]:
+    """Every combination, calibrations first, and of these schemes by name before others."""
     from quantcli import asking
     from quantcli.planning.named import canonical
-    from quantcli.planning.recipe import over
+    from quantcli.planning.recipe import ROUNDED, over
 
-    found: dict[Scheme, str] = {}
+    found: dict[Scheme, _Setting] = {}
+
+    def add(fields: Mapping[str, Any], name: str = "") -> None:
+        scheme = asking.Scheme(**fields)
+        given = not fields.keys().isdisjoint(ROUNDED)
+        found.setdefault(scheme, _Setting(name or scheme.name, scheme, given))
+
     asked = {"bits": bits, "calibration": calibrations, "symmetric": symmetric, "group_size": sizes, "levels": levels}
     called = {name: _asking.named_scheme(name) for name in names or []}
     with _asking.naming_options(asked):
@@ -171,22 +187,19 @@ def _settings(
             own |= {"symmetric": symmetric} if symmetric is not None else {}
             given = [_asking.granularity(None, size, None) for size in sizes or []]
             for name, where in itertools.product(called, given or [{}]):
-                scheme = asking.Scheme(**over(over(called[name], where), own))
-                found.setdefault(scheme, scheme.name if where else canonical(name))
+                add(over(over(called[name], where), own), "" if where else canonical(name))
             own |= {"format": "codebook"} if calibration == "lloyd-max" else {}
             for size, width in itertools.product(sizes or [128], bits or ([] if names or levels else BITS)):
-                scheme = asking.Scheme(bits=width, **_asking.granularity(None, size, None), **own)
-                found.setdefault(scheme, scheme.name)
+                add({"bits": width, **_asking.granularity(None, size, None), **own})
         for size, count in itertools.product(sizes or [128], levels or []):
-            scheme = asking.Scheme(format="codebook", levels=count, **_asking.granularity(None, size, None))
-            found.setdefault(scheme, scheme.name)
-    for one, name in found.items():
+            add({"format": "codebook", "levels": count, **_asking.granularity(None, size, None)})
+    for one, (name, *_) in found.items():
         if one.storage == IN_SUPER_BLOCKS or one.rotation:
             where, target = ("ComfyUI's layout", "comfyui") if one.rotation else ("GGUF", "gguf")
             problem = f"{name} is stored in {where} only, and sweep counts native bytes"
             hint = f"use plan --to {target}, or quantize --dry-run"
             raise UsageError(problem, place=["--scheme"], hint=hint)
-    return [(name, scheme) for scheme, name in found.items()]
+    return list(found.values())
 
 
 PROVIDES = command
