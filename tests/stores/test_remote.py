@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -695,3 +696,10 @@ def test_ctrl_c_while_headers_are_read(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=15)
     assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
+
+
+def test_an_azure_url_without_an_account_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    line = one_line(run("inspect", "az://container/model"), 2)
+    assert "no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME" in line

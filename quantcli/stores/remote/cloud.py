@@ -55,14 +55,14 @@ def problem_of(error: Exception, url: str) -> Exception:
     if "list request" in text and "404 Not Found" in text:
         return QuantcliError("no such bucket", place=[url])
     if "169.254.169.254" in text or "MissingCredentials" in text:  # where a machine of a cloud would ask for them
-        return QuantcliError("no credentials were found", place=[url], hint=_CREDENTIALS)
+        return QuantcliError("no credentials were found", place=[url], hint=_credentials(url))
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or re.search(r"\b40[13] (?:Forbidden|Unauth)", text):
         if re.search("Expired|InvalidToken|TokenRefresh", text):
             hint = "renew them and run again"
             return QuantcliError("the credentials have expired", place=[url], hint=hint)
-        return DeniedError("no access with these credentials", place=[url], hint=_CREDENTIALS)
+        return DeniedError("no access with these credentials", place=[url], hint=_credentials(url))
     if "metadata" in text.lower():
-        return QuantcliError("no credentials were found", place=[url], hint=_CREDENTIALS)
+        return QuantcliError("no credentials were found", place=[url], hint=_credentials(url))
     if kind == "PreconditionError":
         return changed(url)
     if re.search(r"\b416\b|InvalidRange", text):
@@ -79,9 +79,16 @@ def problem_of(error: Exception, url: str) -> Exception:
     return PassingError(f"{url.partition('://')[0]}: {_reason(text)}")
 
 
-_CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (GOOGLE_*, AZURE_*), or AWS_SKIP_SIGNATURE for public ones"
-)
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for public data",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or GOOGLE_SKIP_SIGNATURE=true for public data",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true for public data",
+}
+"""What to do where there is no access, by the scheme of a URL."""
+
+
+def _credentials(url: str) -> str:
+    return _CREDENTIALS[url.partition("://")[0]]
 
 
 def _reason(text: str) -> str:
@@ -267,7 +274,10 @@ def _opened(bucket: str, url: str) -> Any:
     try:
         return from_url(bucket, **settings)
     except Exception as error:
-        raise UsageError(str(error).splitlines()[0][:200], place=[url]) from None
+        problem = str(error).splitlines()[0][:200]
+        if "Account must be specified" in problem:
+            raise UsageError("no storage account is named", place=[url], hint=_credentials(url)) from None
+        raise UsageError(problem, place=[url]) from None
 
 
 STORE = _Cloud()
