@@ -5,6 +5,7 @@
 # make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md and README.md (12 minutes, and
 #              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: llama.cpp, MLX and others beside it
 #              (4 minutes)
+# make bench-urls  models in a bucket of a server on this machine, beside the same runs on a disk (2 minutes, 4 GB)
 # make bench-quality  what is lost in how many bits, beside llama.cpp, HQQ, MLX and others: SQNR of weights (20 minutes),
 #              and models that are run, with and without statistics (an hour; BENCH_OPTIONS="--model resnet=FOLDER
 #              --model silero=FOLDER": those too, which no package holds)
@@ -24,8 +25,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench bench-peers bench-quality emulated faults fuzz golden load mutate peers \
-	peers-fast sanitize wheels clean
+.PHONY: demo test check lint docs bench bench-peers bench-quality bench-urls emulated faults fuzz golden load mutate \
+	peers peers-fast sanitize wheels clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -82,6 +83,9 @@ bench: $(BIN)/.installed
 
 bench-peers: $(BIN)/.installed $(PEERS)/current/.installed $(PEERS)/llamacpp/.installed
 	$(BENCH) --peers $(PEERS) --runs 3 --write
+
+bench-urls: $(BIN)/.installed
+	$(BIN)/python tests/bench/urls.py
 
 QUALITY := current llamacpp hqq modelopt comfyui
 
