@@ -168,10 +168,13 @@ def requested(
 
 
 def _opened_whole(stack: contextlib.ExitStack, members: Mapping[str, Member], name: str) -> Source | None:
-    """The source of a component that is kept; None where it cannot be read, and its files are copied unread."""
+    """The source of a component that is kept; None where it cannot be read, and its files are copied unread. Raises
+    DataError for a safetensors file that is damaged: the copy would not load either."""
     try:
         source = open_source(members[name].path, members[name].variant)
-    except DataError:
+    except DataError as error:
+        if error.place and error.place[0].endswith(".safetensors"):
+            raise
         return None
     return stack.enter_context(contextlib.closing(source))
 

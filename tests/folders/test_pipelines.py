@@ -247,6 +247,15 @@ def test_a_component_that_cannot_be_read_is_told_with_its_folder(source: Path) -
     assert ran.code == 0 and Path("out/elsewhere/model.safetensors").exists()
 
 
+def test_a_damaged_component_is_refused_though_it_is_kept(source: Path) -> None:
+    """It was copied unread: an output that does not load."""
+    [weights] = (source / "vae").glob("*.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+    line = one_line(run("quantize", source, "-o", "out"), 1)
+    assert str(weights.relative_to(source)) in line
+    assert not Path("out").exists()
+
+
 def test_a_component_with_nothing_to_quantize_is_kept_whole(source: Path) -> None:
     """with the reason, where others are quantized"""
     save(source / "text_encoder/model.safetensors", {"encoder.norm.weight": gaussian(64).astype(BF16)})
