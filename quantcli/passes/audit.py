@@ -225,9 +225,10 @@ def _shrunk(references: Sequence[float]) -> float:
 def _few(sample: Sampled) -> str:
     """That few of the codes of whole numbers occur; empty where enough do, and of one scale for a tensor, whose largest
     weights may be far from all others."""
-    whole = sample.scheme is not None and sample.scheme.family == "int" and 2 <= sample.scheme.bits <= 8
-    whole = whole and sample.scheme is not None and sample.scheme.granularity != "tensor"
-    if not whole or sample.used is None or sample.codes is None or sample.used > FEW_CODES * sample.codes:
+    scheme = sample.scheme
+    if scheme is None or scheme.family != "int" or not 2 <= scheme.bits <= 8 or scheme.granularity == "tensor":
+        return ""
+    if sample.used is None or sample.codes is None or sample.used > FEW_CODES * sample.codes:
         return ""
     return f"only {sample.used} of {sample.codes} codes occur"
 

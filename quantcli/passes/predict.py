@@ -25,7 +25,7 @@ from quantcli.planning.plan import check_memory
 from quantcli.planning.recipe_keys import BATCH_NORM, HELP
 from quantcli.planning.statistics import InputStatistics, inputs_first, load, of_norms
 from quantcli.tensors.by_expert import learned
-from quantcli.tensors.rows import TILE, TileSpan
+from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.second_order import Degenerate, Output
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Predicted:
 
 def _spans(rows: Grouping) -> Iterator[TileSpan]:
     """Tiles of whole rows, for an error counts with those of all other columns."""
-    height = max(1, TILE // max(rows.cols, 1))
+    height = rows.tile_rows or 1
     for row in range(0, rows.rows, height):
         yield TileSpan(row, min(height, rows.rows - row), 0, rows.cols)
 

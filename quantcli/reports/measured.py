@@ -34,9 +34,9 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
 class Measuring:
     """How models are measured. in_detail: with histograms and theory, where there is an original; theory: whether these
     were asked for. check_digests: refuse an original that the model was not made from. as_float: whether the integers
-    of a .npy or .npz file are a signal. crew: the workers that measure, None for threads here. bar(title):
-    shows progress; say: takes what is noticed on the way. statistics: the file of those of the
-    inputs of layers that predict what errors cost in outputs; memory: bytes that the second moments of one may take."""
+    of a .npy or .npz file are a signal. crew: the workers that measure, None for threads here. bar(title): shows
+    progress; say: takes what is noticed on the way. statistics: the file of those of layers' inputs that predict what
+    errors cost in outputs; memory: bytes that the second moments of one layer may take."""
 
     in_detail: bool
     theory: bool

@@ -43,10 +43,11 @@ def told_by_bytes(start: bytes) -> str | None:
     return next((what for at, magic, what in _MAGIC if (start if at else text).startswith(magic, at)), None)
 
 
-def told_by_name(path: str) -> str | None:
-    """What a file or folder is whose name ends like this, and what to do; None where that is not known."""
+def told_by_name(path: str, called: str = "this") -> str | None:
+    """What a file or folder is whose name ends like this, and what to do; None where that is not known. called: what
+    the sentence calls it."""
     program = _NAMES.get(os.path.splitext(path.rstrip("/"))[1].lower())
-    return None if program is None else f"this is a model of {program}, which is not read{_CONVERT}"
+    return None if program is None else f"{called} is a model of {program}, which is not read{_CONVERT}"
 
 
 def among(folder: str, names: Sequence[str]) -> str | None:
@@ -60,8 +61,5 @@ def among(folder: str, names: Sequence[str]) -> str | None:
     found = sorted(n for n in names if n.lower().endswith(_READ))
     if found:
         return f"name a file: {listed([printable(n, 200) for n in found], 4)}"
-    for name in sorted(names):
-        if told := told_by_name(name):
-            return told.replace("this", printable(name, 200), 1)
-    told = told_by_name(folder)
-    return told.replace("this", "the folder", 1) if told else None
+    told = (told_by_name(name, printable(name, 200)) for name in sorted(names))
+    return next(filter(None, told), None) or told_by_name(folder, "the folder")
