@@ -157,12 +157,14 @@ def is_own(path: str, kind: Callable[[int], bool]) -> bool:
 
 def remove(path: str, *, strict: bool = True) -> None:
     """Remove a file, a link or a folder with its contents, if it exists; of a folder as much as can be removed."""
-    # A signal within rmtree can be lost: rmtree then closes a descriptor twice, and that error is reported instead.
+    # Where a signal comes within rmtree, or closing fails, it closes a descriptor twice. That error is reported instead
+    # of the signal, and even where errors are ignored.
     with interrupts.deferred(), contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             import shutil
 
-            shutil.rmtree(path, ignore_errors=not strict)
+            with contextlib.suppress(*(() if strict else (OSError,))):
+                shutil.rmtree(path, ignore_errors=not strict)
         else:
             os.unlink(path)
 

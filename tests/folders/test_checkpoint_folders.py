@@ -677,3 +677,21 @@ def test_the_preset_of_embeddings_takes_their_tables_alone(tmp_path: Path) -> No
     assert ran.code == 0, ran
     assert {t["name"]: t["scheme"] for t in ran.json["tensors"]} == {
         **dict.fromkeys(tables, "w8g64"), **dict.fromkeys(others, None)}  # fmt: skip
+
+
+def test_an_error_while_leftovers_are_removed_does_not_fail_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a finished output; shutil.rmtree closes a descriptor once more where closing fails, and reports that."""
+    folder, close = tmp_path / "parts", os.close
+    folder.mkdir()
+
+    def failing(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", failing)
+        workspace.remove(str(folder), strict=False)
+    workspace.remove(str(folder))
+    assert not folder.exists()
