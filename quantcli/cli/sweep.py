@@ -176,7 +176,7 @@ def _settings(
 
     def add(fields: Mapping[str, Any], name: str = "") -> None:
         scheme = asking.Scheme(**fields)
-        given = not fields.keys().isdisjoint(ROUNDED)
+        given = bool(calibrations) or not fields.keys().isdisjoint(ROUNDED)
         found.setdefault(scheme, _Setting(name or scheme.name, scheme, given))
 
     asked = {"bits": bits, "calibration": calibrations, "symmetric": symmetric, "group_size": sizes, "levels": levels}
