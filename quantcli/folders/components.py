@@ -126,7 +126,10 @@ def _pipeline(
     orders = of_components(order, {n: [info.name for info in s.infos()] for n, s in sources.items()})
     why |= {n: "matched no --include" for n in sources if n not in orders}
     models = {n: _opened(sources[n], own, found[n]) for n, own in orders.items()}
-    whole = partial(_opened_whole, stack, found)
+
+    def whole(name: str) -> Source | None:
+        return _opened_whole(stack, found[name])
+
     again = partial(_again, src, order, reading, output)
     return without(Chosen(src=src, folder=folder, members=found, models=models, whole=whole, again=again), why)
 
@@ -167,11 +170,11 @@ def requested(
     return without(chosen, why), {name: r for name, r in requests.items() if name not in why}
 
 
-def _opened_whole(stack: contextlib.ExitStack, members: Mapping[str, Member], name: str) -> Source | None:
+def _opened_whole(stack: contextlib.ExitStack, member: Member) -> Source | None:
     """The source of a component that is kept; None where it cannot be read, and its files are copied unread. Raises
     DataError for a safetensors file that is damaged: the copy would not load either."""
     try:
-        source = open_source(members[name].path, members[name].variant)
+        source = open_source(member.path, member.variant)
     except DataError as error:
         if error.place and error.place[0].endswith(".safetensors"):
             raise
@@ -266,10 +269,11 @@ def quantized(src: str, variant: str | None, what: str, *, hint: str | None = No
             try:
                 model = stack.enter_context(open_model(member.path, variant=member.variant))
                 holds = not member.name or model.is_native or model.codes > 0
-            except DataError:
+            except DataError as error:
                 if not member.why_kept:
                     raise
-                kept[member.name] = None, "it cannot be read"
+                source = _opened_whole(stack, member)
+                kept[member.name] = source, "it cannot be read" if source is None else error.problem
                 continue
             need_file(model.source, what)
             if holds:

@@ -256,6 +256,17 @@ def test_a_damaged_component_is_refused_though_it_is_kept(source: Path) -> None:
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("command", [("dequantize",), ("export", "--to", "bnb-nf4")])
+def test_a_damaged_component_that_holds_no_codes_is_refused(source: Path, command: tuple[str, ...]) -> None:
+    """It was copied unread, with a warning."""
+    assert run("quantize", source, "-o", "quantized", "-q").code == 0
+    [weights] = Path("quantized/vae").glob("*.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+    line = one_line(run(*command, "quantized", "-o", "out"), 1)
+    assert str(weights) in line
+    assert not Path("out").exists()
+
+
 def test_a_component_with_nothing_to_quantize_is_kept_whole(source: Path) -> None:
     """with the reason, where others are quantized"""
     save(source / "text_encoder/model.safetensors", {"encoder.norm.weight": gaussian(64).astype(BF16)})
