@@ -33,6 +33,14 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Made:
+    """An object of a class, with attributes."""
+
+    kind: Name
+    state: Any
+
+
+@dataclass(frozen=True)
 class Outside:
     """A value that is kept elsewhere under an id."""
 
@@ -58,6 +66,8 @@ def _body(value: Any) -> bytes:
             return f"c{value.module}\n{value.name}\n".encode()
         case Call():
             return _body(value.function) + _body(value.args) + b"R"
+        case Made():
+            return _body(value.kind) + b")\x81" + _body(value.state) + b"b"
         case Outside():
             return _body(value.id) + b"Q"
         case dict():
@@ -66,6 +76,8 @@ def _body(value: Any) -> bytes:
             return b"](" + b"".join(map(_body, value)) + b"e"
         case tuple():
             return b"(" + b"".join(map(_body, value)) + b"t"
+        case str():  # not kept in the memo, in which pickles of Python's own that lie within count from 0
+            return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
     return pickle.dumps(value, 2)[2:-1]
 
 

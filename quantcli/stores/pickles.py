@@ -3,8 +3,8 @@
 The standard library's pickletools decodes the instructions; its Unpickler does not follow them, although it lets a
 program choose what names stand for. It reserves memory for whatever number a file gives to a value (8 bytes made it
 take 16 GB and half a minute), hashes keys of the file's choosing, and sets attributes of what it has made. Here names
-stand for constants and for functions of the caller; keys are text and small numbers; attributes are dropped; and the
-steps, and so the time and the memory, are limited.
+stand for constants and for functions of the caller; keys are text and small numbers; an object of any other class stays
+a record of what the pickle gives it; and the steps, and so the time and the memory, are limited.
 
 Reference: Lib/pickletools.py of CPython, which documents the instructions.
 """
@@ -34,15 +34,30 @@ class Function:
     call: Callable[..., Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A name that stands for nothing: of a class of some library, or a function."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Object:
+    """An object that is not made: the name of its class, and the values that the pickle gives it."""
+
+    kind: str
+    held: list[Any]
+
+
 class _Machine:
     """The stack of one pickle and the values that it refers back to.
 
-    names(name): what a name stands for, None for one it may not refer to. outside(id): the value that is kept elsewhere
+    names(name): what a name stands for, None for one that is unknown. outside(id): the value that is kept elsewhere
     under an id.
     """
 
-    def __init__(self, names: Callable[[str], Any], outside: Callable[[Any], Any]) -> None:
-        self.names, self.outside = names, outside
+    def __init__(self, names: Callable[[str], Any], outside: Callable[[Any], Any], hint: str | None) -> None:
+        self.names, self.outside, self.hint = names, outside, hint
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -71,11 +86,9 @@ class _Machine:
 
     def name(self, name: str) -> None:
         found = self.names(name)
-        if found is None:
-            raise DataError(f"it refers to {printable(name, 200)}, which is not part of a state dict")
         if isinstance(found, DataError):
             raise DataError(found.problem, hint=found.hint)
-        self.stack.append(found)
+        self.stack.append(Unknown(name) if found is None else found)
 
     def global_(self, arg: str) -> None:
         module, _, attribute = arg.partition(" ")
@@ -125,9 +138,13 @@ class _Machine:
         self.add(self.since_mark())
 
     def add(self, values: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
+        found = self.stack[-1]
+        if not isinstance(found, (list, Object)):
             raise DataError("it appends to something that is not a list")
-        self.stack[-1].extend(values)
+        (found.held if isinstance(found, Object) else found).extend(values)
+
+    def additems(self, arg: None) -> None:
+        self.add(self.since_mark())
 
     def setitem(self, arg: None) -> None:
         value, key = self.pop(), self.pop()
@@ -138,6 +155,9 @@ class _Machine:
 
     def update(self, values: list[Any]) -> None:
         found = self.stack[-1]
+        if isinstance(found, Object):
+            found.held.extend(values)
+            return
         if not isinstance(found, dict) or len(values) % 2:
             raise DataError("it sets items of something that is not a dict")
         for key, value in zip(values[::2], values[1::2]):
@@ -145,6 +165,9 @@ class _Machine:
 
     def reduce(self, arg: None) -> None:
         args, function = self.pop(), self.pop()
+        if isinstance(function, Unknown):
+            problem = f"it calls {printable(function.name, 200)}, which is not part of a state dict"
+            raise DataError(problem, hint=self.hint)
         if not isinstance(function, Function) or not isinstance(args, tuple):
             raise DataError("it calls something that is not a function of a state dict")
         try:
@@ -152,9 +175,23 @@ class _Machine:
         except TypeError:  # of the call itself: the functions check what they are given
             raise DataError(f"it calls {function.name} with {len(args)} arguments") from None
 
+    def object(self, arg: None) -> None:
+        args, kind = self.pop(), self.pop()
+        if not isinstance(kind, Unknown):
+            raise DataError("it makes an object of something that is not a class")
+        self.stack.append(Object(kind.name, [args]))
+
+    def object_with_words(self, arg: None) -> None:
+        """An object of a class, arguments, and arguments by name."""
+        words, args = self.pop(), self.pop()
+        self.stack.append((args, words))
+        self.object(None)
+
     def build(self, arg: None) -> None:
-        self.pop()
-        if not isinstance(self.stack[-1], dict):
+        state, found = self.pop(), self.stack[-1]
+        if isinstance(found, Object):
+            found.held.append(state)
+        elif not isinstance(found, dict):
             raise DataError("it sets attributes of something that is not a dict")
 
     def persistent(self, arg: None) -> None:
@@ -162,10 +199,10 @@ class _Machine:
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dict: text, a number or None, whose hashes no file can choose. Raises DataError."""
+    """A key of a dict: text, a number, a class or None, whose hashes no file can choose. Raises DataError."""
     if type(key) is int and key.bit_length() > _KEY_BITS:
         raise DataError("a key is a number of more than 64 bits")
-    if key is not None and type(key) not in (str, int, bool):
+    if key is not None and type(key) not in (str, int, bool, Unknown):
         raise DataError(f"a key is {said(key)}, not text or a whole number")
     return key
 
@@ -179,6 +216,10 @@ def said(value: Any) -> str:
     kinds = {dict: "a dict", list: "a list", tuple: "a tuple", str: "text", bytes: "bytes", bool: "true or false"}
     if value is None:
         return "None"
+    if isinstance(value, Object):
+        return f"an object of {printable(value.kind, 200)}"
+    if isinstance(value, Unknown):
+        return printable(value.name, 200)
     return "a number" if type(value) in (int, float) else kinds.get(type(value), "something else")
 
 
@@ -207,14 +248,18 @@ def _handlers(machine: _Machine) -> dict[str, Callable[[Any], None]]:
         "SETITEMS": machine.setitems,
         "GLOBAL": machine.global_,
         "STACK_GLOBAL": machine.stack_global,
+        "EMPTY_SET": lambda arg: machine.stack.append(Object("set", [])),
+        "ADDITEMS": machine.additems,
         "REDUCE": machine.reduce,
+        "NEWOBJ": machine.object,
+        "NEWOBJ_EX": machine.object_with_words,
         "BUILD": machine.build,
         "BINPERSID": machine.persistent,
         "MEMOIZE": machine.memoize,
     }
     found |= {f"TUPLE{n}": machine.take(n) for n in (1, 2, 3)}
     numbers = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
-    texts = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+    texts = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
     found |= dict.fromkeys((*numbers, *texts), machine.push)
     found |= dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), machine.text)
     return (
@@ -237,17 +282,20 @@ def _follow(stream: IO[bytes], handlers: Mapping[str, Callable[[Any], None]]) ->
         handler(arg)
 
 
-def load(stream: IO[bytes], names: Callable[[str], Any], outside: Callable[[Any], Any]) -> Any:
+def load(
+    stream: IO[bytes], names: Callable[[str], Any], outside: Callable[[Any], Any], *, hint: str | None = None
+) -> Any:
     """The value of the pickle that begins where a stream in memory is, which is left behind its end.
 
     names(name): what a name stands for: a value, a Function, a DataError for one that is refused with another message,
-    or None for one it may not refer to. outside(id): the value that is kept elsewhere under an id. Raises DataError.
+    or None for one that is unknown, which the pickle may not call, and whose objects stay records. outside(id): the
+    value that is kept elsewhere under an id. hint: what to do where it calls something unknown. Raises DataError.
 
     >>> import io, pickle
     >>> load(io.BytesIO(pickle.dumps({"a": (1, [None])}, 2)), lambda name: None, lambda id: None)
     {'a': (1, [None])}
     """
-    machine = _Machine(names, outside)
+    machine = _Machine(names, outside, hint)
     try:
         with warnings.catch_warnings():  # Python's of a backslash in a name, which no name of torch.save has
             warnings.simplefilter("ignore", DeprecationWarning)

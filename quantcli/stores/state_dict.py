@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import DataError, listed, printable
-from quantcli.stores.pickles import said
-from quantcli.stores.torch_names import Tensor
+from quantcli.stores.pickles import Object, Unknown, said
+from quantcli.stores.torch_names import SAVE, Tensor
 
 _DEPTH = 10
 """Dicts in dicts in which a model is looked for."""
 _SHOWN = 6
 _TRAINING = re.compile(r"(?:optim|.*scheduler|.*scaler|.*rng|.*random|loops|callbacks).*", re.IGNORECASE)
 """Keys for the state of a training run, in which tensors may be too."""
+_SETTINGS = re.compile(r"(?:.*_)?(?:config|cfg|args|hparams|hyper_?param(?:eter)?s)", re.IGNORECASE)
+"""Keys for how a model was made, in which single tensors may be too."""
+_WHY = ("not tensors", "not read", "settings", "beside the model", "state of a training run")
+"""Why something is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ def find(value: Any, name: str) -> StateDict:
     path: list[str] = []
     for _ in range(_DEPTH):
         if not isinstance(value, dict):
-            raise DataError(f"it holds {said(value)}, not tensors by name", place=path)
+            hint = SAVE if isinstance(value, Object) else None
+            raise DataError(f"it holds {said(value)}, not tensors by name", place=path, hint=hint)
         key = _inner(value, path)
         notes += _left_out(value, path, key)
         if key is None:
@@ -53,6 +58,8 @@ def find(value: Any, name: str) -> StateDict:
 def _inner(value: Mapping[Any, Any], path: list[str]) -> Any:
     """The key of the dict to look into for the model; None where it is this one. Raises DataError."""
     nested = [k for k, v in value.items() if isinstance(v, (dict, list, tuple)) and _holds(v) and not _is_training(k)]
+    if len(nested) > 1:
+        nested = [k for k in nested if not _is_settings(k)] or nested
     weights = any(isinstance(v, Tensor) and v.shape for v in value.values())
     shown = listed([printable(repr(k), 60) for k in nested], _SHOWN)
     hint = "save the one to quantize alone, with torch.save"
@@ -61,12 +68,18 @@ def _inner(value: Mapping[Any, Any], path: list[str]) -> Any:
     if len(nested) > 1:
         raise DataError(f"there are tensors under {shown}, and each may be the model", place=path, hint=hint)
     if not nested and not any(isinstance(v, Tensor) for v in value.values()):
-        raise DataError("it holds no tensors", place=path)
+        objects = [f"{printable(repr(k), 60)}, {said(v)}" for k, v in value.items() if isinstance(v, Object)]
+        inside = f", unless inside of {listed(objects, 2)}, which is not read" if objects else ""
+        raise DataError(f"it holds no tensors{inside}", place=path, hint=SAVE if objects else None)
     return nested[0] if nested else None
 
 
 def _is_training(key: Any) -> bool:
     return isinstance(key, str) and _TRAINING.fullmatch(key) is not None
+
+
+def _is_settings(key: Any) -> bool:
+    return isinstance(key, str) and _SETTINGS.fullmatch(key) is not None
 
 
 def _inside(value: Any) -> Iterator[Any]:
@@ -88,19 +101,19 @@ def _holds(value: Any) -> bool:
 
 def _left_out(value: Mapping[Any, Any], path: list[str], taken: Any) -> list[str]:
     """What is not taken of a dict, where `taken` is the key of the one that is looked into; None: its own tensors."""
-    training, tensors, others = [], [], []
+    found: dict[str, list[str]] = {why: [] for why in _WHY}
     for key, held in value.items():
-        shown = ".".join([*path, printable(str(key), 60)])
+        shown = ".".join([*path, printable(key.name if isinstance(key, Unknown) else str(key), 60)])
         if key == taken and taken is not None:
             continue
         if isinstance(held, Tensor):
-            tensors += [f"{shown} (a single number)"] if taken is not None else []
+            found["beside the model"] += [f"{shown} (a single number)"] if taken is not None else []
         elif _is_training(key):
-            training.append(shown)
+            found["state of a training run"].append(shown)
         else:
-            others.append(f"{shown} ({said(held)})")
-    found = [("not tensors", others), ("beside the model", tensors), ("state of a training run", training)]
-    return [f"left out, {why}: {listed(names, _SHOWN)}" for why, names in found if names]
+            why = "not read" if isinstance(held, Object) else "settings" if _holds(held) else "not tensors"
+            found[why].append(f"{shown} ({said(held)})")
+    return [f"left out, {why}: {listed(names, _SHOWN)}" for why, names in found.items() if names]
 
 
 def _named(value: Mapping[Any, Any], path: list[str]) -> dict[str, Tensor]:

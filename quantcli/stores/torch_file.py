@@ -30,7 +30,7 @@ from quantcli.stores.pickles import load
 from quantcli.stores.places import name as name_of
 from quantcli.stores.source import Source
 from quantcli.stores.strided import Strided, merged
-from quantcli.stores.torch_names import Storage, Tensor, named, storage_of
+from quantcli.stores.torch_names import SAVE, Storage, Tensor, named, storage_of
 from quantcli.tensors.info import TensorInfo
 
 PICKLE_LIMIT = 1 << 25
@@ -110,7 +110,7 @@ def _from_zip(file: InputFile) -> tuple[Any, Places, bool]:
     if size > PICKLE_LIMIT:
         raise DataError(f"it has {size} bytes, more than {PICKLE_LIMIT}", place=["data.pkl"])
     order = _byteorder(file, found, f"{root}byteorder")
-    return load(io.BytesIO(file.read(begin, size)), named, _Storages(check)), places, order == b"big"
+    return load(io.BytesIO(file.read(begin, size)), named, _Storages(check), hint=SAVE), places, order == b"big"
 
 
 def _byteorder(file: InputFile, members: Places, name: str) -> bytes:
@@ -144,7 +144,7 @@ def _pickles(start: bytes) -> tuple[Any, dict[str, Storage], list[str], int]:
         raise DataError(f"unknown version {printable(repr(version), 40)} of torch.save")
     if system.get("little_endian") is not True:
         raise DataError("it was written by a big-endian machine, which is not supported")
-    value = load(stream, named, storages)
+    value = load(stream, named, storages, hint=SAVE)
     keys = load(stream, _no_name, _nothing)
     if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or len(set(keys)) != len(keys):
         raise DataError("the list of its storages is not one of different keys")

@@ -1,6 +1,7 @@
 """The names that a state dict of PyTorch refers to, and what each stands for here: a few plain records.
 
-Tensors are a place in a storage; storages are bytes of the file that are read later. Nothing else is made of a pickle.
+Tensors are a place in a storage; storages are bytes of the file that are read later. Nothing else is made of a pickle:
+what training runs keep beside a model stays a record of its class.
 
 Reference: torch/_utils.py and torch/_tensor.py of PyTorch 2.13, `_rebuild_tensor_v2` and `Tensor.__reduce_ex__`.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.stores.pickles import Function, said
+from quantcli.stores.pickles import Function, Object, Unknown, said
 from quantcli.stores.strided import merged, span
 
 _MOST_AXES = 64
@@ -37,7 +38,7 @@ _STORAGES = {
 UNTYPED = "U8"
 """The dtype of a storage of bytes."""
 
-_SAVE = "save its tensors with torch.save(model.state_dict(), FILE)"
+SAVE = "save its tensors with torch.save(model.state_dict(), FILE)"
 _REFUSED = {
     "torch._utils._rebuild_qtensor": "quantized tensors of torch",
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
@@ -158,7 +159,7 @@ def _parameter(data: Any, grad: Any, hooks: Any) -> Tensor:
 
 def _with_state(data: Any, grad: Any, hooks: Any, state: Any) -> Tensor:
     if state:
-        raise DataError("a parameter has attributes of its own", hint=_SAVE)
+        raise DataError("a parameter has attributes of its own", hint=SAVE)
     return _parameter(data, grad, hooks)
 
 
@@ -174,14 +175,44 @@ def _size(value: Any = ()) -> tuple[Any, ...]:
     return value
 
 
+def _defaults(factory: Any = None, items: Any = ()) -> dict[Any, Any]:
+    if items:
+        raise DataError("a defaultdict is made of a list, which torch.save does not do")
+    return {}
+
+
+def _record(kind: str) -> Callable[..., Object]:
+    """A function whose call leaves a record: of a class that a pickle makes by a call, of arguments of any kind."""
+    return lambda *args: Object(kind, list(args))
+
+
+_MADE_BY_CALL = {
+    "torch.device": "torch.device",
+    "numpy.dtype": "numpy.dtype",
+    **{f"numpy.{core}.multiarray._reconstruct": "numpy.ndarray" for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": "a number of numpy" for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": "numpy.ndarray" for core in ("core", "_core")},
+    "_codecs.encode": "bytes",
+    **{f"{module}.bytes": "bytes" for module in ("builtins", "__builtin__")},
+    **{f"{module}.set": "set" for module in ("builtins", "__builtin__")},
+    **{f"{module}.frozenset": "frozenset" for module in ("builtins", "__builtin__")},
+    **{f"pathlib.{kind}Path": f"pathlib.{kind}Path" for kind in ("Posix", "PurePosix", "Windows", "PureWindows")},
+    "datetime.datetime": "datetime.datetime",
+    "datetime.timedelta": "datetime.timedelta",
+    "collections.deque": "collections.deque",
+}
+"""Functions that pickles of training runs call, and what comes of them, which is left out."""
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
+    "collections.defaultdict": _defaults,
     "torch.Size": _size,
     "torch._utils._rebuild_tensor": _v1,
     "torch._utils._rebuild_tensor_v2": _v2,
     "torch._utils._rebuild_tensor_v3": _v3,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _with_state,
+    **{name: _record(kind) for name, kind in _MADE_BY_CALL.items()},
 }
 
 
@@ -195,11 +226,8 @@ _KNOWN: Mapping[str, Any] = {
 
 
 def named(name: str) -> Any:
-    """What a name of a state dict stands for; for a name that is something else of torch, the DataError with the
-    reason; None for any other."""
-    if name not in _KNOWN and name.startswith("torch.nn."):
-        problem = f"it refers to {printable(name, 200)}: it holds a whole module, not a state dict"
-        return DataError(problem, hint=_SAVE)
+    """What a name of a state dict stands for; for what is not supported the DataError with the reason; None for any
+    other."""
     return _KNOWN.get(name)
 
 
@@ -208,6 +236,8 @@ def storage_of(id: Any) -> Storage:
     if not isinstance(id, tuple) or len(id) not in (5, 6) or id[0] != "storage":
         raise DataError("it refers to something outside that is not a storage")
     _, kind, key, _, numel = id[:5]
+    if isinstance(kind, Unknown):
+        raise DataError(f"a storage is of {printable(kind.name, 200)}, which is not supported")
     if not isinstance(kind, _Class) or not isinstance(key, str):
         raise DataError("a storage has no class or no key")
     if type(numel) is not int or not 0 <= numel < _LARGEST:

@@ -34,10 +34,10 @@ def test_a_backslash_in_a_name_of_a_pickle(tmp_path: Path) -> None:
     """Python's own parser warned: a second line on standard error, and an exception where warnings are errors."""
     path = tmp_path / "x.pt"
     head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
-    path.write_bytes(b"".join(head) + b"\x80\x02ccollections\\q\nOrderedDict\n.")
+    path.write_bytes(b"".join(head) + b"\x80\x02ccollections\\q\nOrderedDict\n)R.")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "it refers to collections" in one_line(run("inspect", path), 1)
+        assert "it calls collections" in one_line(run("inspect", path), 1)
 
 
 def test_an_alpha_of_lora_beyond_float64(tmp_path: Path) -> None:

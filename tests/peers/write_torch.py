@@ -83,6 +83,7 @@ def main() -> None:
     torch.save(model.state_dict(), FOLDER / "model.pt")
     training = {"epoch": 3, "step": torch.tensor(40), "args": {"lr": 0.1}, "optimizer": optimizer.state_dict()}
     torch.save({"state_dict": model.state_dict(), **training}, FOLDER / "training.ckpt")
+    torch.save({"args": argparse.Namespace(lr=0.1), "model": model.state_dict()}, FOLDER / "namespace.ckpt")
     known["alone"] = expected({"alone": model[1].weight})
     torch.save(model[1].weight, FOLDER / "alone.pt")
     refused: dict[str, Any] = {
@@ -93,7 +94,6 @@ def main() -> None:
         "quantized": {"a": torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)},
         "conjugate": {"a": torch.ones(4, dtype=torch.complex64).conj()},
         "meta": {"a": torch.ones(4, device="meta")},
-        "namespace": {"args": argparse.Namespace(lr=0.1), "model": model.state_dict()},
         "numbers": {"epoch": 3},
     }
     for name, value in refused.items():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import enum
 import io
 import itertools
 import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,7 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from making import NUMPY_OF, environment, one_line, run, save, zip_bytes
-from torch_parts import GOLDEN, ORDERED, SIX, Call, Name, Outside, Raw, archive, legacy, pickled, storage, tensor
+from torch_parts import GOLDEN, ORDERED, SIX, Call, Made, Name, Outside, Raw, archive, legacy, pickled, storage, tensor
 
 from quantcli.errors import QuantcliError
 from quantcli.stores import open_source, pickles, strided, torch_file
@@ -120,6 +125,9 @@ def test_the_model_of_a_training_run_is_found(tmp_path: Path) -> None:
     assert "left out, not tensors: epoch (a number), args (a dict)\n" in ran.err
     assert "left out, beside the model: step (a single number)\n" in ran.err
     assert "left out, state of a training run: optimizer\n" in ran.err
+    assert everything(GOLDEN / "namespace.ckpt") == EXPECTED["model"]
+    ran = run("inspect", GOLDEN / "namespace.ckpt")
+    assert "left out, not read: args (an object of argparse.Namespace)\n" in ran.err
     report = run("quantize", GOLDEN / "training.ckpt", "-o", tmp_path / "out.safetensors", "--json").json
     assert "left out, state of a training run: optimizer" in report["warnings"]
     ran = run("verify", tmp_path / "out.safetensors", "--source", GOLDEN / "training.ckpt")
@@ -135,14 +143,17 @@ def test_tied_weights_are_told_and_written_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("module", "it refers to torch.nn.modules.container.Sequential: it holds a whole module, not a state dict"),
+        (
+            "module",
+            "it holds an object of torch.nn.modules.container.Sequential, not tensors by name; save its tensors with "
+            "torch.save(model.state_dict(), FILE)",
+        ),
         ("two", "there are tensors under 'model', 'ema', and each may be the model"),
         ("list", "it holds a list, not tensors by name"),
         ("sparse", "sparse tensors are not supported (torch._utils._rebuild_sparse_tensor)"),
         ("quantized", "quantized tensors of torch are not supported (torch._utils._rebuild_qtensor)"),
         ("conjugate", "a tensor is stored in a lazy form (conj); save it after resolve_conj().resolve_neg()"),
         ("meta", "tensors without data, as on the meta device, are not supported"),
-        ("namespace", "it refers to argparse.Namespace, which is not part of a state dict"),
         ("numbers", "it holds no tensors"),
         ("script", "this is a TorchScript program"),
     ],
@@ -212,14 +223,22 @@ def test_nothing_is_executed(thing: Any, protocol: int, tmp_path: Path, monkeypa
 SYSTEM = Name("os", "system")
 W = {"w": tensor()}
 HOSTILE: dict[str, tuple[Any, str]] = {
-    "os.system": (Call(SYSTEM, ("true",)), "it refers to os.system, which is not part of a state dict"),
-    "a name with an escape": (Name("\x1b[2J", "x"), "it refers to \\x1b[2J.x, which"),
+    "os.system": (Call(SYSTEM, ("true",)), "it calls os.system, which is not part of a state dict; save its tensors"),
+    "os.system beside a model": ({"model": W, "x": [Call(SYSTEM, ("true",))]}, "it calls os.system, which is not"),
+    "a function that is not called": ({"model": {"w": SYSTEM}}, "it holds no tensors"),
+    "a class that is called": (Call(Name("subprocess", "Popen"), ("true",)), "it calls subprocess.Popen, which"),
+    "a name with an escape": (Call(Name("\x1b[2J", "x"), ()), "it calls \\x1b[2J.x, which"),
+    "an object with an escape": (Made(Name("\x1b[2J", "x"), {}), "it holds an object of \\x1b[2J.x, not tensors"),
     "getattr": (Call(Name("builtins", "getattr"), (ORDERED, "fromkeys")), "builtins.getattr"),
-    "an attribute of an allowed name": (Name("collections", "OrderedDict.__init__"), "OrderedDict.__init__, which"),
-    "a name of the module of an allowed one": (Name("torch._utils", "sys"), "torch._utils.sys"),
+    "an attribute of an allowed name": (Call(Name("collections", "OrderedDict.get"), ()), "OrderedDict.get, which"),
+    "a name of the module of an allowed one": (Call(Name("torch._utils", "sys"), ()), "it calls torch._utils.sys"),
     "torch.load": (Call(Name("torch.serialization", "load"), ("x",)), "torch.serialization.load"),
-    "a storage in bytes": (Name("torch.storage", "_load_from_bytes"), "torch.storage._load_from_bytes"),
-    "numpy": (Name("numpy.core.multiarray", "_reconstruct"), "numpy.core.multiarray._reconstruct"),
+    "a storage in bytes": (Call(Name("torch.storage", "_load_from_bytes"), (b"",)), "torch.storage._load_from_bytes"),
+    "a call of an object": (Call(Made(Name("a", "b"), {}), ()), "it calls something that is not a function"),
+    "a tensor of an object": ({"w": tensor(held=Made(Name("a", "b"), {}))}, "a tensor has no storage"),
+    "tensors in an object": ({"net": Made(Name("a", "Net"), W)}, "inside of 'net', an object of a.Net, which is not"),
+    "an array of numpy": ({"w": np.zeros(3)}, "inside of 'w', an object of numpy.ndarray, which is not read"),
+    "an odd number of items of an object": (Raw(b"ca\nb\n)\x81(K\x01u"), "it holds an object of a.b"),
     "a stack that is empty": (Raw(b"s"), "an instruction has nothing to work on"),
     "a mark that is none": (Raw(b"t"), "an instruction has nothing to work on"),
     "a value of the memo that is none": (Raw(b"h\x07"), "an instruction has nothing to work on"),
@@ -231,7 +250,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "attributes of a function": (Raw(b"ccollections\nOrderedDict\nN}b"), "it sets attributes of something"),
     "items of a tuple": (Raw(b")K\x01K\x02s"), "it sets items of something that is not a dict"),
     "an odd number of items": (Raw(b"}(K\x01u"), "it sets items of something that is not a dict"),
-    "an instruction to make an object": (Raw(b"ccollections\nOrderedDict\n)\x81"), "NEWOBJ at byte"),
+    "an instruction to make an object": (Raw(b"ccollections\nOrderedDict\n)\x81"), "it makes an object of something"),
     "the registry of extensions": (Raw(b"\x82\x01"), "EXT1 at byte"),
     "a key that is a tuple": ({(1, 2): 3}, "a key is a tuple, not text or a whole number"),
     "a key of many digits": ({1 << 70: 3}, "a key is a number of more than 64 bits"),
@@ -255,7 +274,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a storage of True elements": ({"w": tensor(held=Outside((*storage().id[:4], True)))}, "not a whole number"),
     "a storage of 2^80 elements": ({"w": tensor(held=storage(numel=1 << 80))}, "not a whole number"),
     "a storage of two sizes": ({"w": tensor(), "v": tensor(held=storage(kind="Double"))}, "said to have two sizes"),
-    "a storage of float128": ({"w": tensor(held=storage(kind="Quad"))}, "torch.QuadStorage"),
+    "a storage of float128": ({"w": tensor(held=storage(kind="Quad"))}, "of torch.QuadStorage, which is not supported"),
     "a tensor without a storage": ({"w": tensor(held="0")}, "a tensor has no storage"),
     "a tensor beyond its storage": ({"w": tensor((2, 4), (3, 1))}, "needs 28 bytes of a storage of 24"),
     "a tensor that begins too late": ({"w": tensor(offset=1)}, "needs 28 bytes of a storage of 24"),
@@ -399,6 +418,68 @@ def test_files_made_here_are_read(tmp_path: Path) -> None:
     for content in (archive(W), legacy(W), legacy({"w": tensor(held=storage("0", 6, "Float", None))})):
         (tmp_path / "a.pt").write_bytes(content)
         assert everything(tmp_path / "a.pt") == {"w": ["F32", [2, 3], SIX.hex()]}
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+KEPT_BY_TRAINING: dict[str, tuple[Any, str]] = {
+    "Namespace": (argparse.Namespace(lr=1e-3, path=Path("a")), "an object of argparse.Namespace"),
+    "set": ({"a", "b"}, "an object of set"),
+    "array": (np.arange(6.0), "an object of numpy.ndarray"),
+    "scalar": (np.float64(3), "an object of a number of numpy"),
+    "path": (PurePosixPath("a/b"), "an object of pathlib.PurePosixPath"),
+    "time": (datetime.datetime(2026, 1, 1), "an object of datetime.datetime"),
+    "defaults": (collections.defaultdict(list, {"a": [1]}), "a dict"),
+    "a class": (Colour, f"{__name__}.Colour"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("case", KEPT_BY_TRAINING)
+def test_objects_beside_a_model_are_left_out_and_told(case: str, protocol: int, tmp_path: Path) -> None:
+    """Pickles of Python's own pickler, of what training runs keep"""
+    value, words = KEPT_BY_TRAINING[case]
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(archive({"kept": Raw(pickle.dumps(value, protocol)[2:-1]), "state_dict": W}))
+    assert everything(path) == {"w": ["F32", [2, 3], SIX.hex()]}
+    ran = run("inspect", path)
+    assert re.search(rf"left out, not (read|tensors): kept \({re.escape(words)}\)\n", ran.err), ran.err
+
+
+def test_checkpoints_of_lightning(tmp_path: Path) -> None:
+    """as Lightning 1 and 2 write them: settings in a class of theirs, and callbacks by their classes"""
+    settings = Made(Name("lightning.fabric.utilities.data", "AttributeDict"), {"net": Made(Name("chem", "Net"), W)})
+    callback = Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(
+        archive({"state_dict": W, "hyper_parameters": settings, "callbacks": {callback: {"best": tensor()}}})
+    )
+    assert everything(path) == {"w": ["F32", [2, 3], SIX.hex()]}
+    ran = run("inspect", path)
+    assert (
+        "left out, not read: hyper_parameters (an object of lightning.fabric.utilities.data.AttributeDict)\n" in ran.err
+    )
+    assert "left out, state of a training run: callbacks\n" in ran.err
+
+
+def test_settings_are_not_the_model(tmp_path: Path) -> None:
+    """a tensor among them, as in a checkpoint of SevenNet; where there is nothing else they may be"""
+    path = tmp_path / "a.pth"
+    path.write_bytes(archive({"model_state_dict": W, "config": {"shift": tensor()}}))
+    assert "the tensors are those under model_state_dict\n" in run("inspect", path).err
+    assert "left out, settings: config (a dict)\n" in run("inspect", path).err
+    path.write_bytes(archive({"config": {"shift": tensor()}}))
+    assert "the tensors are those under config\n" in run("inspect", path).err
+
+
+def test_an_enumeration_is_refused(tmp_path: Path) -> None:
+    """The pickle calls its class, and what a call does is not known"""
+    line = refusal(archive({"state_dict": W, "kept": Raw(pickle.dumps(Colour.RED, 2)[2:-1])}), tmp_path)
+    assert (
+        "Colour, which is not part of a state dict; save its tensors with torch.save(model.state_dict(), FILE)" in line
+    )
 
 
 @pytest.mark.parametrize("name", ["views.pt", "dtypes.legacy.pt", "training.ckpt", "dtypes.protocol4.pt"])
