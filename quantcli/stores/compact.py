@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from typing import overload
 
 from quantcli.tensors.info import Kind, TensorInfo
@@ -150,6 +152,32 @@ class Tensors(Sequence[TensorInfo]):
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return (TensorInfo(name, *self._known[kind]) for name, kind in zip(self.names, self._kinds))
+
+
+class Joined(Sequence[TensorInfo]):
+    """Tensors of several files, one after another."""
+
+    __slots__ = ("_parts", "_starts")
+
+    def __init__(self, parts: Sequence[Sequence[TensorInfo]]) -> None:
+        self._parts, self._starts = parts, [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, number: int) -> TensorInfo: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[TensorInfo]: ...
+    def __getitem__(self, number: int | slice) -> TensorInfo | list[TensorInfo]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        at = range(len(self))[number]
+        part = bisect_right(self._starts, at) - 1
+        return self._parts[part][at - self._starts[part]]
+
+    def __iter__(self) -> Iterator[TensorInfo]:
+        return chain.from_iterable(self._parts)
 
 
 class ByName(Mapping[str, TensorInfo]):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError
 from quantcli.stores import foreign, safetensors_check, seal
-from quantcli.stores.compact import Tensors
+from quantcli.stores.compact import ByName, Tensors
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors_header import METADATA, check_memory, parsed
 from quantcli.stores.source import HeaderDocument, Source
@@ -78,6 +78,9 @@ class SafetensorsFile(Source):
 
     def infos(self) -> Sequence[TensorInfo]:
         return self._tensors
+
+    def named(self) -> Mapping[str, TensorInfo]:
+        return ByName(self._tensors)
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self.file.read_into(self.data + self._tensors.begin(name) + start, buffer)

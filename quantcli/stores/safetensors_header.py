@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from codecs import getincrementaldecoder
-from collections.abc import Callable
 from functools import lru_cache
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
@@ -19,14 +17,12 @@ from quantcli import memory
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.stores.compact import Tensors
+from quantcli.stores.text import Read, Text
 from quantcli.strict import strict_json
 from quantcli.tensors.info import Kind, TensorInfo
 
 METADATA = "__metadata__"
 """The key of a header that is not a tensor."""
-
-_PIECE = 1 << 20
-"""Bytes of a header that are read at a time, and characters that an entry in the usual form has at most."""
 
 _LARGE, _TAKEN = 1 << 24, 12
 """Bytes of a header from which on its memory is checked, and how many are taken for each where it is read as JSON: one
@@ -41,15 +37,14 @@ _ENTRY = re.compile(
 _BEGIN, _KEY = re.compile(r'\{"__metadata__": ?\{'), re.compile(r' ?"([^"\\\x00-\x1f]*)": ?"')
 _NEXT, _END = re.compile(","), re.compile(r"\},")
 
-Read = Callable[[int, int], bytes]
-"""So many bytes of a header from a place on."""
-
 
 def parsed(read: Read, length: int, place: str) -> tuple[dict[str, str], Tensors]:
     """Metadata, and tensors in file order, one after another. read: reads the header of this length; place: of the
     file. Raises DataError with the place of the problem."""
-    found = _as_usual(_Text(read, length, place))
+    found = _as_usual(Text(read, length))
     if found is None:
+        if read(0, min(length, 1)) != b"{":
+            raise DataError("not a safetensors file: its header does not start with '{'", place=[place])
         check_memory(length, place)
         header = strict_json(read(0, length), f"{place}: header")
         metadata = header.pop(METADATA, None) or {}
@@ -96,45 +91,7 @@ def size_of(kind: Kind) -> int:
 # ---- as libraries write it ------------------------------------------------------------------------------------------
 
 
-class _Text:
-    """The text of a header, from the place on that was reached, as far as it has been read. Raises UnicodeError where
-    it is not UTF-8, DataError where it does not begin as a header does."""
-
-    def __init__(self, read: Read, length: int, place: str) -> None:
-        self._read, self._length, self._done = read, length, 0
-        self._decoder = getincrementaldecoder("utf-8")()
-        self._place, self.text, self.at = place, "", 0
-
-    def more(self) -> bool:
-        """Read on, as much again as there is and a piece at least; whether there was more to read."""
-        size = min(max(_PIECE, len(self.text) - self.at), self._length - self._done)
-        raw = self._read(self._done, size) if size else b""
-        if not self._done and not raw.startswith(b"{"):
-            raise DataError("not a safetensors file: its header does not start with '{'", place=[self._place])
-        self._done += size
-        self.text = self.text[self.at :] + self._decoder.decode(raw, self._done == self._length)
-        self.at = 0
-        return size > 0
-
-    def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """What comes next, by a pattern, which is passed; None where it does not."""
-        found = pattern.match(self.text, self.at)
-        if found is None and len(self.text) - self.at < _PIECE and self.more():
-            found = pattern.match(self.text, self.at)
-        if found is not None:
-            self.at = found.end()
-        return found
-
-    def is_blank(self) -> bool:
-        """Whether nothing but spaces is left."""
-        while not self.text[self.at :].strip(" "):
-            self.at = len(self.text)
-            if not self.more():
-                return True
-        return False
-
-
-def _as_usual(text: _Text) -> tuple[dict[str, str], Tensors] | None:
+def _as_usual(text: Text) -> tuple[dict[str, str], Tensors] | None:
     """Metadata and tensors of a header in the form in which libraries write it; None for any other, valid or not."""
     try:
         metadata = _metadata(text)
@@ -143,7 +100,7 @@ def _as_usual(text: _Text) -> tuple[dict[str, str], Tensors] | None:
         return None
 
 
-def _tensors(text: _Text) -> Tensors | None:
+def _tensors(text: Text) -> Tensors | None:
     """The tensors from here to the end of a header; None where they are not in the usual form."""
     tensors = Tensors()
     while (found := text.match(_ENTRY)) is not None:
@@ -156,9 +113,11 @@ def _tensors(text: _Text) -> Tensors | None:
     return None
 
 
-def _metadata(text: _Text) -> dict[str, str] | None:
+def _metadata(text: Text) -> dict[str, str] | None:
     """The metadata at the beginning of a header, which is passed; None where they are not in the usual form."""
     text.more()
+    if not text.text.startswith("{"):
+        return None
     begin = _BEGIN.match(text.text)
     if begin is None:
         text.at = 1

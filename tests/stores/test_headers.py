@@ -18,7 +18,7 @@ from making import NUMPY_OF
 
 from quantcli import memory
 from quantcli.errors import DataError
-from quantcli.stores import safetensors_header
+from quantcli.stores import text as stores_text
 from quantcli.stores.compact import Names
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors import SafetensorsFile, lay_out
@@ -178,7 +178,7 @@ def test_headers_as_libraries_write_them_are_read_as_json_is(
         text = json.dumps(header, ensure_ascii=escaped, separators=separators).encode()
     except UnicodeError:
         return
-    with mock.patch.object(safetensors_header, "_PIECE", piece):
+    with mock.patch.object(stores_text, "PIECE", piece):
         usual, padded = read_whole(text), read_whole(text + b" " * 5)
     assert usual == padded == read_whole(text + b"\n")
 
@@ -195,7 +195,7 @@ def test_what_is_accepted_is_json_and_says_the_same(middle: str, piece: int, lat
     """Whatever stands in a header: when it is accepted, the libraries for JSON and for safetensors find the same
     tensors in it, each key once, and their bytes one after another."""
     text = f"{{{middle}}}".encode("latin-1" if latin else "utf-8")
-    with mock.patch.object(safetensors_header, "_PIECE", piece):
+    with mock.patch.object(stores_text, "PIECE", piece):
         found = read_whole(text)
     assert found == read_whole(text)
     if isinstance(found, str):
