@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from itertools import accumulate, chain
-from typing import overload
+from typing import TypeVar, overload
 
 from quantcli.tensors.info import Kind, TensorInfo
+
+T = TypeVar("T")
 
 _LAST = (1 << 63) - 1
 """The last place in a file that there can be. What a damaged file has beyond it begins there."""
@@ -180,6 +182,19 @@ class Joined(Sequence[TensorInfo]):
         return chain.from_iterable(self._parts)
 
 
+class InOrder(ValuesView[T]):
+    """The values of a map in its order, none of which is looked up by its name. items: makes them."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, named: Mapping[str, T], items: Callable[[], Iterator[T]]) -> None:
+        super().__init__(named)
+        self._items = items
+
+    def __iter__(self) -> Iterator[T]:
+        return self._items()
+
+
 class ByName(Mapping[str, TensorInfo]):
     """Tensors by their names."""
 
@@ -187,6 +202,10 @@ class ByName(Mapping[str, TensorInfo]):
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
+
+    def values(self) -> InOrder[TensorInfo]:
+        """The tensors in order."""
+        return InOrder(self, self._tensors.__iter__)
 
     def __getitem__(self, name: str) -> TensorInfo:
         found = self._tensors.find(name)

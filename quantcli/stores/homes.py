@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from quantcli.errors import DataError, printable
-from quantcli.stores.compact import Names
+from quantcli.stores.compact import InOrder, Names
 from quantcli.stores.places import read_small
 from quantcli.stores.source import Source
 from quantcli.stores.text import Text
@@ -147,6 +147,10 @@ class Homes(Mapping[str, TensorInfo]):
     def shard(self, name: str) -> Source:
         """The shard that holds a tensor."""
         return self._shards[self._number(name)]
+
+    def values(self) -> InOrder[TensorInfo]:
+        """The tensors in order."""
+        return InOrder(self, lambda: chain.from_iterable(shard.infos() for shard in self._shards))
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._named[self._number(name)][name]
