@@ -112,19 +112,19 @@ class _Views(Mapping[str, View]):
     def __init__(
         self, decoded: Mapping[str, View], plain: Mapping[str, Tensor], make: Callable[[Tensor], View]
     ) -> None:
-        self._decoded, self._plain, self._make = decoded, plain, make
+        self.decoded, self._plain, self._make = decoded, plain, make
 
     def __getitem__(self, name: str) -> View:
-        return self._decoded[name] if name in self._decoded else self._make(self._plain[name])
+        return self.decoded[name] if name in self.decoded else self._make(self._plain[name])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._decoded or name in self._plain
+        return name in self.decoded or name in self._plain
 
     def __iter__(self) -> Iterator[str]:
-        return chain(self._decoded, self._plain)
+        return chain(self.decoded, self._plain)
 
     def __len__(self) -> int:
-        return len(self._decoded) + len(self._plain)
+        return len(self.decoded) + len(self._plain)
 
 
 class Model(Mapping[str, View]):
@@ -163,9 +163,11 @@ class Model(Mapping[str, View]):
         return sum(file.size for file in self.source.files())
 
     @property
-    def quantized(self) -> dict[str, View]:
+    def quantized(self) -> Mapping[str, View]:
         """The tensors that are stored as codes. Raises DataError."""
-        return {name: view for name, view in self.items() if view.scheme is not None}
+        if self.own is None:
+            return self._views.decoded
+        return {name: view_of(tensor) for name, tensor in self.own.items() if tensor.scheme is not None}
 
     def kinds(self) -> Iterator[tuple[TensorInfo, bool]]:
         """Name, dtype and shape of every tensor, and whether it is stored as codes. Raises DataError."""
@@ -184,17 +186,17 @@ class Model(Mapping[str, View]):
         return self.stored if self.is_native and self._config is None else None
 
     @cached_property
-    def _views(self) -> Mapping[str, View]:
+    def _views(self) -> _Views:
         if self.own is not None:
             return _Views({}, self.stored, view_of)
         try:
             stated = _stated(self.source, self.path, self._config)
-            infos = {name: tensor.stored.info for name, tensor in self.stored.items()}
+            infos = self.stored.infos
             found = reader.find(infos, stated, self._read)
         except DataError as error:
             raise error.within(self.path) from None
         parts = {part.name for weight in found for part in weight.parts}
-        left = {name: info for name, info in infos.items() if name not in parts}
+        left = {name: info for name, info in infos.items() if name not in parts} if parts else infos
         seen = evidence.undecoded(self.source, left, stated, others=bool(found))
         if seen is not None:
             problem = f"it is quantized in a layout that quantcli does not decode ({seen.layout}): {seen.seen}"

@@ -6,8 +6,9 @@ Names are data: what is not printable is shown escaped, and nothing in them is t
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import TextIO
 
 from quantcli.errors import printable, printable_line
@@ -89,16 +90,27 @@ class Column:
 
 @dataclass(slots=True)
 class Table:
-    """Rows of cells; the first column holds names and gives way when there is no room. styles: one per row."""
+    """Rows of cells; the first column holds names and gives way when there is no room. styles: one per row. more: rows
+    behind these, made each time that they are asked for, as `cells_of` makes them."""
 
     columns: list[Column]
     rows: list[list[str]] = field(default_factory=list)
     styles: list[str] = field(default_factory=list)
+    more: Iterable[list[str]] = ()
 
     def add(self, *cells: str, style: str = "") -> None:
         """Add a row."""
-        self.rows.append([printable_line(cells[0], 512), *(printable(c) for c in cells[1:])])
+        self.rows.append(cells_of(*cells))
         self.styles.append(style)
+
+    def all_rows(self) -> Iterator[list[str]]:
+        """Every row."""
+        return chain(self.rows, self.more)
+
+
+def cells_of(*cells: str) -> list[str]:
+    """The cells of a row as they are shown."""
+    return [printable_line(cells[0], 512), *(printable(c) for c in cells[1:])]
 
 
 def terminal_size(stream: TextIO) -> tuple[int, int] | None:
@@ -171,22 +183,24 @@ def show(table: Table, stream: TextIO, *, colour: bool) -> None:
     screen = terminal_size(stream)
     shown = [i for i, c in enumerate(table.columns) if screen is None or screen[0] >= c.from_width]
     columns = [table.columns[i] for i in shown]
-    rows = [[row[i] for i in shown] for row in table.rows]
-    widths = [max([len(c.title), *(len(row[i]) for row in rows)]) for i, c in enumerate(columns)]
+    widths = [len(c.title) for c in columns]
+    for row in table.all_rows():
+        for at, i in enumerate(shown):
+            widths[at] = max(widths[at], len(row[i]))
     if screen is not None:
         room = screen[0] - sum(widths[1:]) - 2 * (len(widths) - 1)
         widths[0] = max(12, min(widths[0], room))
-    rows = [[shortened(row[0], widths[0]), *row[1:]] for row in rows]
+    rows = ([shortened(row[0], widths[0]), *(row[i] for i in shown[1:])] for row in table.all_rows())
     if colour:
         _show_rich(columns, rows, table.styles, widths, stream)
         return
-    for cells in ([c.title for c in columns], *rows):
+    for cells in chain([[c.title for c in columns]], rows):
         line = "  ".join(cell.rjust(w) if c.right else cell.ljust(w) for cell, w, c in zip(cells, widths, columns))
         stream.write(line.rstrip() + "\n")
 
 
 def _show_rich(
-    columns: list[Column], rows: list[list[str]], styles: list[str], widths: list[int], stream: TextIO
+    columns: list[Column], rows: Iterable[list[str]], styles: list[str], widths: list[int], stream: TextIO
 ) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -195,7 +209,7 @@ def _show_rich(
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column, width in zip(columns, widths):
         table.add_column(Text(column.title), justify="right" if column.right else "left", no_wrap=True, min_width=width)
-    for cells, style in zip(rows, styles):
+    for cells, style in zip(rows, chain(styles, repeat(""))):
         table.add_row(*(Text(cell) for cell in cells), style=style)
     wide = sum(widths) + 2 * len(widths) + 2
     console = Console(

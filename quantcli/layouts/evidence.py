@@ -142,9 +142,16 @@ def _described(info: TensorInfo, beside: str) -> str:
     return f"{printable(info.name, 200)} is {info.dtype}{with_it}"
 
 
-def of_layout(infos: Mapping[str, TensorInfo]) -> Evidence | None:
+def _suspect(infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Those of these tensors that can be codes or decode some, by dtype and name alone. A model of floats has none: one
+    look at each of its tensors is enough."""
+    dtypes, endings = frozenset((*CODES, "I64")), (*_OF_ANY_DTYPE, *_COMPANIONS, "zero")
+    return {i.name: i for i in infos.values() if i.dtype in dtypes or i.name.endswith(endings)}
+
+
+def _of_layout(suspect: Mapping[str, TensorInfo], infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """The layout some of these tensors are in, codes and what decodes them."""
-    for info in infos.values():
+    for info in suspect.values():
         if info.dtype not in (*CODES, "I64") and not info.name.endswith(_OF_ANY_DTYPE):
             continue
         for layout in _LAYOUTS:
@@ -162,10 +169,10 @@ _COMPANIONS = (
 """How the names of tensors end that decode others, and mean nothing by themselves."""
 
 
-def _of_companions(infos: Mapping[str, TensorInfo]) -> Evidence | None:
+def _of_companions(suspect: Mapping[str, TensorInfo], infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """Tensors that decode others, whose codes are not there: those of a shard that is missing, or of another name.
     Beside a float weight they are left of its training."""
-    for name, info in infos.items():
+    for name, info in suspect.items():
         module, _, last = name.rpartition(".")
         if f"{module}.weight" in infos:
             continue
@@ -293,9 +300,10 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
     if source.blocks:
         name, block = next(iter(source.blocks.items()))
         return Evidence(layout="GGUF", seen=f"{printable(name, 200)} is {block.type.name}")
-    infos = {info.name: info for info in source.infos()}
+    infos = source.named()
     if (graph := _own_graph(source)) is not None:
-        return _of_nodes(graph, infos) or of_layout(infos) or _of_codes(infos.values())
+        suspect = _suspect(infos)
+        return _of_nodes(graph, infos) or _of_layout(suspect, infos) or _of_codes(suspect.values())
     module = next(iter(layers(source)), None)
     if module is not None:
         return Evidence(layout="ComfyUI", seen=f"{COMFYUI} in its header describes {printable(module, 200)}")
@@ -303,17 +311,20 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
 
 
 def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
-    known, claim = of_layout(infos) or _of_reader(infos, config), claimed(config)
+    suspect, claim = _suspect(infos), claimed(config)
+    known = _of_layout(suspect, infos) or _of_reader(suspect, infos, config)
     if known is not None:
         seen = f"{known.seen}, and {claim}" if claim is not None else known.seen
         return Evidence(layout=known.layout, seen=seen)
-    return _of_claim(infos, config) or _of_codes(infos.values()) or _of_companions(infos)
+    return _of_claim(suspect, config) or _of_codes(suspect.values()) or _of_companions(suspect, infos)
 
 
-def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
+def _of_reader(
+    suspect: Mapping[str, TensorInfo], infos: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> Evidence | None:
     """Evidence from the reader of a layout that decodes these tensors, or finds a problem in them: a layout that
     quantcli reads needs no line in the table above."""
-    for name in reader.possible(infos, config):
+    for name in reader.possible(suspect, config):
         layout = registry.headline("layouts", name, "READS").partition(": ")[0]
         try:
             found = registry.get("layouts", name, "READS").find(infos, config, None)
@@ -326,11 +337,11 @@ def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Ev
 
 
 def _of_claim(
-    infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = CODES
+    suspect: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = CODES
 ) -> Evidence | None:
     """Evidence from a configuration, where a tensor of one of these dtypes can be codes."""
     claim = claimed(config)
-    codes = next((info for info in infos.values() if _can_be_codes(info) and info.dtype in dtypes), None)
+    codes = next((info for info in suspect.values() if _can_be_codes(info) and info.dtype in dtypes), None)
     if claim is None or codes is None:
         return None
     return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {claim}")
@@ -382,4 +393,6 @@ def undecoded(
     found = _computed_with(graph, infos) if graph is not None else None
     dtypes = SMALL_FLOATS if others else CODES
     found = found or (_of_method(config) if others else None)
-    return found or of_layout(infos) or _of_claim(infos, config, dtypes) or _of_companions(infos)
+    suspect = _suspect(infos)
+    found = found or _of_layout(suspect, infos) or _of_claim(suspect, config, dtypes)
+    return found or _of_companions(suspect, infos)

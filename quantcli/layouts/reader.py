@@ -169,7 +169,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     With `read`, shapes that a file states are read from it; without, they are derived, and checked when decoding.
     Raises DataError as the layouts do, and for a weight that is stored twice.
     """
-    left, found, seen = dict(infos), list[Found](), set[str]()
+    left, found, seen = infos, list[Found](), set[str]()
     for layout in possible(infos, config):
         for weight in registry.get("layouts", layout, "READS").find(left, config, read):
             if weight.name in seen or (weight.name in infos and weight.name not in {p.name for p in weight.parts}):
@@ -177,6 +177,6 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
             seen.add(weight.name)
             found.append(weight)
         claimed = {part.name for weight in found for part in weight.parts}
-        left = {name: info for name, info in left.items() if name not in claimed}
+        left = {name: info for name, info in left.items() if name not in claimed} if claimed else left
     beside = companions.of([weight.name for weight in found], left)
     return [replace(w, parts=(*w.parts, *o), unused=tuple(o)) if o else w for w, o in zip(found, beside)]

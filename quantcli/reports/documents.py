@@ -7,14 +7,16 @@ or parts are shown by every rendering that takes these.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, overload, runtime_checkable
 
 from quantcli.terminal import Table
 
 SCHEMA_VERSION = 1
+
+T = TypeVar("T")
 
 PEOPLE_ONLY: Mapping[str, bool] = {"people_only": True}
 """Metadata of a field that is not among the plain values."""
@@ -103,13 +105,44 @@ def document(command: str, record: Any) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "command": command, **plain(record)}
 
 
+IF_ANY: Mapping[str, bool] = {"if_any": True}
+"""Metadata of a field that is among the plain values where it is not None."""
+
+
+class Each(Sequence[T]):
+    """A list whose items are made each time that they are asked for: those of a million tensors take 400 MiB."""
+
+    __slots__ = ("_count", "_make")
+
+    def __init__(self, count: int, make: Callable[[], Iterable[T]]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[T]: ...
+    def __getitem__(self, number: int | slice) -> T | list[T]:
+        return [*self][number]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._make())
+
+
 _LEAVES = frozenset((str, int, bool, type(None)))
 """Types of values that are plain already, which most are."""
 
 
 def outline(record: Any) -> dict[str, Any]:
     """The fields of a record that are among its plain values, as they are."""
-    return {name: getattr(record, name) for name in _shown(cast(Hashable, type(record)))}
+    shown, if_any = _shown(cast(Hashable, type(record)))
+    found = {name: getattr(record, name) for name in shown}
+    for name in if_any:
+        if found[name] is None:
+            del found[name]
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -120,7 +153,7 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, Each)):
         return [plain(inner) for inner in value]
     if is_dataclass(value) and not isinstance(value, type):
         return {name: plain(one) for name, one in outline(value).items()}
@@ -128,6 +161,8 @@ def plain(value: Any) -> Any:
 
 
 @cache
-def _shown(kind: Any) -> tuple[str, ...]:
-    """Fields of a type of record that are among its plain values."""
-    return tuple(f.name for f in fields(kind) if "people_only" not in f.metadata)
+def _shown(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fields of a type of record that are among its plain values, and those of them that are so where they are not
+    None."""
+    shown = [f for f in fields(kind) if "people_only" not in f.metadata]
+    return tuple(f.name for f in shown), tuple(f.name for f in shown if "if_any" in f.metadata)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast
 
 from quantcli import terminal as t
 from quantcli.errors import DataError, printable
@@ -13,7 +15,7 @@ from quantcli.layouts import evidence
 from quantcli.passes import statistics
 from quantcli.passes.statistics import Statistics
 from quantcli.passes.tiles import default_threads
-from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
+from quantcli.reports.documents import IF_ANY, PEOPLE_ONLY, SCHEMA_VERSION, Display, Each, Line, Part, outline, plain
 from quantcli.stores import is_stream, need_file
 from quantcli.stores.pipelines import within
 
@@ -37,7 +39,7 @@ class InspectedTensor:
     disposition: str
     scheme: str | None
     bits: int | None
-    stats: Statistics | None = None
+    stats: Statistics | None = field(default=None, metadata=IF_ANY)
 
     @property
     def kind(self) -> str:
@@ -76,19 +78,21 @@ class InspectReport:
     layout: str | None
     bytes: int
     metadata: dict[str, str]
-    tensors: list[InspectedTensor]
+    tensors: Sequence[InspectedTensor]
     components: list[InspectedComponent] = field(default_factory=list)
+    parameters: int = field(metadata=PEOPLE_ONLY)
     tool: str | None = field(metadata=PEOPLE_ONLY)
     values: bool = field(metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first; `stats` and `components` only where there are some."""
-        found = document("inspect", self)
+        return cast(dict[str, Any], plain(self.outline()))
+
+    def outline(self) -> dict[str, Any]:
+        """What `as_dict` holds, with records as they are."""
+        found = {"schema_version": SCHEMA_VERSION, "command": "inspect", **outline(self)}
         if not self.components:
             del found["components"]
-        for tensor in found["tensors"]:
-            if tensor["stats"] is None:
-                del tensor["stats"]
         return found
 
     def rows(self) -> Iterator[Sequence[object]]:
@@ -102,9 +106,8 @@ class InspectReport:
 
     def parts(self, display: Display) -> Iterator[Part]:
         """What is known of the model, then every tensor."""
-        parameters = sum(tensor.parameters for tensor in self.tensors)
         by = f", quantized by {printable(self.tool, 100)}" if self.tool is not None else ""
-        sizes = f"{t.count(parameters)} parameters, {t.size(self.bytes)}"
+        sizes = f"{t.count(self.parameters)} parameters, {t.size(self.bytes)}"
         yield Line(f"{self.source}: {len(self.tensors):,} tensors, {sizes}{by}")
         if self.components:
             yield Line()
@@ -139,11 +142,18 @@ class InspectReport:
                 t.Column("outliers", right=True, from_width=120),
                 t.Column("histogram"),
             ]
-        table = t.Table(columns)
-        for tensor in self.tensors:
+
+        def row(tensor: InspectedTensor) -> list[str]:
             values = _values(tensor.stats, display) if self.values else []
-            table.add(tensor.name, tensor.kind, t.shape(tensor.shape), t.size(tensor.bytes), *values)
-        return table
+            return [*t.cells_of(tensor.name), *_kind_cells(tensor.kind, tuple(tensor.shape), tensor.bytes), *values]
+
+        return t.Table(columns, more=Each(len(self.tensors), lambda: map(row, self.tensors)))
+
+
+@lru_cache(maxsize=4096)
+def _kind_cells(kind: str, shape: tuple[int, ...], nbytes: int) -> list[str]:
+    """The cells on what many tensors have in common."""
+    return t.cells_of("", kind, t.shape(shape), t.size(nbytes))[1:]
 
 
 def _overview(found: Sequence[InspectedComponent]) -> t.Table:
@@ -192,6 +202,7 @@ def joined(
         metadata={},
         tensors=[replace(t, name=within(name, t.name)) for name, one in found.items() for t in one.tensors],
         components=[_component(m, found.get(m.name), unread.get(m.name, "")) for m in members],
+        parameters=sum(one.parameters for one in found.values()),
         tool=None,
         values=any(one.values for one in found.values()),
     )
@@ -200,13 +211,13 @@ def joined(
 def _component(member: Member, one: InspectReport | None, unread: str) -> InspectedComponent:
     """A component of a pipeline."""
     assert member.component is not None
-    tensors = one.tensors if one is not None else []
+    tensors: Sequence[InspectedTensor] = one.tensors if one is not None else []
     return InspectedComponent(
         name=member.name,
         library=member.component.library,
         kind=member.component.kind,
         tensors=len(tensors),
-        parameters=sum(tensor.parameters for tensor in tensors),
+        parameters=one.parameters if one is not None else 0,
         bytes=one.bytes if one is not None else 0,
         quantized=one is not None and one.quantized,
         layout=one.layout if one is not None else None,
@@ -225,28 +236,31 @@ def report_of(
         say(line)
     blocks = model.source.kind == "gguf"  # shown by the names of its types, which needs no decoding
     decoded = _decoded(model, say) if values or not blocks else {}
-    tensors = _of_gguf(model) if blocks else [*_of_views(decoded), *_of_stored(model, decoded)]
+    tensors: Sequence[InspectedTensor] = _of_gguf(model) if blocks else _of_floats_and_codes(model, decoded)
     if values:
-        if any(tensor.scheme for tensor in tensors):
+        if decoded or any(tensor.scheme for tensor in tensors):
             need_file(model.source, "decoding")
         named = {tensor.name: decoded.get(tensor.name) or model.stored[tensor.name] for tensor in tensors}
         found = statistics.measure(model.source, named, threads=default_threads(), progress=progress)
         tensors = [replace(tensor, stats=found[tensor.name]) for tensor in tensors]
-    layout = _layout(model, src)
+    coded, parameters, layout = False, 0, _layout(model, src)
+    for tensor in tensors:
+        coded, parameters = coded or bool(tensor.scheme), parameters + tensor.parameters
     documents = model.stored.documents
     return InspectReport(
         source=src,
-        quantized=any(tensor.scheme for tensor in tensors) or (layout is not None and layout.certain),
+        quantized=coded or (layout is not None and layout.certain),
         layout=str(layout) if layout is not None else None,
         bytes=model.file_bytes,
         metadata={k: v for k, v in model.source.metadata.items() if k != "quantcli"},
         tensors=tensors,
+        parameters=parameters,
         tool=documents[0].tool if documents else None,
         values=values,
     )
 
 
-def _decoded(model: Model, say: Callable[[str], None]) -> dict[str, View]:
+def _decoded(model: Model, say: Callable[[str], None]) -> Mapping[str, View]:
     """What another tool quantized, decoded; of a pipe, and of what is not understood, nothing is."""
     if model.is_native or is_stream(model.source):
         return {}
@@ -277,10 +291,19 @@ def _of_views(decoded: Mapping[str, View]) -> list[InspectedTensor]:
     ]
 
 
-def _of_stored(model: Model, decoded: Mapping[str, View]) -> list[InspectedTensor]:
-    """The tensors that no tensor of another tool is stored in."""
-    parts = {part.name for view in decoded.values() for part in view.parts}
-    return [
+def _of_floats_and_codes(model: Model, decoded: Mapping[str, View]) -> Each[InspectedTensor]:
+    """What another tool quantized, then the tensors that none of it is stored in."""
+    coded, parts = _of_views(decoded), {part.name for view in decoded.values() for part in view.parts}
+    count = len(coded) + len(model.stored) - sum(part in model.stored for part in parts)
+    return Each(count, lambda: chain(coded, _of_stored(model, parts)))
+
+
+def _of_stored(model: Model, parts: Collection[str]) -> Iterator[InspectedTensor]:
+    """The tensors of a model except these."""
+    if not model.is_native:
+        plain_ones = (info for info in model.stored.infos.values() if info.name not in parts)
+        return (_tensor(i.name, i.dtype, i.shape, nbytes=i.nbytes, scheme=None, bits=None) for i in plain_ones)
+    return (
         _tensor(
             name,
             tensor.dtype,
@@ -288,11 +311,11 @@ def _of_stored(model: Model, decoded: Mapping[str, View]) -> list[InspectedTenso
             nbytes=tensor.stored.bytes_out,
             scheme=tensor.scheme.name if tensor.scheme else None,
             bits=tensor.scheme.bits if tensor.scheme else None,
-            otherwise="kept" if model.is_native else "float",
+            otherwise="kept",
         )
-        for name, tensor in model.stored.items()
-        if name not in parts
-    ]
+        for tensor in model.stored.values()
+        if (name := tensor.name) not in parts
+    )
 
 
 def _tensor(

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantcli.errors import DataError, UsageError, listed, printable
 from quantcli.stores import foreign, places
+from quantcli.stores.compact import Joined
 from quantcli.stores.files import InputFile
+from quantcli.stores.homes import Homes, from_index
 from quantcli.stores.places import leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.stores.source import HeaderDocument, Source
-from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -51,23 +52,6 @@ class _Name(NamedTuple):
 
     stem: str
     variant: str
-
-
-def _shard_name(name: object, index: str) -> str:
-    if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\0]", name):
-        raise DataError(
-            f"shard name {printable(repr(name), 120)} is not a plain file name in its folder", place=[index]
-        )
-    return name
-
-
-def _from_index(index: str) -> dict[str, str]:
-    """The weight map of an index: tensor name -> shard file."""
-    document = strict_json(read_small(index, 100_000_000), index)
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise DataError("it has no weight_map of tensor names to shard files", place=[index])
-    return {tensor: _shard_name(shard, index) for tensor, shard in weight_map.items()}
 
 
 def _listed(folder: str, extension: str | tuple[str, ...]) -> list[str]:
@@ -265,26 +249,20 @@ class Checkpoint(Source):
         else:
             self.folder, index = os.path.dirname(path) or ".", path
         self.index = index
-        weight_map = _from_index(index) if index else None
-        names = sorted(set(weight_map.values())) if weight_map else _without_index(self.folder, variant)
+        listed = from_index(index) if index else None
+        names = sorted(listed.shards) if listed else _without_index(self.folder, variant)
         self.aside = self._others(names)
         self._shards: dict[str, Source] = {}
-        self._home: dict[str, Source] = {}
+        self._home = Homes(listed)
         paths = [os.path.join(self.folder, name) for name in names]
         for name, path_of in zip(names, paths):
             if not places.exists(path_of):
                 raise DataError("no such file, though the index names it", place=[index, name])
         for name, shard in zip(names, places.each(_opened, paths)):
             self._shards[name] = shard
-            for info in shard.infos():
-                if info.name in self._home:
-                    raise DataError(
-                        f"it is in two shards, {os.path.basename(self._home[info.name].path)} and {name}",
-                        place=[path, printable(info.name)],
-                    )
-                self._home[info.name] = shard
-        if weight_map is not None:
-            self._check(weight_map)
+            self._home.add(name, shard, path)
+        if listed is not None:
+            self._check()
         for before, after in pairwise(file for shard in self._shards.values() for file in shard.inputs()):
             before.precedes(after)
         self.kind = next(iter(self._shards.values())).kind
@@ -307,19 +285,15 @@ class Checkpoint(Source):
         ours = {*names, os.path.basename(self.index)}
         return {name: copies.get(name, unlisted) for name in found if name not in ours}
 
-    def _check(self, weight_map: dict[str, str]) -> None:
-        missing = []
-        for tensor, shard in weight_map.items():
-            home = self._home.get(tensor)
-            if home is None or os.path.basename(home.path) != shard:
-                missing.append((tensor, shard))
+    def _check(self) -> None:
+        missing = self._home.missing()
         if missing:
-            tensor, shard = missing[0]
+            shard = missing[0][1]
             raise DataError(
                 f"the index puts it in {printable(shard)}, which does not hold it{_more([t for t, _ in missing])}",
-                place=[self.index, printable(tensor)],
+                place=[self.index, printable(missing[0][0])],
             )
-        unlisted = [name for name in self._home if name not in weight_map]
+        unlisted = self._home.unlisted()
         if unlisted:
             raise DataError(
                 f"it is in a shard, but the index does not list it{_more(unlisted)}",
@@ -341,16 +315,19 @@ class Checkpoint(Source):
         return [document for shard in self.shards.values() for document in shard.documents]
 
     def infos(self) -> Sequence[TensorInfo]:
-        return [info for shard in self.shards.values() for info in shard.infos()]
+        return Joined([shard.infos() for shard in self.shards.values()])
+
+    def named(self) -> Mapping[str, TensorInfo]:
+        return self._home
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
-        self._home[name].read(name, start, buffer)
+        self._home.shard(name).read(name, start, buffer)
 
     def release(self, name: str) -> None:
-        self._home[name].release(name)
+        self._home.shard(name).release(name)
 
     def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
-        self._home[name].read_runs(name, start, step, runs)
+        self._home.shard(name).read_runs(name, start, step, runs)
 
     def files(self) -> Sequence[InputFile]:
         return [file for shard in self.shards.values() for file in shard.files()]

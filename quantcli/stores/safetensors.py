@@ -14,12 +14,12 @@ from itertools import islice
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING
 
-from quantcli import memory
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError
 from quantcli.stores import foreign, safetensors_check, seal
+from quantcli.stores.compact import ByName, Tensors
 from quantcli.stores.files import InputFile
-from quantcli.stores.safetensors_header import METADATA, Entry, parsed
+from quantcli.stores.safetensors_header import METADATA, check_memory, parsed
 from quantcli.stores.source import HeaderDocument, Source
 from quantcli.tensors.info import Endings, Kind, TensorInfo, alone
 
@@ -31,23 +31,9 @@ HEADER_LIMIT = 100_000_000
 _AT_ONCE, _PIECE = 1024, 1 << 20
 """Tensors whose entries in a header are made at a time, and characters of metadata."""
 
-_LARGE, _TAKEN = 1 << 24, 12
-"""Bytes of a header from which on its memory is checked, and how many are taken for each: a header of 85 MB, of a
-million tensors, took 931 MiB."""
 
-
-def _check_memory(length: int, place: str) -> None:
-    """Raise DataError for a header that is too large for this machine: Python would end without a word, or be ended."""
-    free = memory.available() if length > _LARGE else None
-    if free is not None and length * _TAKEN > free:
-        problem = (
-            f"its header of {length} bytes takes {length * _TAKEN >> 20} MiB to read, {free >> 20} MiB are available"
-        )
-        raise DataError(problem, place=[place], hint="read it where there is more memory, or split the file")
-
-
-def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
-    """Metadata, entries in file order and the header itself. Raises DataError with the place of the problem."""
+def parse_header(file: InputFile) -> tuple[dict[str, str], Tensors, int]:
+    """Metadata, tensors in file order and the bytes before them. Raises DataError with the place of the problem."""
     place = f"{file.path}"
     if file.size < 8:
         raise DataError(f"a file of {file.size} bytes is not a safetensors file", place=[place])
@@ -59,15 +45,11 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
     if length > HEADER_LIMIT or 8 + length > file.size:
         whole = "" if file.once else f" of a file of {file.size}"
         raise DataError(f"not a safetensors file, or cut short: its header claims {length} bytes{whole}", place=[place])
-    _check_memory(length, place)
-    text = file.read(8, length)
-    if not text.startswith(b"{"):
-        raise DataError("not a safetensors file: its header does not start with '{'", place=[place])
-    metadata, entries = parsed(text, place)
-    file.expect(8 + length + (entries[-1].begin + entries[-1].info.nbytes if entries else 0))
-    if not entries:
+    metadata, tensors = parsed(lambda at, size: file.read(8 + at, size), length, place)
+    file.expect(8 + length + tensors.end)
+    if not tensors:
         raise DataError("the file holds no tensors", place=[place])
-    return metadata, entries, start[:8] + text
+    return metadata, tensors, 8 + length
 
 
 class SafetensorsFile(Source):
@@ -78,14 +60,14 @@ class SafetensorsFile(Source):
     def __init__(self, file: InputFile) -> None:
         self.path, self.file = file.path, file
         try:
-            self.metadata, entries, header = parse_header(self.file)
-            self.data = len(header)
-            self._seal = seal.holds(header) if "quantcli" in self.metadata else None
+            self.metadata, self._tensors, self.data = parse_header(self.file)
+            if "quantcli" in self.metadata:
+                check_memory(self.data, self.path)
+            self._seal = seal.holds(self.file.read(0, self.data)) if "quantcli" in self.metadata else None
             self.file.passed(0, self.data)
         except BaseException:
             self.file.close()
             raise
-        self._infos, self._begins = [e.info for e in entries], {e.info.name: e.begin for e in entries}
 
     @property
     def documents(self) -> list[HeaderDocument]:
@@ -95,13 +77,16 @@ class SafetensorsFile(Source):
         return [HeaderDocument(self.metadata["quantcli"], self.infos(), self._seal)]
 
     def infos(self) -> Sequence[TensorInfo]:
-        return self._infos
+        return self._tensors
+
+    def named(self) -> Mapping[str, TensorInfo]:
+        return ByName(self._tensors)
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
-        self.file.read_into(self.data + self._begins[name] + start, buffer)
+        self.file.read_into(self.data + self._tensors.begin(name) + start, buffer)
 
     def read_each(self, names: Sequence[str], buffer: memoryview) -> None:
-        starts, first = [self._begins[name] for name in names], 0
+        starts, first = [self._tensors.begin(name) for name in names], 0
         size = len(buffer) // max(len(names), 1)
         for at in range(1, len(names) + 1):  # tensors that lie beside each other in one go
             if at == len(names) or starts[at] != starts[first] + (at - first) * size:
@@ -109,10 +94,10 @@ class SafetensorsFile(Source):
                 first = at
 
     def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
-        self.file.read_runs(self.data + self._begins[name] + start, step, [run.data for run in runs])
+        self.file.read_runs(self.data + self._tensors.begin(name) + start, step, [run.data for run in runs])
 
     def passed(self, name: str, start: int, size: int) -> None:
-        self.file.passed(self.data + self._begins[name] + start, size)
+        self.file.passed(self.data + self._tensors.begin(name) + start, size)
 
     def files(self) -> Sequence[InputFile]:
         return [self.file]

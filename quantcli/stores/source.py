@@ -106,6 +106,10 @@ class Source(Protocol):
     def infos(self) -> Sequence[TensorInfo]:
         """Every tensor, in file order."""
 
+    def named(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name, in file order."""
+        return {info.name: info for info in self.infos()}
+
     def stored_bytes(self) -> Sequence[int]:
         """Bytes that every tensor takes in the files, in order of `infos`."""
         return [info.nbytes for info in self.infos()]

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from random import Random
+from typing import cast
+from unittest import mock
 
 import numpy as np
 import pytest
+import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 from making import NUMPY_OF
 
 from quantcli import memory
 from quantcli.errors import DataError
+from quantcli.stores import text as stores_text
+from quantcli.stores.compact import Names
 from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors import SafetensorsFile, lay_out
 from quantcli.stores.safetensors_header import METADATA, parsed
@@ -135,33 +141,97 @@ def test_a_header_that_no_longer_matches_its_own_digest(tmp_path: Path) -> None:
     source.close()
 
 
+def read_whole(text: bytes) -> object:
+    """Metadata, tensors and their places in the header with this text, or what is wrong with it."""
+    try:
+        metadata, tensors = parsed(lambda at, size: text[at : at + size], len(text), "a")
+    except DataError as error:
+        return str(error)
+    return metadata, list(tensors), [begin for _, begin in tensors.kinds()]
+
+
+NAMES = st.text(max_size=8) | st.sampled_from(["a", "b", "\N{LATIN SMALL LETTER E WITH ACUTE}", "\U0001f600", METADATA])
+
+
 @given(
-    st.dictionaries(st.text(max_size=8), st.integers(0, 3), min_size=1, max_size=6),
+    st.dictionaries(NAMES, st.integers(0, 3), min_size=1, max_size=6),
     st.dictionaries(st.text(max_size=5), st.text(max_size=12), max_size=3),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([1, 2, 3, 7, 64, 1 << 20]),
+    st.randoms(use_true_random=False),
 )
 def test_headers_as_libraries_write_them_are_read_as_json_is(
-    sizes: dict[str, int], metadata: dict[str, str], compact: bool, escaped: bool
+    sizes: dict[str, int], metadata: dict[str, str], compact: bool, escaped: bool, piece: int, random: Random
 ) -> None:
-    """They are walked through entry by entry. A line more at the end, and all of it is read as JSON."""
+    """They are read in pieces and walked through entry by entry, wherever a piece ends and whatever the order of the
+    entries. With a line end behind it, all of a header is read as JSON."""
     header, at = dict[str, object](), 0
     for name, size in sizes.items():
         header[name] = {"dtype": "F32", "shape": [size, 2], "data_offsets": [at, at := at + 8 * size]}
     header.pop(METADATA, None)
-    header = {METADATA: metadata, **header} if metadata else header
+    entries = list(header.items())
+    random.shuffle(entries)
+    header = {METADATA: metadata, **dict(entries)} if metadata else dict(entries)
     separators = (",", ":") if compact else (", ", ": ")
     try:
         text = json.dumps(header, ensure_ascii=escaped, separators=separators).encode()
     except UnicodeError:
         return
-    found = list[object]()
-    for raw in (text, text + b"   ", text + b"\n"):
-        try:
-            found.append(parsed(raw, "a"))
-        except DataError as error:
-            found.append(str(error))
-    assert found[0] == found[1] == found[2]
+    with mock.patch.object(stores_text, "PIECE", piece):
+        usual, padded = read_whole(text), read_whole(text + b" " * 5)
+    assert usual == padded == read_whole(text + b"\n")
+
+
+@given(
+    st.lists(st.sampled_from([
+        '"', "{", "}", "[", "]", ",", ":", " ", "0", "1", "4", "8", "-1", "1e2", "NaN", "00", "\n", "\x7f", "\xe9",
+        "\\", "\\u00e9", "\\ud83d", "\\ude00", '"a"', '"b"', '"dtype"', '"F32"', '"shape"', '"data_offsets"',
+        '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}', '"b":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}',
+        '"a":{"dtype":"U8","shape":[6],"data_offsets":[0,6]}', '"__metadata__":{"a":"b"}', "99999999999999999999",
+    ]), max_size=8).map("".join), st.sampled_from([1, 5, 1 << 20]), st.booleans(),
+)  # fmt: skip
+def test_what_is_accepted_is_json_and_says_the_same(middle: str, piece: int, latin: bool) -> None:
+    """Whatever stands in a header: when it is accepted, the libraries for JSON and for safetensors find the same
+    tensors in it, each key once, and their bytes one after another."""
+    text = f"{{{middle}}}".encode("latin-1" if latin else "utf-8")
+    with mock.patch.object(stores_text, "PIECE", piece):
+        found = read_whole(text)
+    assert found == read_whole(text)
+    if isinstance(found, str):
+        return
+    metadata, tensors, begins = cast("tuple[dict[str, str], list[TensorInfo], list[int]]", found)
+    pairs = json.loads(text.decode("utf-8"), object_pairs_hook=list)
+    assert len({key for key, _ in pairs}) == len(pairs)
+    wanted = {key: dict(value) for key, value in pairs}
+    assert metadata == wanted.pop(METADATA, {})
+    assert {i.name: (i.dtype, list(i.shape), [at, at + i.nbytes]) for i, at in zip(tensors, begins)} == {
+        name: (entry["dtype"], entry["shape"], entry["data_offsets"]) for name, entry in wanted.items()
+    }
+    assert begins == [sum(i.nbytes for i in tensors[:n]) for n in range(len(tensors))]
+    data = bytes(range(sum(i.nbytes for i in tensors)))
+    read = dict(safetensors.deserialize(len(text).to_bytes(8, "little") + text + data))
+    assert {n: (t["shape"], bytes(t["data"])) for n, t in read.items()} == {
+        i.name: (list(i.shape), data[at : at + i.nbytes]) for i, at in zip(tensors, begins)
+    }
+
+
+@given(st.lists(st.text(max_size=3), max_size=300), st.lists(st.text(max_size=3), max_size=20))
+def test_a_table_of_names(names: list[str], others: list[str]) -> None:
+    """It holds what a list without repetitions holds, and finds what a dict finds."""
+    table, known = Names(), dict[str, int]()
+    for name in names:
+        assert table.add(name) == (name not in known)
+        known.setdefault(name, len(known))
+    assert list(table) == list(known) and [table[i] for i in range(len(table))] == table[:] == list(known)
+    assert [table.find(name) for name in [*names, *others]] == [known.get(name, -1) for name in [*names, *others]]
+    assert all((name in table) == (name in known) for name in others)
+
+
+def test_places_that_no_file_has(tmp_path: Path) -> None:
+    """Offsets beyond 64 bits are refused as any hole is, not by an error of Python."""
+    text = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [1 << 70, (1 << 70) + 1]}}).encode()
+    assert read_whole(text) == "a: a: its data leaves a hole before it"
 
 
 def test_a_header_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

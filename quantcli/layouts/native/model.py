@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor, p
 from quantcli.notebook import table
 from quantcli.scales import Store
 from quantcli.stores import Source, open_source
+from quantcli.stores.compact import InOrder
 from quantcli.tensors import digits, packing
 from quantcli.tensors.api import QuantizedTensor
 from quantcli.tensors.blocks import by_rows
@@ -247,6 +248,33 @@ class Tensor:
         return QuantizedTensor(self.stored.info, scheme, plan, self.params(whole), self.packed(whole))
 
 
+class _Plain(Mapping[str, Tensor]):
+    """The tensors of a source that quantcli did not write, each of which is made when it is asked for: those of a
+    million small tensors take 250 MiB."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._infos = source, source.named()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensor(self._infos[name])
+
+    def _tensor(self, info: TensorInfo) -> Tensor:
+        return Tensor(self._source, StoredKept(info=info, reason=""))
+
+    def values(self) -> InOrder[Tensor]:
+        """The tensors in order."""
+        return InOrder(self, lambda: map(self._tensor, self._infos.values()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+
 class Model(Mapping[str, Tensor]):
     """The tensors of a file by their original names. Use it in a `with` statement, or close it."""
 
@@ -255,6 +283,7 @@ class Model(Mapping[str, Tensor]):
         self.documents: list[Document] = []
         covered: set[str] = set()
         stored: list[StoredTensor] = []
+        self._tensors: Mapping[str, Tensor] = _Plain(source)
         for header in source.documents:
             try:
                 found = parse(*header)
@@ -263,10 +292,9 @@ class Model(Mapping[str, Tensor]):
             self.documents.append(found)
             stored.extend(found.tensors)
             covered.update(info.name for info in header.infos)
-        for info in source.infos():
-            if info.name not in covered:
-                stored.append(StoredKept(info=info, reason=""))
-        self._tensors = {s.info.name: Tensor(source, s) for s in stored}
+        if self.documents:
+            stored += [StoredKept(info=info, reason="") for info in source.infos() if info.name not in covered]
+            self._tensors = {s.info.name: Tensor(source, s) for s in stored}
 
     def __repr__(self) -> str:
         quantized = sum(tensor.scheme is not None for tensor in self.values())
@@ -277,6 +305,13 @@ class Model(Mapping[str, Tensor]):
             ("tensor", "shape", "dtype", "scheme"),
             ((name, t.shape, t.dtype, t.scheme.name if t.scheme else "") for name, t in self.items()),
         )
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Name, dtype and shape of each, as it was before quantcli quantized it."""
+        if not self.documents:
+            return self.source.named()
+        return {name: tensor.stored.info for name, tensor in self.items()}
 
     @property
     def is_quantized(self) -> bool:
@@ -295,6 +330,10 @@ class Model(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
+
+    def values(self) -> ValuesView[Tensor]:
+        """The tensors in order."""
+        return self._tensors.values()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

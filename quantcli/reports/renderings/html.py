@@ -370,7 +370,7 @@ def _part(part: Part) -> str:
             f'<th scope="row">{breakable(cells[0])}</th>',
             *(cell(escaped(text, NAME), numeric=c.right) for text, c in zip(cells[1:], part.columns[1:])),
         )
-        for cells in part.rows
+        for cells in part.all_rows()
     ]
     return box("tensors", columns, rows)
 

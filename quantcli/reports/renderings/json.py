@@ -11,7 +11,7 @@ from functools import lru_cache
 from json import JSONEncoder
 from typing import Any, TextIO
 
-from quantcli.reports.documents import Display, Document, Outlined, plain
+from quantcli.reports.documents import Display, Document, Each, Outlined, plain
 from quantcli.reports.renderings import Rendering
 
 
@@ -35,14 +35,14 @@ def _write(values: Any, stream: TextIO) -> None:
 def _parts(value: Any, line: str) -> Iterator[str]:
     """The text of a value, indented by one space a level; items of maps and lists are made one by one. line: the end of
     a line, and how far the next one is indented."""
-    if isinstance(value, (dict, list, tuple)) and value:
+    if isinstance(value, (dict, list, tuple, Each)) and value:
         inner, named = f"{line} ", isinstance(value, dict)
         begin, end = "{}" if named else "[]"
         items: Iterable[tuple[str, Any]] = value.items() if isinstance(value, dict) else (("", one) for one in value)
         for key, one in items:
             yield f"{begin}{inner}{_flat({key: None}, line)[:-4] if named else ''}"
             begin = ","
-            yield from _parts(one, inner) if isinstance(one, (dict, list, tuple)) else [_whole(plain(one), inner)]
+            yield from _parts(one, inner) if isinstance(one, (dict, list, tuple, Each)) else [_whole(plain(one), inner)]
         yield f"{line}{end}"
     else:
         yield _whole(plain(value), line)

@@ -126,7 +126,7 @@ def _parts(document: Readable, stream: TextIO, display: Display) -> None:
         elif not isinstance(part, Plot):
             head = "| " + " | ".join(text(c.title) for c in part.columns) + " |"
             rule = "| " + " | ".join("---:" if c.right else "---" for c in part.columns) + " |"
-            rows = ["| " + " | ".join([code(r[0]), *map(text, r[1:])]) + " |" for r in part.rows]
+            rows = ["| " + " | ".join([code(r[0]), *map(text, r[1:])]) + " |" for r in part.all_rows()]
             blocks.append(_fitting([head, rule, *rows], ROOM - sum(map(len, blocks)) - 400, "rows"))
     stream.write("\n\n".join(blocks) + "\n")
 

@@ -1,0 +1,223 @@
+"""Tables of names, and of tensors, that take a few bytes for each beside its name: files may hold a million."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from itertools import accumulate, chain
+from typing import TypeVar, overload
+
+from quantcli.tensors.info import Kind, TensorInfo
+
+T = TypeVar("T")
+
+_LAST = (1 << 63) - 1
+"""The last place in a file that there can be. What a damaged file has beyond it begins there."""
+
+
+class Names(Sequence[str]):
+    """Names in order, each once: their UTF-8 one after another, and numbers of 4 and 8 bytes. As texts in a dict they
+    take 150 bytes more for each."""
+
+    __slots__ = ("_ends", "_slots", "_text")
+
+    def __init__(self) -> None:
+        self._text, self._ends = bytearray(), array("Q", [0])
+        self._slots = array("I", bytes(4 * 64))  # numbers, from 1 on, at the hash of their names or behind it
+
+    def add(self, name: str) -> bool:
+        """Add a name at the end; whether it is a new one."""
+        at = self._at(name)
+        if self._slots[at]:
+            return False
+        self._text += name.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._text))
+        self._slots[at] = len(self)
+        if 2 * len(self) > len(self._slots):
+            self._grow()
+        return True
+
+    def find(self, name: str) -> int:
+        """The number of a name; -1 where it is none of these."""
+        return self._slots[self._at(name)] - 1
+
+    def _at(self, name: str) -> int:
+        """The slot of a name: the one with its number, or an empty one."""
+        raw, slots, ends = name.encode("utf-8", "surrogatepass"), self._slots, self._ends
+        last, size = len(slots) - 1, len(raw)
+        at = hash(name) & last
+        while number := slots[at]:
+            begin = ends[number - 1]
+            if ends[number] - begin == size and self._text.startswith(raw, begin):
+                break
+            at = (at + 1) & last
+        return at
+
+    def _grow(self) -> None:
+        slots = array("I", bytes(8 * len(self._slots)))
+        last = len(slots) - 1
+        for number, name in enumerate(self, 1):
+            at = hash(name) & last
+            while slots[at]:
+                at = (at + 1) & last
+            slots[at] = number
+        self._slots = slots
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        at = range(len(self))[number]
+        return self._text[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        text, begin = self._text, 0
+        for number in range(1, len(self._ends)):
+            end = self._ends[number]
+            yield text[begin:end].decode("utf-8", "surrogatepass")
+            begin = end
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.find(name) >= 0
+
+
+class Tensors(Sequence[TensorInfo]):
+    """Tensors in order, each of another name, and where each begins. What describes one is made when it is asked for;
+    dtype and shape are shared by all that have the same."""
+
+    __slots__ = ("_begins", "_kinds", "_known", "_numbers", "names")
+
+    def __init__(self) -> None:
+        self.names, self._begins, self._kinds = Names(), array("q"), array("I")
+        self._known, self._numbers = list[Kind](), dict[Kind, int]()
+
+    def add(self, name: str, kind: Kind, begin: int) -> bool:
+        """Add a tensor at the end; whether its name is a new one."""
+        if not self.names.add(name):
+            return False
+        number = self._numbers.get(kind)
+        if number is None:
+            number = self._numbers[kind] = len(self._known)
+            self._known.append(kind)
+        self._kinds.append(number)
+        self._begins.append(min(begin, _LAST))
+        return True
+
+    @property
+    def end(self) -> int:
+        """Where the last one ends; 0 where there is none."""
+        return self._begins[-1] + self[-1].nbytes if self else 0
+
+    def find(self, name: str) -> TensorInfo | None:
+        """A tensor by its name; None where there is none."""
+        number = self.names.find(name)
+        return None if number < 0 else TensorInfo(name, *self._known[self._kinds[number]])
+
+    def begin(self, name: str) -> int:
+        """Where a tensor begins. Raises KeyError where there is none of this name."""
+        number = self.names.find(name)
+        if number < 0:
+            raise KeyError(name)
+        return self._begins[number]
+
+    def kinds(self) -> Iterator[tuple[Kind, int]]:
+        """Dtype and shape of each tensor, and where it begins."""
+        return ((self._known[kind], begin) for kind, begin in zip(self._kinds, self._begins))
+
+    def by_place(self) -> Tensors:
+        """The same tensors in the order in which they begin and end."""
+        sizes = [TensorInfo("", *kind).nbytes for kind in self._known]
+        keys = [(begin, begin + sizes[kind]) for kind, begin in zip(self._kinds, self._begins)]
+        found = Tensors()
+        for number in sorted(range(len(self)), key=keys.__getitem__):
+            found.add(self.names[number], self._known[self._kinds[number]], self._begins[number])
+        return found
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    @overload
+    def __getitem__(self, number: int) -> TensorInfo: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[TensorInfo]: ...
+    def __getitem__(self, number: int | slice) -> TensorInfo | list[TensorInfo]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        return TensorInfo(self.names[number], *self._known[self._kinds[number]])
+
+    def __iter__(self) -> Iterator[TensorInfo]:
+        return (TensorInfo(name, *self._known[kind]) for name, kind in zip(self.names, self._kinds))
+
+
+class Joined(Sequence[TensorInfo]):
+    """Tensors of several files, one after another."""
+
+    __slots__ = ("_parts", "_starts")
+
+    def __init__(self, parts: Sequence[Sequence[TensorInfo]]) -> None:
+        self._parts, self._starts = parts, [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, number: int) -> TensorInfo: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[TensorInfo]: ...
+    def __getitem__(self, number: int | slice) -> TensorInfo | list[TensorInfo]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        at = range(len(self))[number]
+        part = bisect_right(self._starts, at) - 1
+        return self._parts[part][at - self._starts[part]]
+
+    def __iter__(self) -> Iterator[TensorInfo]:
+        return chain.from_iterable(self._parts)
+
+
+class InOrder(ValuesView[T]):
+    """The values of a map in its order, none of which is looked up by its name. items: makes them."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, named: Mapping[str, T], items: Callable[[], Iterator[T]]) -> None:
+        super().__init__(named)
+        self._items = items
+
+    def __iter__(self) -> Iterator[T]:
+        return self._items()
+
+
+class ByName(Mapping[str, TensorInfo]):
+    """Tensors by their names."""
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+
+    def values(self) -> InOrder[TensorInfo]:
+        """The tensors in order."""
+        return InOrder(self, self._tensors.__iter__)
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        found = self._tensors.find(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors.names)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
