@@ -60,7 +60,7 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         # A digest of every part took 0.35 s of the 2.3 for 1 GB. Over https the connection has one of its own, and over
-        # http nobody vouches for what is read either; files hold digests of their tensors, which verify compares.
+        # http nobody vouches for what is read either; verify --source makes every code again.
         s3={"payload_signing_enabled": False},
         **settings,
     )
