@@ -11,13 +11,15 @@ import logging
 import platform
 import re
 import signal
+import threading
 import warnings
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError as Cancelled
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
+from concurrent.futures import TimeoutError as Late
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from quantcli import __version__
 from quantcli.errors import QuantcliError, UsageError, listed, printable
@@ -26,6 +28,8 @@ from quantcli.passes.batches import Crew
 
 if TYPE_CHECKING:
     from distributed import Client
+
+T = TypeVar("T")
 
 OPTION = "--dask"
 
@@ -156,10 +160,12 @@ def _connected(stack: contextlib.ExitStack, address: str) -> Client:
     place, hint = [f"{OPTION} {printable(address, 200)}"], "name one such as tcp://host:8786, or local:4"
     if address.startswith("local:"):
         raise UsageError("not a number of workers from 1 to 999", place=place, hint=hint)
+
+    def connected() -> Client:
+        return Client(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
+
     try:
-        client: Client = stack.enter_context(
-            Client(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
-        )
+        client: Client = stack.enter_context(_within(PATIENCE + 5, connected))
     except ValueError as error:
         raise UsageError(f"not an address of a scheduler: {_line(error)}", place=place, hint=hint) from None
     except OSError:
@@ -169,6 +175,24 @@ def _connected(stack: contextlib.ExitStack, address: str) -> Client:
     except OSError:
         raise QuantcliError("the scheduler has no workers", place=place, hint="start some with dask worker") from None
     return client
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """What a call returns. Raises OSError where it takes longer: where something else than a scheduler answers, Dask
+    waits without end, whatever time it is given."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return done.result(seconds)
+    except Late:
+        raise OSError("no answer") from None
 
 
 def _everywhere(client: Client, function: Callable[[], Any]) -> Mapping[str, Any]:

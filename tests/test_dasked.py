@@ -247,6 +247,17 @@ def test_addresses_and_options(models: tuple[Path, Path], monkeypatch: pytest.Mo
     assert "workers cannot read standard input" in one_line(run("quantize", "-", "-o", "out.safetensors", *local), 2)
 
 
+def test_an_address_at_which_something_else_answers(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A web server takes the connection and answers in words that Dask reads as the length of a message."""
+    monkeypatch.setattr(dasked, "PATIENCE", 1)
+    with serving(tmp_path) as served:
+        address = served.url.replace("http", "tcp")
+        said = one_line(run("compare", *models, "--dask", address), 2)
+    assert said == f"--dask {address}: no scheduler of Dask answers; start one with dask scheduler"
+
+
 def test_the_extra_is_missing(models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     told = one_line(run("compare", *models, "--dask", "local:1"), 2)

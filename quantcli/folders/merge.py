@@ -39,6 +39,9 @@ def complete(path: str) -> list[Share]:
     """All parts of an output. path: its real path. Raises DataError where parts are missing."""
     known = parts.found(path)
     if not known:
+        if places.exists(path):
+            problem, hint = "there are no parts of it, and the output is there", "nothing is left to be merged"
+            raise DataError(problem, place=[path], hint=hint)
         problem = "no part of it is complete"
         raise DataError(problem, place=[path], hint="run quantcli quantize ... --part 1/N and the others first")
     counts = sorted({share.count for share in known})

@@ -126,7 +126,8 @@ def _of_scheduler(count: int | None, variables: Mapping[str, str]) -> Share:
         raise _wrong(f"{told} parts are asked for, and Slurm's array has {own}", "make it as long, or write auto")
     total = own or told
     if total is None:
-        raise _wrong("Kubernetes does not tell how many parts there are", f"write auto/16, or set {COUNT}")
+        who = "Slurm" if slurm else "Kubernetes"
+        raise _wrong(f"{who} does not tell how many parts there are", f"write auto/16, or set {COUNT}")
     return Share(number, total)
 
 

@@ -129,7 +129,7 @@ def to_write(path: str) -> str:
 def name(path: str) -> str:
     """The last step of a path; of a web address without what comes behind the name of the file."""
     if path.startswith(("http://", "https://")):
-        from quantcli.stores.remote.http import name_of
+        from quantcli.stores.remote.addresses import name_of
 
         return name_of(path)
     return os.path.basename(path)

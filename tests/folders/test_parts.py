@@ -360,6 +360,9 @@ def test_merging_refuses(source: Path) -> None:
     assert "no part has written it" in refused()
     finished.write_text(made)
     assert run("merge", "w4", "-q").code == 0
+    assert "there are no parts of it, and the output is there; nothing is left to be merged" in one_line(
+        run("merge", "w4"), 1
+    )
     assert "the output exists" in one_line(run("quantize", source, "-o", "w4", "--part", "1/3"), 2)
 
 
@@ -430,6 +433,7 @@ def test_an_indexed_job_of_kubernetes() -> None:
         ("auto/2", {"JOB_COMPLETION_INDEX": "3"}, "there is no part 4 of 2"),
         ("auto/3", {"JOB_COMPLETION_INDEX": "1", "QUANTCLI_PARTS": "4"}, "4 parts by QUANTCLI_PARTS, 3 by the option"),
         ("auto", {"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX is 'x', not a whole number"),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "1"}, "Slurm does not tell how many parts there are; write auto/16"),
         ("auto", {"JOB_COMPLETION_INDEX": "1", **slurm(1, 1, 4)}, "both SLURM_ARRAY_TASK_ID and JOB_COMPLETION_INDEX"),
         ("auto/3", slurm(1, 1, 4), "3 parts are asked for, and Slurm's array has 4"),
         ("auto", {**slurm(3, 3, 7), "SLURM_ARRAY_TASK_COUNT": "2"}, "SLURM_ARRAY_TASK_COUNT is 2, but 3 to 7"),

@@ -20,15 +20,23 @@ URL = "s3://models/.w4.quantcli-partial/lock"
 
 @dataclass
 class Bucket:
-    """Small objects with conditions, as S3 has them. failing: requests that get no answer from now on."""
+    """Small objects with conditions, as S3 has them. failing: requests that get no answer from now on; losing: those
+    that take place, and whose answers are lost."""
 
     held: dict[str, tuple[bytes, str, float]] = field(default_factory=dict)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     failing: int = 0
+    losing: int = 0
     puts: int = 0
     turn: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, url: str, content: bytes, *, create: bool = False, match: str | None = None) -> str:
+        if self.losing:
+            self.losing -= 1
+            self._put(url, content, create=create, match=match)  # and again, as botocore does
+        return self._put(url, content, create=create, match=match)
+
+    def _put(self, url: str, content: bytes, *, create: bool, match: str | None) -> str:
         with self.turn:
             self.puts += 1
             if self.failing:
@@ -123,4 +131,24 @@ def test_of_two_that_take_over_one_gets_it(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(bucket, "get", ended)
     Lock(URL, "s3://models/w4", bucket).end()
+    assert bucket.held == {}
+
+
+def test_answers_that_are_lost_do_not_make_the_lock_another_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is made again finds the lock that its first try has written: when it is taken, when it is taken
+    over, and when it is renewed."""
+    bucket = Bucket(losing=1)
+    first = Lock(URL, "s3://models/w4", bucket)
+    first.check()
+    first.end()
+    bucket.put(URL, b"left by a dead run")
+    monkeypatch.setattr(lock, "DEAD", -1.0)
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    bucket.losing = 1
+    second = Lock(URL, "s3://models/w4", bucket)
+    second.check()
+    bucket.losing, before = 1, bucket.puts
+    until(lambda: bucket.puts > before + 4)
+    second.check()
+    second.end()
     assert bucket.held == {}

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ import pytest
 from checkpoints import contents, made
 from hypothesis import given
 from hypothesis import strategies as st
-from making import command, environment, one_line, run, save
-from remote_parts import COMMIT, OLD, Hub, Served, s3_server, serving
+from making import command, environment, one_line, run, run_process, save
+from remote_parts import COMMIT, OLD, Hub, Served, answering, s3_server, serving
 from strategies import gaussian
 
 import quantcli
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.stores import places
-from quantcli.stores.remote import reading
+from quantcli.stores.remote import addresses, reading
 
 _numbers = count()
 
@@ -316,6 +317,13 @@ def test_a_signature_is_sent_and_never_shown(model: Path, tmp_path: Path) -> Non
         ("http://[::1/a.safetensors", "not a valid URL"),
         ("https:///a.safetensors", "not a valid URL"),
         ("ftp://host/a.safetensors?secret", "no kind of URL that is read"),
+        (
+            "https://huggingface.co/org/model",
+            "this is a page of the hub, and not a file; name the model as hf://org/mo",
+        ),
+        ("https://huggingface.co/org/model/blob/main/a.gguf", "not a file; name the model as hf://org/model"),
+        ("hf://datasets/org/model", "only repositories of models are read and written"),
+        ("s3://bucket/a//b", "two slashes in a row are not supported in buckets; leave one out"),
     ],
 )
 def test_urls_that_are_refused(url: str, said: str) -> None:
@@ -335,10 +343,9 @@ def test_outputs_and_files_of_options_are_no_urls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("leads", ["http://host/a", "file:///etc/passwd", "https://me:pw@host/a", "https://h:port/"])
 def test_where_a_server_may_not_lead(leads: str) -> None:
-    http = pytest.importorskip("quantcli.stores.remote.http")
     with pytest.raises(QuantcliError, match="leads"):
-        http._led("https://host/model", leads)
-    assert http._led("https://host/a/model", "../b#c") == "https://host/b"
+        addresses.led("https://host/model", leads)
+    assert addresses.led("https://host/a/model", "../b#c") == "https://host/b"
 
 
 def test_a_proxy_with_a_password(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,6 +355,35 @@ def test_a_proxy_with_a_password(model: Path, monkeypatch: pytest.MonkeyPatch) -
         assert run("inspect", "http://model.invalid/model.safetensors").code == 0
         sent = served.headers[0]
     assert sent["Host"] == "model.invalid" and sent["Proxy-Authorization"] == "Basic bWU6c2UgY3JldA=="
+
+
+@pytest.mark.parametrize("proxy", ["http://[::1", "socks5://host:9", "http://host:port", "http://a..b:3"])
+def test_proxies_that_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    said = one_line(run("inspect", "http://model.invalid/model.safetensors"), 2)
+    assert said.startswith("http_proxy: not the address of a proxy; it has the form http://host:port")
+
+
+def test_a_proxy_that_does_not_answer_is_named_and_one_that_wants_a_password_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    said = one_line(run("inspect", "https://model.invalid/a.safetensors"), 1)
+    assert "the proxy 127.0.0.1:9: connection refused, after 3 tries" in said
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), _AskingForAPassword)) as url:
+        monkeypatch.setenv("https_proxy", url)
+        said = one_line(run("inspect", "https://model.invalid/a.safetensors"), 1)
+    assert "asks for a user and a password" in said and "tries" not in said
+
+
+class _AskingForAPassword(BaseHTTPRequestHandler):
+    def do_CONNECT(self) -> None:
+        self.send_error(407)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 # ---- faults -------------------------------------------------------------------------------------------------------
@@ -408,6 +444,62 @@ def test_a_server_that_is_not_there() -> None:
     assert "connection refused, after 3 tries" in said
 
 
+@pytest.mark.parametrize("name", ["a..b", "a" * 70 + ".com"], ids=["empty", "long"])
+def test_a_name_that_no_server_has(name: str) -> None:
+    assert "cannot be the name of a server" in one_line(run("inspect", f"http://{name}/model.safetensors"), 1)
+
+
+def test_a_server_that_does_not_speak_https(model: Path) -> None:
+    with serving(model.parent) as served:
+        said = one_line(run("inspect", served.url.replace("http", "https") + "/model.safetensors"), 1)
+    assert "does not speak https; is its address one of http://?" in said
+
+
+_LOGIN = b"\n<!DOCTYPE html>\n<html><body>Please log in</body></html>"
+_PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b" % (
+    len(_LOGIN),
+    _LOGIN,
+)
+
+
+def test_a_web_page_is_not_the_file_that_it_stands_for(tmp_path: Path) -> None:
+    """A server may answer 200 with a page to log in, for what it has and for what it does not have: neither is taken
+    for a file, and no page is copied as a tokenizer."""
+    folder = made(tmp_path / "model")
+    with serving(folder, fault=lambda number, path: _PAGE) as served:
+        for name in ("", "/model.safetensors", "/a.onnx", "/model.safetensors.index.json", "/model.gguf"):
+            said = one_line(run("inspect", served.url + name), 1)
+            assert f"{served.url}{name}: the server sends a web page instead of the file; a login may" in said
+    local = quantized(folder, tmp_path / "local")
+    with serving(folder, fault=lambda number, path: None if (folder / path[1:]).is_file() else _PAGE) as served:
+        found = quantized(served.url, tmp_path / "remote")
+    assert set(found) <= set(local) and not any(b"Please log in" in content for content in found.values())
+
+
+def test_a_server_that_leads_to_where_nothing_is_given(model: Path) -> None:
+    """Only a link that was good once may have expired: others are not asked for again."""
+
+    def fault(number: int, path: str) -> int | bytes:
+        return (
+            403 if path == "/elsewhere" else b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
+        )
+
+    with serving(model.parent, fault=fault) as served:
+        said = one_line(run("inspect", f"{served.url}/model.safetensors"), 1)
+        asked = [path for path, _ in served.log].count("/elsewhere")
+    assert "no access (403 Forbidden)" in said and asked <= 2
+
+
+def test_a_folder_that_is_a_whole_server_has_the_name_of_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with serving(made(tmp_path / "model")) as served:
+        assert run("quantize", served.url, "--bits", 4, "-q").code == 0
+    assert [path.name for path in here.iterdir()] == ["127.0.0.1-w4g128"]
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "model"}
+
+
 def test_a_server_without_ranges(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files are taken whole; of others the server is said to have none."""
     http = pytest.importorskip("quantcli.stores.remote.http")
@@ -426,7 +518,9 @@ def test_a_file_that_comes_in_chunks_or_compressed(model: Path, tmp_path: Path) 
         assert found == quantized(model, tmp_path / "b.safetensors")
         assert "0 bytes" in one_line(run("inspect", f"{served.url}/empty.safetensors"), 1)
     with serving(model.parent, coding="gzip") as served:
-        assert "compressed (gzip)" in one_line(run("inspect", f"{served.url}/model.safetensors"), 1)
+        assert "compressed (gzip); download the file, and name the copy" in one_line(
+            run("inspect", f"{served.url}/model.safetensors"), 1
+        )
 
 
 def test_a_side_file_that_cannot_be_had_is_not_left_out(tmp_path: Path) -> None:
@@ -493,6 +587,57 @@ def test_what_the_hub_does_not_have(hub: Served, url: str, said: str) -> None:
     assert hub.hub is not None
     ran = run("inspect", url.format(hub.hub.repo))
     assert said in one_line(ran, ran.code) and ran.code in (1, 2)
+
+
+def test_a_commit_is_read_by_a_process_that_has_asked_the_hub_for_nothing(hub: Served) -> None:
+    """Quote: "the commit pinned and recorded as provenance": the URL that reports name is read as it stands."""
+    assert hub.hub is not None
+    ran = run_process("inspect", f"hf://{hub.hub.repo}@{COMMIT}", HF_ENDPOINT=hub.url)
+    assert ran.code == 0 and ran.out.startswith(f"hf://{hub.hub.repo}@{COMMIT}: "), ran
+
+
+def test_a_repository_that_was_renamed_is_named_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    folder = made(tmp_path / "model")
+    leads = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n"
+
+    def fault(number: int, path: str) -> bytes | None:
+        return leads % path.replace("old/name", "new/name").encode() if "old/name" in path else None
+
+    with serving(folder, hub=Hub(repo="new/name"), fault=fault) as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        ran = run("inspect", "hf://old/name")
+    assert ran.out.startswith(f"hf://new/name@{COMMIT}: ")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "token", "said"),
+    [
+        ("host:8000", "", "HF_ENDPOINT is no address: host:8000; use https://host"),
+        ("http://127.0.0.1:9", "", "http://127.0.0.1:9 cannot be reached (ConnectError), after 3 tries"),
+        (None, "hf_\u00e9", "HF_TOKEN has characters that no token has; copy it once more"),
+        (None, "", "does not answer as a hub; a page to log in may be in the way; check HF_ENDPOINT"),
+    ],
+    ids=["no scheme", "nobody", "token", "page"],
+)
+def test_hubs_that_are_none(
+    hub: Served, monkeypatch: pytest.MonkeyPatch, endpoint: str | None, token: str, said: str
+) -> None:
+    assert hub.hub is not None
+    hub.fault = lambda number, path: _PAGE
+    if endpoint is not None:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setenv("HF_TOKEN", token)
+    ran = run("inspect", f"hf://{hub.hub.repo}")
+    assert said in one_line(ran, ran.code) and ran.code in (1, 2)
+
+
+def test_a_branch_with_a_slash(hub: Served) -> None:
+    assert hub.hub is not None
+    hub.hub.revisions["feature/x"] = OLD
+    said = one_line(run("inspect", f"hf://{hub.hub.repo}@feature/x"), 1)
+    assert "no such revision in this repository" in said and said.endswith("a slash in its name is written %2F")
+    assert f"@{OLD}: " in run("inspect", f"hf://{hub.hub.repo}@feature%2Fx").out
 
 
 def test_a_token_is_sent_to_the_hub_and_to_nobody_else(hub: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -639,18 +784,62 @@ def test_a_token_that_was_renewed_is_sent_and_one_that_expired_is_one_line(
     assert quantized(url, tmp_path / "out", "--resume") == local
 
 
-def test_keys_of_a_bucket_that_expire_midway(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def refusing(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], None]]:
+    """A bucket `web` that answers with a status and a code once the header of its file was read."""
     pytest.importorskip("obstore")
-    said = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
-    expired = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%b"
-    with serving(model.parent.parent, fault=_on(1, *[expired % (len(said), said)] * 9)) as served:
+    with serving(model.parent.parent) as served:
         for name, value in {"ENDPOINT_URL": served.url, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
             monkeypatch.setenv(f"AWS_{name}", value)
         monkeypatch.setenv("AWS_REGION", "us-east-1")
-        file = places.opened("s3://web/model.safetensors")
-        with pytest.raises(QuantcliError, match="the credentials have expired") as raised:
-            file.read(0, file.size)
-    assert raised.value.hint == "renew them and run again"
+
+        def begin(status: int, code: str) -> None:
+            said = f"<Error><Code>{code}</Code><Message>The provided token is no token.</Message></Error>".encode()
+            head = (
+                f"HTTP/1.1 {status} Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {len(said)}\r\n\r\n"
+            )
+            served.fault = _on(1, *[head.encode() + said] * 9)
+
+        yield begin
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said", "hint"),
+    [
+        (403, "ExpiredToken", "the credentials have expired", "renew them and run again"),
+        (400, "ExpiredToken", "the credentials have expired", "renew them and run again"),
+        (403, "RequestTimeTooSkewed", "the clock of this machine is wrong", "set it and run again"),
+        (
+            403,
+            "SignatureDoesNotMatch",
+            "the bucket does not know these credentials",
+            "check AWS_ACCESS_KEY_ID, AWS_SEC",
+        ),
+        (301, "PermanentRedirect", "no S3 server answers, or not that of this bucket", "check AWS_ENDPOINT_URL and"),
+        (403, "AccessDenied", "no access with these credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_keys_of_a_bucket_that_expire_midway(
+    refusing: Callable[[int, str], None], status: int, code: str, said: str, hint: str
+) -> None:
+    """Quote: "credentials that expire midway": in one line, and by what is wrong with them."""
+    refusing(status, code)
+    file = places.opened("s3://web/model.safetensors")
+    with pytest.raises(QuantcliError, match=said) as raised:
+        file.read(0, file.size)
+    assert raised.value.hint is not None and raised.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_an_endpoint_that_is_no_address(
+    s3: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: bool
+) -> None:
+    """The library under it would end with a trace of Rust."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    local = save(tmp_path / "model.safetensors", {"w": gaussian(8, 128)})
+    words = ("quantize", local, "-o", "s3://models/a.safetensors") if output else ("inspect", "s3://models/a")
+    said = one_line(run(*words), 2)
+    assert said == "AWS_ENDPOINT_URL: 127.0.0.1:9000 is not the address of a server; use https://host"
 
 
 @pytest.mark.parametrize("output", ["folder", "s3://models/hints", "gs://models/hints"])

@@ -219,8 +219,9 @@ def test_an_output_that_is_there_stays_without_force(objects: Any, model: Path) 
     assert set(after) == set(before) and after != before
 
 
-CUT = (0, "")
-"""A connection that ends without an answer."""
+PAGE = (200, "page")
+CUT, LOST = (0, ""), (0, "lost")
+"""A connection that ends without an answer: the request is not passed on, or it is, and its answer is lost."""
 
 
 class _Proxy(ThreadingHTTPServer):
@@ -253,8 +254,13 @@ class _Passing(BaseHTTPRequestHandler):
         if wrong == CUT:
             self.close_connection = True
             return
-        if wrong is not None:
-            status, content = wrong[0], f"<Error><Code>{wrong[1]}</Code><Message>no</Message></Error>".encode()
+        if wrong is not None and wrong != LOST:
+            status, content = (
+                wrong[0],
+                b"<html></html>"
+                if wrong == PAGE
+                else f"<Error><Code>{wrong[1]}</Code><Message>no</Message></Error>".encode(),
+            )
             self._answer(status, {}, content if self.command != "HEAD" else b"")
             return
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection", "expect")}
@@ -268,6 +274,9 @@ class _Passing(BaseHTTPRequestHandler):
             found = behind.getresponse()
             content = found.read()
             self.server.moved += len(body)
+            if wrong == LOST:
+                self.close_connection = True
+                return
             self._answer(found.status, dict(found.getheaders()), content)
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
@@ -302,7 +311,11 @@ def faulty(server: tuple[Any, str], objects: Any, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     "status, code, says",
-    [(403, "AccessDenied", "no access with these credentials"), (400, "ExpiredToken", "credentials have expired")],
+    [
+        (403, "AccessDenied", "no access with these credentials"),
+        (400, "ExpiredToken", "credentials have expired"),
+        (403, "QuotaExceeded", "the bucket refuses: QuotaExceeded, no"),
+    ],
 )
 @pytest.mark.parametrize("when", ["PUT .*", "partNumber=1", "DELETE"])
 def test_a_bucket_that_refuses_is_one_line_and_leaves_nothing_that_looks_whole(
@@ -319,6 +332,48 @@ def test_a_bucket_that_refuses_is_one_line_and_leaves_nothing_that_looks_whole(
     said = one_line(ran, 1)
     assert says in said and "s3://models/" in said
     assert not held(objects, "w8/") and (uploads(objects) == [] or when == "DELETE")
+
+
+@pytest.mark.parametrize("answer", [(301, "PermanentRedirect"), PAGE])
+def test_what_is_no_s3_server_is_told_in_one_line(
+    faulty: Callable[..., _Proxy], objects: Any, model: Path, answer: tuple[int, str]
+) -> None:
+    """botocore by itself follows redirections without end, and takes any page for an answer."""
+    faulty(lambda method, path: answer)
+    said = one_line(run("quantize", model, "--bits", 4, "-o", "s3://models/w4"), 1)
+    assert (
+        said.startswith("s3://models/")
+        and "no S3 server answers, or not that of this bucket; check AWS_ENDPOINT_URL" in said
+    )
+
+
+def test_a_refusal_names_the_request(faulty: Callable[..., _Proxy], objects: Any, model: Path) -> None:
+    faulty(lambda method, path: (403, "AccessDenied") if "uploads" in path else None)
+    said = one_line(run("quantize", model, "--bits", 4, "-o", "s3://models/w4"), 1)
+    assert "(ListMultipartUploads: AccessDenied); writing needs the rights to put, get, list and delete" in said
+    assert not held(objects)
+
+
+@pytest.mark.parametrize("lost", ["/lock", "uploadId="])
+def test_an_answer_that_is_lost_of_a_request_that_took_place(
+    faulty: Callable[..., _Proxy], objects: Any, large: Path, tmp_path: Path, lost: str
+) -> None:
+    """Quote: "an upload that is cut off": the request is made again, and finds a lock that is its own, or no upload
+    any more, as most servers say then."""
+    assert run("quantize", large, "-o", tmp_path / "local", "-q", "--bits", 8).code == 0
+    sent = list[str]()
+
+    def wrong(method: str, path: str) -> tuple[int, str] | None:
+        if method not in ("PUT", "POST") or lost not in path or (lost == "uploadId=" and method == "PUT"):
+            return None
+        sent.append(path)
+        return LOST if len(sent) == 1 else (404, "NoSuchUpload") if path == sent[0] and lost == "uploadId=" else None
+
+    faulty(wrong)
+    ran = run("quantize", large, "--bits", 8, "-o", "s3://models/w8", "-q")
+    assert ran.code == 0 and len(sent) > 1, ran.err
+    assert held(objects) == {f"w8/{name}": content for name, content in contents(tmp_path / "local").items()}
+    assert uploads(objects) == []
 
 
 def test_there_is_no_such_bucket(objects: Any, model: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.stores import remote
-from quantcli.stores.remote import FILE, DeniedError, MissingError
+from quantcli.stores.remote import FILE, DeniedError, MissingError, refusals
 from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
 
 MOST_FILES = 100_000
@@ -29,8 +29,6 @@ _VALID = timedelta(minutes=10)
 """How long a link may be used; each is for one request. 1 GB through links takes 0.3 s of processor time, and 1.0 s as
 streams of obstore, whose bytes are copied three times on their way here."""
 
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
-
 
 def split(url: str) -> tuple[str, str]:
     """The bucket of a URL with its scheme, and the key in it. Raises UsageError.
@@ -42,6 +40,8 @@ def split(url: str) -> tuple[str, str]:
     bucket, _, key = rest.partition("/")
     if not bucket:
         raise UsageError("it names no bucket", place=[url], hint=f"it has the form {scheme}://bucket/key")
+    if "//" in f"/{key.rstrip('/')}":
+        raise UsageError("two slashes in a row are not supported in buckets", place=[url], hint="leave one out")
     return f"{scheme}://{bucket}", key.rstrip("/")
 
 
@@ -56,11 +56,15 @@ def problem_of(error: Exception, url: str) -> Exception:
         return QuantcliError("no such bucket", place=[url])
     if "169.254.169.254" in text or "MissingCredentials" in text:  # where a machine of a cloud would ask for them
         return QuantcliError("no credentials were found", place=[url], hint=_credentials(url))
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if code is not None and (known := refusals.of_credentials(code[1], url)) is not None:
+        return known
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or re.search(r"\b40[13] (?:Forbidden|Unauth)", text):
-        if re.search("Expired|InvalidToken|TokenRefresh", text):
-            hint = "renew them and run again"
-            return QuantcliError("the credentials have expired", place=[url], hint=hint)
+        if re.search("Expired|TokenRefresh", text):  # clouds other than S3 say it in words of their own
+            return refusals.expired(url)
         return DeniedError("no access with these credentials", place=[url], hint=_credentials(url))
+    if "without LOCATION" in text or "following redirect" in text or "NotPartial" in text:
+        return refusals.elsewhere(url)
     if "metadata" in text.lower():
         return QuantcliError("no credentials were found", place=[url], hint=_credentials(url))
     if kind == "PreconditionError":
@@ -255,10 +259,11 @@ class _Cloud:
 
 def _opened(bucket: str, url: str) -> Any:
     """The store for a bucket. Raises UsageError where what the environment says of it makes no sense."""
+    refusals.check_endpoints()
     from obstore.store import from_url
 
     options: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)}
-    if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
+    if any(os.environ.get(name, "").startswith("http://") for name in refusals.ENDPOINTS):
         options["allow_http"] = True
     # What obstore tries again itself is a request; here pieces are.
     retry: dict[str, Any] = {"max_retries": 1, "retry_timeout": timedelta(seconds=30)}

@@ -19,11 +19,11 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
 
-from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.stores.remote import FILE, DeniedError, MissingError, at_once, content
+from quantcli.errors import DataError, QuantcliError, printable
+from quantcli.stores.remote import FILE, DeniedError, MissingError, addresses, at_once, content
 from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
 
 TIMEOUT = 30.0
@@ -60,6 +60,7 @@ class _Connections:
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._context: ssl.SSLContext | None = None
         self.proxied = WeakKeyDictionary[http.client.HTTPConnection, dict[str, str]]()
+        self.proxies = WeakKeyDictionary[http.client.HTTPConnection, str]()
 
     def take(self, scheme: str, netloc: str) -> tuple[http.client.HTTPConnection, bool]:
         """A connection, and whether it was used before. Raises QuantcliError for an address that is not valid."""
@@ -77,7 +78,7 @@ class _Connections:
         from urllib.request import getproxies, proxy_bypass
 
         proxy = None if proxy_bypass(netloc) else getproxies().get(scheme)
-        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
+        address = addresses.proxy(proxy, scheme) if proxy else None
         through = address.netloc.rpartition("@")[2] if address else netloc
         made: http.client.HTTPConnection
         if scheme == "http":
@@ -87,6 +88,7 @@ class _Connections:
                 self._context = ssl.create_default_context()
             made = http.client.HTTPSConnection(through, timeout=TIMEOUT, context=self._context)
         if address is not None:
+            self.proxies[made] = through
             login = _login(address.username, address.password)
             if scheme == "https":
                 made.set_tunnel(netloc, headers=login)
@@ -110,6 +112,7 @@ _CONNECTIONS = _Connections()
 def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
     """The answer to a request. Raises PassingError where there is none."""
     scheme, netloc, path, query, _ = urlsplit(quote(url, safe="%/:=&?~+!$,;'@()*[]"))
+    netloc = addresses.asked_for(urlsplit(url).netloc)
     target = (path or "/") + (f"?{query}" if query else "")
     connection, used = _CONNECTIONS.take(scheme, netloc)
     headers = {"Host": netloc, "Accept-Encoding": "identity", **headers}
@@ -130,24 +133,32 @@ def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResp
         except (PassingError, MissingError, QuantcliError):
             _put_back(scheme, netloc, connection, answer)
             raise
-    except ssl.SSLCertVerificationError as error:
-        connection.close()
-        raise QuantcliError(f"the certificate of {netloc} is not valid: {error.verify_message}") from None
-    except socket.gaierror:
-        connection.close()
-        raise PassingError(f"the name {netloc} is not known") from None
-    except TimeoutError:
-        connection.close()
-        raise PassingError(f"no answer from {netloc} within {TIMEOUT:g} s") from None
     except (OSError, http.client.HTTPException) as error:
         connection.close()
-        refused = str(error) if str(error).startswith("Tunnel") else ""  # by a proxy
-        what = getattr(error, "strerror", None) or refused or "the connection ended early"
-        raise PassingError(f"{netloc}: {what[:1].lower() + what[1:]}") from None
+        proxy = _CONNECTIONS.proxies.get(connection)
+        raise _unanswered(error, f"the proxy {proxy}" if proxy else netloc, netloc) from None
     except BaseException:
         connection.close()
         raise
     _put_back(scheme, netloc, connection, answer)
+
+
+def _unanswered(error: OSError | http.client.HTTPException, who: str, netloc: str) -> Exception:
+    """What it means that there is no answer. who: what was asked, which may be a proxy; netloc: the server."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return QuantcliError(f"the certificate of {netloc} is not valid: {error.verify_message}")
+    if isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return QuantcliError(f"{netloc} does not speak https", hint="is its address one of http://?")
+    if isinstance(error, socket.gaierror):
+        return PassingError(f"the name {who} is not known" if who == netloc else f"the name of {who} is not known")
+    if isinstance(error, TimeoutError):
+        return PassingError(f"no answer from {who} within {TIMEOUT:g} s")
+    refused = str(error) if str(error).startswith("Tunnel") else ""  # by a proxy
+    if "407" in refused:
+        hint = "set https_proxy to http://user:password@host:port"
+        return QuantcliError(f"{who} asks for a user and a password, or does not know them", hint=hint)
+    what = getattr(error, "strerror", None) or refused or "the connection ended early"
+    return PassingError(f"{who}: {what[:1].lower() + what[1:]}")
 
 
 def filled(answer: http.client.HTTPResponse, into: memoryview) -> None:
@@ -169,21 +180,6 @@ def _put_back(
         _CONNECTIONS.give(scheme, netloc, connection)
     else:
         connection.close()
-
-
-def _led(url: str, location: str) -> str:
-    """The address that a redirection leads to. Raises QuantcliError."""
-    try:
-        found = urljoin(url, location).partition("#")[0]
-        scheme, netloc = urlsplit(found)[:2]
-        valid = scheme in ("http", "https") and bool(netloc) and "@" not in netloc and urlsplit(found).port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise QuantcliError("the server leads to an address that is not valid")
-    if scheme == "http" and url.startswith("https://"):
-        raise QuantcliError("the server leads from https to http, where anybody on the way can change the file")
-    return found
 
 
 @contextlib.contextmanager
@@ -224,8 +220,12 @@ class Ranges:
                 self.size = 0
                 return b""
             found = self._all(answer) if answer.status == 200 else answer.read(wanted)
+            kind = answer.headers.get("Content-Type", "").lower()
         if len(found) < min(wanted, self.size):
             raise PassingError("the answer is shorter than it says")
+        if kind.startswith("text/html") and found.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            hint = "a login may be needed; name the address from which the file itself is downloaded"
+            raise DeniedError("the server sends a web page instead of the file", place=[self.shown], hint=hint)
         return found
 
     def _all(self, answer: http.client.HTTPResponse) -> bytes:
@@ -264,9 +264,10 @@ class Ranges:
             with _placed(self.shown), asked(url, headers) as answer:
                 if answer.status in (301, 302, 303, 307, 308):
                     answer.read()
-                    url = self._leads_to = _led(url, answer.headers.get("Location", ""))
+                    url = self._leads_to = addresses.led(url, answer.headers.get("Location", ""))
                     continue
-                if answer.status in (401, 403) and url != self.url:  # the link that was signed for us has expired
+                expired = url != self.url and self.version is not None  # a link that was signed for us
+                if answer.status in (401, 403) and expired:
                     answer.read()
                     self._leads_to = self.url
                     raise PassingError(f"{answer.status} {answer.reason}")
@@ -307,7 +308,9 @@ class Ranges:
         if status not in (200, 206):
             raise QuantcliError(f"the server answered {status} {answer.reason}", place=[self.shown])
         if (coding := answer.headers.get("Content-Encoding", "identity").lower()) != "identity":
-            raise QuantcliError(f"the server sends it compressed ({printable(coding, 40)})", place=[self.shown])
+            problem = f"the server sends it compressed ({printable(coding, 40)})"
+            hint = "download the file, and name the copy"
+            raise QuantcliError(problem, place=[self.shown], hint=hint)
         told = None
         if status == 206:
             told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
@@ -337,16 +340,7 @@ class _Web:
     def pinned(self, url: str) -> str:
         """The URL without its secrets; the web has no versions. Raises UsageError for one that is not valid."""
         clean, _, query = url.partition("#")[0].partition("?")
-        try:
-            parts = urlsplit(clean)
-            valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        except ValueError:
-            valid = False
-        if "@" in parts.netloc if valid else "@" in clean:
-            place = f"{clean.partition('://')[0]}://...@{clean.rpartition('@')[2]}"
-            raise UsageError("a URL with a password is not read", place=[place], hint="leave out what is before the @")
-        if not valid:
-            raise UsageError("not a valid URL", place=[clean], hint="it has the form https://host/path")
+        addresses.check(clean)
         if not query or (_QUERY.fullmatch(f"?{query}") and query in self._queries):
             return clean + (f"?{query}" if query else "")
         digits = hashlib.sha256(query.encode()).hexdigest()[:8]
@@ -382,12 +376,3 @@ class _Web:
 
 
 STORE = _Web()
-
-
-def name_of(url: str) -> str:
-    """The name of a file in a URL, without what comes behind it.
-
-    >>> name_of("https://host/a/model%20one.safetensors?download=true")
-    'model one.safetensors'
-    """
-    return unquote(urlsplit(url).path.rpartition("/")[2])

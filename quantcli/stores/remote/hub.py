@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping
+from json import JSONDecodeError
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
@@ -42,6 +43,8 @@ def parsed(url: str) -> Named:
     Named(repo='org/model', revision='refs/pr/3', path='')
     """
     match = _URL.fullmatch(url)
+    if url.startswith(("hf://datasets/", "hf://spaces/")):
+        raise UsageError("only repositories of models are read and written", place=[url], hint=f"these are {_FORM}")
     if match is None:
         raise UsageError("not the URL of a model on the hub", place=[url], hint=f"it has the form {_FORM}")
     return Named(match[1], unquote(match[2] or ""), (match[3] or "").strip("/"))
@@ -54,13 +57,15 @@ def is_commit(revision: str) -> bool:
 
 def library(url: str) -> Any:
     """huggingface_hub. Raises UsageError where it is not installed."""
-    return remote.need("huggingface_hub", "hub", url)
+    found = remote.need("huggingface_hub", "hub", url)
+    remote.need("huggingface_hub.constants", "hub", url)  # it is no attribute before somebody has imported it
+    return found
 
 
 def problem_of(error: Exception, url: str) -> Exception:
     """What a problem that huggingface_hub reports is for whoever asked: PassingError or a QuantcliError; any other
     error as it is."""
-    errors = library(url).errors
+    errors, endpoint = library(url).errors, library(url).constants.ENDPOINT
     status = getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, errors.GatedRepoError):
         hint = "accept its conditions on its page, and log in with: hf auth login"
@@ -70,6 +75,8 @@ def problem_of(error: Exception, url: str) -> Exception:
         return QuantcliError("no such repository, or no access to it", place=[url], hint=hint)
     if isinstance(error, errors.RevisionNotFoundError):
         hint = "name a branch, a tag or a commit of it"
+        if parsed(url).path:
+            hint += "; a slash in its name is written %2F"
         return QuantcliError("no such revision in this repository", place=[url], hint=hint)
     if isinstance(error, errors.LocalTokenNotFoundError):
         hint = "set HF_TOKEN, or log in with: hf auth login"
@@ -86,8 +93,18 @@ def problem_of(error: Exception, url: str) -> Exception:
     if isinstance(error, errors.HfHubHTTPError):
         said = printable(getattr(error, "server_message", None) or "", 200)
         return QuantcliError(f"the hub answers {status or error}" + (f": {said}" if said else ""), place=[url])
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests"):
-        return PassingError(f"the hub cannot be reached ({type(error).__name__})")
+    kind, module = type(error).__name__, type(error).__module__.partition(".")[0]
+    if kind in ("UnsupportedProtocol", "InvalidURL", "MissingSchema", "InvalidSchema"):
+        return UsageError(
+            f"HF_ENDPOINT is no address: {printable(endpoint, 200)}", place=[url], hint="use https://host"
+        )
+    if isinstance(error, UnicodeEncodeError):
+        return UsageError("HF_TOKEN has characters that no token has", place=[url], hint="copy it once more")
+    if isinstance(error, JSONDecodeError):
+        hint = "a page to log in may be in the way; check HF_ENDPOINT and the network"
+        return QuantcliError(f"{endpoint} does not answer as a hub", place=[url], hint=hint)
+    if isinstance(error, OSError) or module in ("httpx", "httpx2", "requests"):
+        return PassingError(f"{endpoint} cannot be reached ({kind})")
     return error
 
 
@@ -114,13 +131,13 @@ class _Hub:
         self._trees: dict[tuple[str, ...], Mapping[str, int]] = {}
 
     def pinned(self, url: str) -> str:
-        """The URL with the commit that its revision is now."""
+        """The URL with the commit that its revision is now, and the name that the repository has now."""
         named = parsed(url)
         if is_commit(named.revision):
             return url
         api = library(url).HfApi()
         info = called(lambda: api.model_info(named.repo, revision=named.revision or None), url)
-        return f"hf://{named.repo}@{info.sha}" + (f"/{named.path}" if named.path else "")
+        return f"hf://{info.id}@{info.sha}" + (f"/{named.path}" if named.path else "")
 
     def _tree(self, url: str) -> tuple[Named, Mapping[str, int]]:
         """The commit a URL names, and the files of that: bytes by path."""

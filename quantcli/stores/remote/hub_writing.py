@@ -8,6 +8,7 @@ there at the start, else it is refused: nobody's work is lost.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import threading
@@ -36,11 +37,23 @@ _settings = threading.Lock()
 
 
 @contextlib.contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Without what a library logs beside errors."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@contextlib.contextmanager
 def _plainly(url: str) -> Iterator[None]:
-    """Uploads without hf_xet, bars of their own, and warnings, which tell of the library itself or of a model card that
-    is as its original was."""
+    """Uploads without hf_xet, bars of their own, and warnings, which tell of the library itself, of a model card that
+    is as its original was, or of a commit that changes nothing."""
     found = hub.library(url)
-    with _settings, warnings.catch_warnings():
+    with _settings, warnings.catch_warnings(), _unlogged("huggingface_hub"):
         warnings.simplefilter("ignore")
         xet, bars = found.constants.HF_HUB_DISABLE_XET, found.utils.are_progress_bars_disabled()
         found.constants.HF_HUB_DISABLE_XET = True

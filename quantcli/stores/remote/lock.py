@@ -58,31 +58,42 @@ class Lock:
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _taken_over(self) -> str:
+        """The tag of the lock, which another run has left; or which is this run's, for an answer was lost."""
         found = self._cells.get(self._url)
         try:
             if found is None:
                 return self._cells.put(self._url, self._text, create=True)
+            if found.content == self._text:
+                return found.tag
             if found.age < DEAD and not _dead(found.content):
                 hint = f"wait until it has ended; one that was killed is forgotten after {DEAD:.0f} s"
                 raise QuantcliError("another run is writing it", place=[self._shown], hint=hint)
             return self._cells.put(self._url, self._text, match=found.tag)
         except ExistsError:
+            if (own := self._own()) is not None:
+                return own.tag
             raise QuantcliError("another run is writing it", place=[self._shown], hint="wait until it ends") from None
+
+    def _own(self) -> Small | None:
+        """The lock, where it is this run's."""
+        found = self._cells.get(self._url)
+        return found if found is not None and found.content == self._text else None
 
     def _renew(self) -> None:
         while not self._ended.wait(BEAT):
-            try:
-                self._tag = self._cells.put(self._url, self._text, match=self._tag)
-            except ExistsError:
-                self.lost = True
-                return
-            except QuantcliError:  # the next one may succeed; `check` finds out
-                continue
+            with suppress(QuantcliError):  # the next one may succeed; `check` finds out
+                try:
+                    self._tag = self._cells.put(self._url, self._text, match=self._tag)
+                except ExistsError:
+                    own = self._own()
+                    if own is None:
+                        self.lost = True
+                        return
+                    self._tag = own.tag
 
     def check(self) -> None:
         """Raise QuantcliError where another run has taken the lock over."""
-        found = self._cells.get(self._url)
-        if self.lost or found is None or found.content != self._text:
+        if self.lost or self._own() is None:
             self.lost = True
             hint = "this one did not answer for too long; the other one goes on"
             raise QuantcliError("another run has taken over", place=[self._shown], hint=hint)

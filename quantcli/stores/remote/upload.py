@@ -17,7 +17,7 @@ from quantcli.errors import QuantcliError
 from quantcli.stores import system
 from quantcli.stores.remote.lock import ExistsError
 from quantcli.stores.remote.reading import changed, give_way
-from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, client, place, put, told
+from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, client, listed, place, put, told
 
 LEAST = 5 << 20
 """Bytes that S3 wants in every part but the last."""
@@ -158,12 +158,22 @@ class Upload:
             if number not in self._sent:
                 self._send(number, (self._open.pop(number, None) or self._begun(number)).buffer)
         parts = [{"PartNumber": number + 1, "ETag": self._sent[number].result()} for number in range(self._count)]
-        with told(self._shown):
-            self._client.complete_multipart_upload(
-                **place(self._url), UploadId=self._upload, MultipartUpload={"Parts": parts}
-            )
+        try:
+            with told(self._shown):
+                self._client.complete_multipart_upload(
+                    **place(self._url), UploadId=self._upload, MultipartUpload={"Parts": parts}
+                )
+        except QuantcliError:
+            if not self._is_there():  # where the answer was lost, the next try finds no upload
+                raise
         self._upload = ""
         self._pool.shutdown()
+
+    def _is_there(self) -> bool:
+        """Whether the object has appeared: nothing else has its name."""
+        with contextlib.suppress(QuantcliError):
+            return listed(self._url).get("") == self._size
+        return False
 
     def abort(self) -> None:
         """End it, where it is not finished; what was uploaded is removed by the bucket."""
