@@ -19,7 +19,8 @@ from quantcli.layouts.companions import MARKS
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.held import held
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Found, Held, Read, is_published, not_moved
+from quantcli.layouts.reader import Found, Held, Read, is_published, none_regrouped, not_moved
+from quantcli.layouts.regrouped import Regrouped
 from quantcli.notebook import table
 from quantcli.stores import places, signals
 from quantcli.tensors.info import TensorInfo
@@ -49,7 +50,7 @@ class View:
     weights that are best decoded at a time. parts: the tensors that store it; unused: those of them that its values do
     without, by name. held(): its codes, or why they are not moved. turned(first, last, step): of one that is stored
     with its last two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is
-    [out, in], where that is known.
+    [out, in], where that is known. regrouped(): how its groups lie, where held() gives no codes, as far as known.
     """
 
     info: TensorInfo
@@ -66,6 +67,7 @@ class View:
     held: Callable[[], Held | str] = not_moved
     turned: Callable[[int, int, int], NDArray[Any]] | None = None
     outputs_first: bool | None = None
+    regrouped: Callable[[], Regrouped | None] = none_regrouped
 
     @property
     def numeric(self) -> bool:
@@ -376,6 +378,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         held=partial(weight.held, parts),
         turned=turned if weight.turned is not None else None,
         outputs_first=weight.outputs_first,
+        regrouped=partial(weight.regrouped, parts),
     )
 
 

@@ -52,6 +52,7 @@ from quantcli.layouts.pieces import (
     words,
 )
 from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.regrouped import Regrouped, by_index
 from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
@@ -202,6 +203,15 @@ def _held(stored: _Stored, label: int | str, bands: Bands, read: Read) -> Held |
     )
 
 
+def _regrouped(stored: _Stored, read: Read) -> Regrouped | None:
+    """How groups lie in it where they are not runs of inputs."""
+    found = _group_of(stored, read)
+    if isinstance(found, int):
+        return None
+    scale, zero = _params(stored, read, 0, stored.rows)
+    return by_index((stored.rows, stored.cols), found, scale, zero, stored.bits, stored.scales.dtype)
+
+
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights that are stored as codes running down the inputs."""
     settings = section(config, "quantization_config")
@@ -222,6 +232,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 decode=partial(_decode, stored, bands),
                 dtype=stored.scales.dtype,
                 held=partial(_held, stored, group, bands),
+                regrouped=partial(_regrouped, stored),
             )
         )
     return found

@@ -14,6 +14,7 @@ from quantcli import registry
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.layouts import companions
+from quantcli.layouts.regrouped import Regrouped
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -109,6 +110,10 @@ def not_moved(read: Read | None = None) -> str:
     return "such codes are not moved between layouts"
 
 
+def none_regrouped(read: Read | None = None) -> None:
+    """Nothing, of codes in groups that are runs, or that are no whole numbers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Found:
     """A weight that is stored in a layout.
@@ -122,7 +127,8 @@ class Found:
     of caches. held(read): its codes, where other layouts have such codes; a text says why they do not. turned(read,
     first, last, step): of a weight that is stored with its last two axes exchanged, every step-th row of that, from
     first to last. Raises DataError. outputs_first: of a matrix that nodes multiply with, whether its shape is [out, in]
-    and not [in, out]; None where nothing tells.
+    and not [in, out]; None where nothing tells. regrouped(read): how groups lie in it where `held` gives none, as far
+    as that is known.
     """
 
     name: str
@@ -137,6 +143,7 @@ class Found:
     held: Callable[[Read], Held | str] = not_moved
     turned: Callable[[Read, int, int, int], NDArray[np.float32]] | None = None
     outputs_first: bool | None = None
+    regrouped: Callable[[Read], Regrouped | None] = none_regrouped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

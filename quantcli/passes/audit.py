@@ -264,7 +264,10 @@ def _method(sample: Sampled) -> str:
         return ""
     if sample.cosine < RELATED:
         return UNRELATED
+    if sample.scheme is None:
+        return "nearest codes" if sample.nearest == 1 else UNEXPLAINED
     first = "scaled rows and columns (AWQ), " if sample.gained_db is not None else ""
+    first += "7 of 8 bits, " if sample.reduced else ""
     if sample.nearest < ROUNDED:
         return first + _moved(sample)
     if _of_mlx(sample):

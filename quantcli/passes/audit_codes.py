@@ -5,38 +5,49 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import asking
 from quantcli.asking import changed
 from quantcli.errors import UsageError
-from quantcli.formats import code_grid, fixed_codebook
+from quantcli.formats import code_grid, fixed_codebook, spread_out
 from quantcli.kernels import LEVELS, QuantParams
 from quantcli.layouts.held import Moved, offsets_of, scheme_of
 from quantcli.layouts.reader import Held
+from quantcli.layouts.regrouped import Regrouped, Values
 from quantcli.models import View
 from quantcli.scheme import Scheme, scale_dtype_of
 from quantcli.tensors import packing
 from quantcli.tensors.rows import Grouping, TileSpan, grouping_of
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Bytes
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
 
 
 WEIGHTS = 1 << 18
 """Weights of a sample."""
 
+MOST_BITS = 8
+"""Bits of codes for which scales and search are compared."""
+
+Codes = Callable[[TileSpan, "Floats", QuantParams], "NDArray[np.uint8]"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coded:
-    """The codes of a tensor: its scheme and rows, and the parameters and packed codes of runs of whole rows.
-    exact_scales: whether scales are stored as floats."""
+    """The codes of a tensor: its scheme and rows, and the parameters and codes of runs of whole rows, of which the
+    decoded weights are known. taken: the weights of some rows, where these are not runs of them. exact_scales: whether
+    scales are stored as floats."""
 
     scheme: Scheme
     plan: Grouping
     params: Callable[[TileSpan], QuantParams]
-    packed: Callable[[TileSpan], Bytes]
+    codes: Codes
+    taken: Callable[[Values, NDArray[np.intp]], Floats] | None = None
     exact_scales: bool = True
 
 
@@ -48,10 +59,19 @@ def coded(view: View) -> Coded | str:
         assert plan is not None
         if plan.shared == "columns" or tensor.scheme.rotation or tensor.scheme.format == "codebook":
             return f"codes of {tensor.scheme.name} are not made again from a sample"
-        return Coded(scheme=tensor.scheme, plan=plan, params=tensor.params, packed=tensor.packed)
-    held, shape = view.held(), view.info.shape
-    if isinstance(held, str):
-        return held
+        codes = _unpacked(tensor.packed, tensor.scheme)
+        return Coded(scheme=tensor.scheme, plan=plan, params=tensor.params, codes=codes)
+    held = view.held()
+    found = held if isinstance(held, str) else _as_held(held, view)
+    other = view.regrouped() if isinstance(found, str) else None
+    if other is not None and other.bits > MOST_BITS:
+        return f"codes of {other.bits} bits"
+    return found if other is None else _of_other_rows(other)
+
+
+def _as_held(held: Held, view: View) -> Coded | str:
+    """The codes of a tensor in the rows that its layout holds them in; or why they are not compared with others."""
+    shape = view.info.shape
     if held.turned:
         return "it is stored transposed"
     settled = held.offsets if held.blocks is not None else offsets_of(held, math.prod(shape[:-1]), shape[-1])
@@ -76,8 +96,40 @@ def coded(view: View) -> Coded | str:
         return QuantParams(np.ascontiguousarray(scale), zero, book, blocks=blocks)
 
     nested = (view.scheme or "").endswith("-double")  # scales are codes themselves
-    stored = _scale_dtype(scheme, held)
-    return Coded(scheme=stored, plan=plan, params=params, packed=moved.packed, exact_scales=not nested)
+    stored = _scale_dtype(scheme, held.scale_dtype)
+    codes = _unpacked(moved.packed, stored)
+    return Coded(scheme=stored, plan=plan, params=params, codes=codes, exact_scales=not nested)
+
+
+def _unpacked(packed: Callable[[TileSpan], Bytes], scheme: Scheme) -> Codes:
+    """Codes that are stored in the rows they are compared in."""
+    return lambda span, *_: packing.unpack(packed(span), span.rows, span.cols, scheme.bits)
+
+
+def _of_other_rows(found: Regrouped) -> Coded | str:
+    """The codes of whole numbers in rows that a weight is not stored in: they follow from what they are decoded to."""
+    rows, cols = found.shape
+    where: Any = "tensor" if found.single else "channel" if found.group == cols else "group"
+    size = found.group if where == "group" else None
+    asked = asking.Scheme(bits=found.bits, granularity=where, group_size=size, symmetric=found.symmetric)
+    scheme = _scale_dtype(asked.of_weights(), found.scale_dtype)
+    try:
+        plan = grouping_of((rows, cols), scheme)
+    except UsageError as error:
+        return error.problem
+    middle = 1 << (found.bits - 1)
+
+    def params(span: TileSpan) -> QuantParams:
+        scale, zero = found.params(np.arange(span.row, span.row + span.rows))
+        return QuantParams(np.ascontiguousarray(scale), None if zero is None else np.ascontiguousarray(zero))
+
+    def codes(span: TileSpan, decoded: Floats, params: QuantParams) -> NDArray[np.uint8]:
+        scale = spread_out(params.scale, decoded, found.group)
+        zero = middle if params.zero is None else spread_out(params.zero, decoded, found.group)
+        steps = np.rint(np.divide(decoded, scale, out=np.zeros_like(decoded), where=scale != 0))
+        return np.asarray(np.clip(steps + zero, 0, 2 * middle - 1), np.uint8)
+
+    return Coded(scheme=scheme, plan=plan, params=params, codes=codes, taken=found.taken)
 
 
 def _of_channels(held: Held, scheme: Scheme, plan: Grouping, shape: tuple[int, ...]) -> Coded | str:
@@ -90,8 +142,6 @@ def _of_channels(held: Held, scheme: Scheme, plan: Grouping, shape: tuple[int, .
     if any(v is not None and (v.reshape(-1, count) != v.reshape(-1, count)[:, :1]).any() for v in (scale, zero)):
         return "its scales are not those of its first axis"
     if len(np.unique(scale)) == 1 < plan.rows:
-        if math.prod(shape) > WEIGHTS:
-            return "it has one scale, and a sample of it may lack its largest weight"
         scheme = changed(scheme, granularity="tensor")
         plan = grouping_of(shape, scheme)
 
@@ -99,15 +149,15 @@ def _of_channels(held: Held, scheme: Scheme, plan: Grouping, shape: tuple[int, .
         own = slice(span.row * count, (span.row + span.rows) * count, count)
         return QuantParams(np.ascontiguousarray(scale[own]), None if zero is None else np.ascontiguousarray(zero[own]))
 
-    def packed(span: TileSpan) -> Bytes:
+    def codes(span: TileSpan, *_: object) -> NDArray[np.uint8]:
         rows = span.rows * count
         parts = held.packed(span.row * count, span.row * count + rows)
-        return packing.pack(packing.unpack(parts, rows, shape[-1], held.bits).reshape(span.rows, -1), held.bits)
+        return packing.unpack(parts, rows, shape[-1], held.bits).reshape(span.rows, -1)
 
-    return Coded(scheme=_scale_dtype(scheme, held), plan=plan, params=params, packed=packed)
+    return Coded(scheme=_scale_dtype(scheme, held.scale_dtype), plan=plan, params=params, codes=codes)
 
 
-def _scale_dtype(scheme: Scheme, held: Held) -> Scheme:
-    """A scheme whose scales are stored as those of a weight are."""
-    plain = scheme.storage == "plain" and held.scale_dtype in ("F16", "BF16", "F32")
-    return scheme.with_scale_dtype(scale_dtype_of(held.scale_dtype)) if plain else scheme
+def _scale_dtype(scheme: Scheme, dtype: str) -> Scheme:
+    """A scheme whose scales are stored in a dtype."""
+    plain = scheme.storage == "plain" and dtype in ("F16", "BF16", "F32")
+    return scheme.with_scale_dtype(scale_dtype_of(dtype)) if plain else scheme

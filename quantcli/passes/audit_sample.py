@@ -20,19 +20,17 @@ from quantcli.errors import DataError, QuantcliError
 from quantcli.formats import code_grid, reach, spread_out
 from quantcli.kernels import F32, INTEGER, OFFSET, QuantParams, Tile, row_bytes
 from quantcli.metrics import decibels
-from quantcli.models import View
-from quantcli.passes.audit_codes import WEIGHTS, Coded, coded
+from quantcli.models import BLOCK, View, runs_of
+from quantcli.passes.audit_codes import MOST_BITS, WEIGHTS, Coded, coded
 from quantcli.scheme import Scheme
-from quantcli.tensors import packing
 from quantcli.tensors.api import quantize
 from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
+    from quantcli.layouts.regrouped import Regrouped, Values
 
 MOST, ROWS, PIECES, LEAST_ROWS = 1 << 19, 256, 16, 32
 """Most weights of a sample, and rows, where rows are long, for what is told column by column; runs of rows that it is
@@ -51,6 +49,9 @@ SHIFTED = 0.05
 
 EXACT = 2.0**-20
 """How far scales in float32 may be from a rule that they follow, relative to it."""
+
+TINY = 1e-300
+"""In place of the range of weights that are all alike, beside an offset that makes up for it."""
 
 CHANCE = 1e-3
 """Chance at which a column of nothing but nearest codes proves nothing."""
@@ -72,8 +73,9 @@ class Sampled:
     scale is that of their largest weight, up to a factor that is the same in all of them; about: of groups whose scale
     is near that; shifted: of groups with a float offset that is neither their lowest nor their highest weight;
     dividing: of groups with the scale of MLX's rule, where that tells. used, codes: how many codes occur, and how many
-    there are. cleanest: the largest share of nearest codes in a column, where chance alone would not give that to any;
-    beyond: share of weights that are more than a step of whole numbers from what they became, though not clipped.
+    there are; reduced: whether those that occur span one bit less than is stored. cleanest: the largest share of
+    nearest codes in a column, where chance alone would not give that to any; beyond: share of weights that are more
+    than a step of whole numbers from what they became, though not clipped.
     """
 
     sqnr_db: float | None
@@ -95,6 +97,7 @@ class Sampled:
     beyond: float | None = None
     used: int | None = None
     codes: int | None = None
+    reduced: bool = False
 
 
 def spans_of(rows: int, cols: int, height: int) -> list[TileSpan]:
@@ -119,13 +122,20 @@ def sampled(before: View, after: View, columns: NDArray[np.float64] | None = Non
     except DataError as error:
         found = error.problem
     shape = after.info.shape or (1,)
-    rows, cols, height = math.prod(shape[:-1]), shape[-1], 1
+    rows, cols, height, in_rows = math.prod(shape[:-1]), shape[-1], 1, None
+    wide = after.regrouped() if isinstance(found, str) and (after.bits or 0) > MOST_BITS else None
     if not isinstance(found, str):
-        rows, cols, height = found.plan.rows, found.plan.cols, found.plan.height
+        rows, cols, height, in_rows = found.plan.rows, found.plan.cols, found.plan.height, found.taken
+    elif wide is not None:
+        (rows, cols), in_rows = wide.shape, wide.taken
     spans = spans_of(rows, cols, height)
     read = before.read if after.encoded is not None else before.rounded
+    if not isinstance(found, str) and found.scheme.granularity == "tensor":
+        spans = _with_extremes(spans, read, (rows, cols))
 
-    def taken(values: Callable[[int, int], Floats]) -> Floats:
+    def taken(values: Values) -> Floats:
+        if in_rows is not None:
+            return in_rows(values, _rows_of(spans))
         return np.concatenate([
             values(s.row * cols, (s.row + s.rows) * cols).reshape(s.rows, cols) for s in spans
         ])  # fmt: skip
@@ -149,10 +159,39 @@ def sampled(before: View, after: View, columns: NDArray[np.float64] | None = Non
             "gained_db": gained if scaled else None,
             "gains": gains if scaled else None,
         }
+        if wide is not None:
+            return Sampled(**about, why="", nearest=_nearest_of(x, y, wide, _rows_of(spans)))
         if isinstance(found, str):
             return Sampled(**about, why=found)
         rounded = before.info.dtype != "BF16"
         return Sampled(**about, scheme=found.scheme, **_made(shown, y, found, spans, rounded=rounded))
+
+
+def _rows_of(spans: list[TileSpan]) -> NDArray[np.intp]:
+    """The numbers of rows."""
+    return np.concatenate([np.arange(s.row, s.row + s.rows) for s in spans])
+
+
+def _nearest_of(x: Floats, y: Floats, found: Regrouped, rows: NDArray[np.intp]) -> float:
+    """The share of weights that are within half a step of their codes, as of the nearest ones: of codes of many bits,
+    whose steps are fine beside the rounding of weights to float32."""
+    steps = spread_out(np.abs(found.params(rows)[0]), x, found.group)
+    return float(np.mean(np.abs(x - y) <= (0.5 + NEAR) * steps + np.float32(EXACT) * np.abs(x)))
+
+
+def _with_extremes(spans: list[TileSpan], values: Values, shape: tuple[int, int]) -> list[TileSpan]:
+    """Runs of whole rows with the rows of the lowest and the highest weight, by which one scale for all is told."""
+    (rows, cols), low, high = shape, (math.inf, 0), (-math.inf, 0)
+    if len(spans) == 1 and spans[0].rows == rows:
+        return spans
+    for first, last in runs_of(rows * cols, BLOCK):
+        piece = values(first, last)
+        ends = int(piece.argmin()), int(piece.argmax())
+        low = min(low, (float(piece[ends[0]]), first + ends[0]))
+        high = max(high, (float(piece[ends[1]]), first + ends[1]))
+    known = {at // cols for _, at in (low, high)}
+    missing = {row for row in known if not any(s.row <= row < s.row + s.rows for s in spans)}
+    return sorted([*spans, *(TileSpan(row, 1, 0, cols) for row in missing)], key=lambda s: s.row)
 
 
 def _sqnr(x: Floats, y: Floats) -> float | None:
@@ -195,13 +234,15 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
     near, scales = np.empty(x.shape, bool), np.empty((len(x), found.plan.groups), np.float32)
     offsets = np.zeros_like(scales)
     sse, power, beyond, stepped = 0.0, 0.0, 0, grid.mode in (INTEGER, OFFSET)
+    points = set[float]()
     for span in spans:
         here, params = slice(at, at + span.rows), found.params(span)
         before, after = x[here], y[here]
         again = np.empty(span.rows * row_bytes(cols, grid.bits), np.uint8)
         table.encode(_tile(before, group), params, grid, again)
         nearest = table.decode(again, (span.rows, cols), group, params, grid).reshape(before.shape)
-        codes = packing.unpack(found.packed(span), span.rows, cols, grid.bits)
+        codes = found.codes(span, after, params)
+        points.update(() if params.zero is None else np.unique(params.zero)[:2].tolist())
         counts += np.bincount(codes.ravel(), minlength=len(counts))
         scales[here] = np.abs(params.scale)
         zero: Floats | np.float32 = np.float32(0)
@@ -214,7 +255,13 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
             beyond += int(np.count_nonzero((own > 1.05 * steps) & (least <= 0.55 * steps)))
         errors = table.difference(before.ravel(), nearest.ravel())
         sse, power, at = sse + errors[0], power + errors[1], at + span.rows
-    minmax, best = _references(x, y, found.scheme, group)
+    reduced = _is_reduced(counts, found.scheme)
+    scheme = found.scheme
+    if reduced:
+        scheme = changed(scheme, bits=scheme.bits - 1, grid=None)
+    if len(points) == 1 and grid.mode == INTEGER and scheme.granularity != "tensor":  # symmetric about another code
+        scheme = changed(scheme, symmetric=True, grid=None)
+    minmax, best = _references(x, y, scheme, group)
     largest, about = _of_largest(x, scales, found, rounded=rounded)
     return {
         "nearest": float(near.mean()),
@@ -228,8 +275,16 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         "cleanest": _cleanest(near),
         "beyond": beyond / near.size if stepped else None,
         "used": int(np.count_nonzero(counts)),
-        "codes": len(counts),
+        "codes": len(counts) >> reduced,
+        "reduced": reduced,
     }
+
+
+def _is_reduced(counts: NDArray[np.int64], scheme: Scheme) -> bool:
+    """Whether whole numbers of 8 bits use no more of a range than 7 have: onnxruntime's `reduce_range`, whose symmetric
+    codes go from -64 to 64."""
+    used = np.flatnonzero(counts)
+    return scheme.family == "int" and scheme.bits == 8 and len(used) > 1 and bool(used[-1] - used[0] <= 128)
 
 
 def _cleanest(near: NDArray[np.bool_]) -> float | None:
@@ -322,15 +377,19 @@ def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tu
         return None, None
     starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
     high, low = (f.reduceat(x, starts, axis=1) for f in (np.maximum, np.minimum))
-    if not found.scheme.symmetric:
+    largest = np.maximum(high, -low)
+    ranges = [largest]
+    if not found.scheme.symmetric:  # some tools give symmetric codes a zero point other than the middle
         inner = found.scheme.zero_point == "float"
-        ranges = high - low if inner else np.maximum(high, 0) - np.minimum(low, 0)
-    else:
-        ranges = np.maximum(high, -low)
-    known = (ranges > 0) & (scales > 0)
+        ranges.append(high - low if inner else np.maximum(high, 0) - np.minimum(low, 0))
+    known = (largest > 0) & (scales > 0)
     if not known.any():
         return None, None
-    ratios = scales[known].astype(np.float64) / ranges[known]
     slack = SAME_SCALE + BY_SCALES * (found.scheme.scale_dtype != "float32") + BY_WEIGHTS * rounded
-    away = np.abs(ratios / np.median(ratios) - 1)
-    return float(np.mean(away <= slack)), float(np.mean(away <= 4 * slack))
+
+    def shares(whole: Floats) -> tuple[float, float]:
+        ratios = scales[known] / np.maximum(whole[known].astype(np.float64), TINY)
+        away = np.abs(ratios / np.median(ratios) - 1)
+        return float(np.mean(away <= slack)), float(np.mean(away <= 4 * slack))
+
+    return max(map(shares, ranges))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from layout_parts import values
 from making import BF16, GOLDEN_FILES, ROOT, load, run, save
 from onnx_parts import f32, op, tensor, written
 from strategies import gaussian
+
+from quantcli.models import open_model
 
 LLAMA = ROOT / "sample_models" / "tiny-llama"
 Arrays = dict[str, np.ndarray]
@@ -114,11 +117,16 @@ METHODS = {
     "awq": {"scaled rows and columns (AWQ), min-max", "min-max"},
     "mlx": {"min-max scales that make 0 a code (MLX)"},
 }
-METHODS |= {"gptqmodel": METHODS["gptq"], "autoawq": METHODS["awq"], "autoround-awq": METHODS["autoround"]}
+METHODS |= {
+    "gptqmodel": METHODS["gptq"],
+    "gptqmodel-desc-act": METHODS["gptq"],
+    "autoawq": METHODS["awq"],
+    "autoround-awq": METHODS["autoround"],
+}
 """What made the models of golden/audits, by the tools' own code: llm-compressor 0.14's GPTQ and AWQ, which scales what
-comes after a norm and between two matrices, but no o_proj; GPTQModel 7.2; AutoAWQ 0.2.9; AutoRound 0.16 in the layouts
-of GPTQ and AWQ; HQQ 0.2.8; and MLX 0.32, whose scales of 6 bits are near enough to those of min-max to have been taken
-for those of changed weights."""
+comes after a norm and between two matrices, but no o_proj; GPTQModel 7.2, also with desc_act, whose groups are not runs
+of columns; AutoAWQ 0.2.9; AutoRound 0.16 in the layouts of GPTQ and AWQ; HQQ 0.2.8; and MLX 0.32, whose scales of 6
+bits are near enough to those of min-max to have been taken for those of changed weights."""
 
 
 @pytest.mark.parametrize("tool", METHODS)
@@ -171,6 +179,79 @@ def test_methods_are_told_apart(tmp_path: Path) -> None:
     ):
         code, found = audited(quantized(tmp_path, base(), "q", *options, "--force"), tmp_path / "q-of.safetensors")
         assert code == 0 and {m["method"] for m in found["methods"]} == {method}, (options, found["methods"])
+
+
+ONNX = GOLDEN_FILES / "audits" / "onnxruntime"
+BIASES = {"nearest codes": 2}
+BY_ONNXRUNTIME: dict[str, dict[str, int]] = {
+    "qdq-channels": {"min-max": 6, **BIASES}, "qdq-tensors": {"min-max": 6, **BIASES},
+    "qdq-channels-int4": {"min-max": 6, **BIASES}, "qdq-reduced": {"7 of 8 bits, min-max": 6, **BIASES},
+    "operators": {"min-max": 5, **BIASES}, "dynamic-channels": {"min-max": 5}, "dynamic-tensors": {"min-max": 5},
+    "blocks": {"min-max": 1}, "blocks-qdq": {"min-max": 1},
+}  # fmt: skip
+"""Models of onnxruntime 1.31's own quantizers: tests/peers/write_audits_onnx.py. A MatMul stays in floats in none, the
+transposed convolution in those with codes as operands."""
+
+
+@pytest.mark.parametrize("name", BY_ONNXRUNTIME)
+def test_models_that_onnxruntime_quantized(name: str, tmp_path: Path) -> None:
+    """Scales along every axis, matrices of [in, out], I32 biases whose scale is a product, and 7 of 8 bits: the method
+    of every tensor is named, and a base whose grouped convolution has two channels exchanged is another one."""
+    code, found = audited(ONNX / f"{name}.onnx", ONNX / "base.onnx")
+    assert code == 0, problems(found)
+    codes = [t for t in found["tensors"] if t["became"] == "quantized"]
+    assert Counter(t["method"] for t in codes) == BY_ONNXRUNTIME[name]
+    assert all(t["cosine"] > 0.98 for t in codes)
+    raw, change = bytearray((ONNX / "base.onnx").read_bytes()), {}
+    for which in ("up.weight", "mm.weight", "conv.bias"):
+        values = load_onnx(ONNX / "base.onnx")[which]
+        at = raw.find(values.tobytes())
+        change[which] = values.copy()
+        change[which].reshape(len(values), -1)[:2] = change[which].reshape(len(values), -1)[1::-1]
+        raw[at : at + values.nbytes] = change[which].tobytes()
+    (tmp_path / "other.onnx").write_bytes(raw)
+    code, found = audited(ONNX / f"{name}.onnx", tmp_path / "other.onnx")
+    assert code == 1 and problems(found).keys() == change.keys()
+
+
+def load_onnx(path: Path) -> Arrays:
+    """The floats of a model, by name."""
+    with open_model(str(path)) as model:
+        return {name: view.read(0, view.info.numel).reshape(view.info.shape) for name, view in model.items()}
+
+
+def test_biases_of_nodes_that_compute_with_codes_are_decoded() -> None:
+    """QLinearConv and QGemm: `bias_quantized` times the scale of the inputs and that of the weight"""
+    with open_model(str(ONNX / "operators.onnx")) as model:
+        assert model["conv.bias"].scheme == model["gemm.bias"].scheme == "w32c"
+        found = model["conv.bias"].read(0, 32)
+    float_bias = load_onnx(ONNX / "base.onnx")["conv.bias"]
+    assert 0 < np.abs(found - float_bias).max() < 1e-4
+
+
+@pytest.mark.parametrize("block", [4, 6, 16])
+def test_convolutions_in_blocks(block: int, tmp_path: Path) -> None:
+    """DequantizeLinear in blocks along an axis in the middle, of which the last may be short."""
+    weights = gaussian(24, 16, 3, 3, seed=4).astype(np.float32)
+    count = -(-16 // block)
+    padded = np.zeros((24, count * block, 3, 3), np.float32)
+    padded[:, :16] = weights
+    scale = np.abs(padded.reshape(24, count, block, 3, 3)).max(2) / np.float32(127)
+    codes = np.rint(weights / np.repeat(scale, block, axis=1)[:, :16]).astype(np.int8)
+    source = written(tmp_path / "base.onnx", op("Conv", ["x", "k"], ["y"]), f32("k", weights))
+
+    def made(codes: np.ndarray) -> Path:
+        decoding = op("DequantizeLinear", ["k_quantized", "k_scale"], ["k_d"], axis=1, block_size=block)
+        parts = [op("Conv", ["x", "k_d"], ["y"]), tensor("k_quantized", 3, codes.shape, codes.tobytes())]
+        return written(tmp_path / "q.onnx", decoding, *parts, f32("k_scale", scale))
+
+    code, document = audited(made(codes), source)
+    assert code == 0, problems(document)
+    found = document["by_name"]["k"]
+    assert found["method"] == "min-max" and found["nearest_share"] == 1
+    codes[5, 3] = -codes[5, 3]
+    code, document = audited(made(codes), source)
+    assert code == 1 and "dB below" in problems(document)["k"]
 
 
 @pytest.mark.parametrize("each", [True, False], ids=["a scale per channel", "one scale"])

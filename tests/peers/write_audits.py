@@ -5,9 +5,9 @@
 KIND is a key of TOOLS.
 
 gptq and awq need llmcompressor 0.14.0.1 with datasets, autoround and autoround-awq auto-round 0.16.1, hqq hqq
-0.2.8.post1, mlx mlx 0.32.4, gptqmodel gptqmodel 7.2.0; all torch 2.13.0 and transformers 5.23.0. autoawq needs
-autoawq 0.2.9, without its dependencies, and transformers 4.51.3. They run on a processor in a minute. Inputs are the
-text of README.md, a letter a word.
+0.2.8.post1, mlx mlx 0.32.4, gptqmodel and gptqmodel-desc-act gptqmodel 7.2.0; all torch 2.13.0 and transformers 5.23.0.
+autoawq needs autoawq 0.2.9, without its dependencies, and transformers 4.51.3. They run on a processor in a minute.
+Inputs are the text of README.md, a letter a word.
 """
 
 from __future__ import annotations
@@ -101,14 +101,16 @@ def autoround(layout: str, out: Path) -> None:
         ).quantize_and_save(str(out), format=f"auto_{layout}")  # fmt: skip
 
 
-def gptqmodel(out: Path) -> None:
-    """GPTQModel's error feedback by default: columns in the order of their inputs' power, groups as they are."""
+def gptqmodel(out: Path, *, sorted_groups: bool = False) -> None:
+    """GPTQModel's error feedback by default: columns in the order of their inputs' power, groups as they are.
+    sorted_groups: groups of columns that follow each other in that order (desc_act)."""
     empty_torchvision()
     from gptqmodel import GPTQModel, QuantizeConfig
 
     ones = [1] * LONG
     with tempfile.TemporaryDirectory() as folder:
-        asked = QuantizeConfig(bits=4, group_size=32, offload_to_disk=False)
+        order = {"desc_act": True, "act_group_aware": False} if sorted_groups else {}
+        asked = QuantizeConfig(bits=4, group_size=32, offload_to_disk=False, **order)
         model = GPTQModel.load(str(reads_letters(folder)[0]), asked, device="cpu")
         model.quantize([{"input_ids": some, "attention_mask": ones} for some in inputs()], batch_size=1)
         model.save(str(out))
@@ -170,6 +172,7 @@ TOOLS: dict[str, Callable[[Path], None]] = {
     "hqq": hqq,
     "mlx": mlx,
     "gptqmodel": gptqmodel,
+    "gptqmodel-desc-act": partial(gptqmodel, sorted_groups=True),
     "autoawq": autoawq,
     "autoawq-fault": partial(autoawq, copied=False),
 }

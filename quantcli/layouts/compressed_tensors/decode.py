@@ -11,6 +11,7 @@ import numpy as np
 from quantcli import kernels
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.layouts.reader import Held, Read
+from quantcli.layouts.regrouped import Regrouped, by_index
 from quantcli.layouts.stored import by_column, floats, wrong
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -162,6 +163,15 @@ def held(stored: Stored, read: Read) -> Held | str:
         packed=partial(_packed, stored, read),
         params=params,
     )
+
+
+def regrouped(stored: Stored, read: Read) -> Regrouped | None:
+    """How groups lie in it where they are not runs of columns."""
+    found, rows = _group_of(stored, read), stored.shape[0]
+    if found is None or len(stored.shape) != 2:
+        return None
+    scale, zero = _scales(stored, read, 0, rows), _zeros(stored, read, 0, rows)
+    return by_index((rows, stored.cols), found, scale, zero, stored.bits, stored.scale.dtype)
 
 
 def decode_packed(stored: Stored, read: Read, first: int, last: int) -> Floats:

@@ -10,7 +10,7 @@ from typing import Any
 
 from quantcli.errors import printable
 from quantcli.layouts import bytewise
-from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, held, stated_shape, words_of
+from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, held, regrouped, stated_shape, words_of
 from quantcli.layouts.config import CONFIG_HINT, whole
 from quantcli.layouts.groups import Stated
 from quantcli.layouts.reader import Found, Held, Read
@@ -253,6 +253,7 @@ def _found(stored: Stored, activations: str, *, packed: bool) -> Found:
         decode=partial(decode_packed, stored) if packed else partial(bytewise.decode, _bytes(stored)),
         dtype=stored.scale.dtype,
         held=partial(_held, stored, activations, packed=packed),
+        regrouped=partial(regrouped, stored),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.layouts.onnx.read_blocks import matrix
-from quantcli.layouts.onnx.read_integer import integer
+from quantcli.layouts.onnx.read_integer import bias, integer
 from quantcli.layouts.onnx.read_linear import linear
 from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import wrong
@@ -47,12 +47,21 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
             if earlier != way:
                 raise wrong(node.weight, "two nodes decode it in different ways")
             continue
-        weight = _with_parts(_weight(infos, node, graph.packed), taken)
-        own = _CODES.fullmatch(weight.name)
-        name = own[1] if own is not None and own[1] not in names else weight.name
-        names.add(name)
-        found.append(replace(weight, name=name))
+        found.append(_named(_with_parts(_weight(infos, node, graph.packed), taken), names))
+    scaled = {name for call in graph.calls.values() if call.floats.get("alpha", 1) != 1 for name in call.inputs}
+    for node in graph.integer:
+        weight = bias(infos, node)
+        if weight is not None and weight.name not in taken | scaled:
+            found.append(_named(_with_parts(weight, taken), names))
     return found
+
+
+def _named(weight: Found, names: set[str]) -> Found:
+    """A weight under the name that it had before it was quantized, where no other tensor has that."""
+    own = _CODES.fullmatch(weight.name)
+    name = own[1] if own is not None and own[1] not in names else weight.name
+    names.add(name)
+    return replace(weight, name=name)
 
 
 def _weight(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Packed]) -> Found:

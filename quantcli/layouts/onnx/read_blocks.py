@@ -13,6 +13,7 @@ from quantcli import kernels
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams, row_bytes
 from quantcli.layouts.onnx.inputs import SCALE, ZERO, parameter
 from quantcli.layouts.reader import Found, Held, Read
+from quantcli.layouts.regrouped import Regrouped, by_scales
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.stores.onnx_graph import Node
 from quantcli.tensors import packing
@@ -166,6 +167,15 @@ def _held(stored: _Matrix, read: Read) -> Held | str:
     )
 
 
+def _regrouped(stored: _Matrix, read: Read) -> Regrouped | None:
+    """How groups lie in it where the last one is short."""
+    zero = _zeros(stored, read, 0, stored.rows)
+    if stored.zero is not None and stored.zero.dtype != "U8":
+        return None
+    shape, scale = (stored.rows, stored.cols), _scales(stored, read, 0, stored.rows)
+    return by_scales(shape, 1, stored.block, scale, zero, stored.bits, stored.scale.dtype)
+
+
 def matrix(infos: Mapping[str, TensorInfo], node: Node) -> Found:
     """A weight of MatMulNBits or GatherBlockQuantized. Raises DataError for parts that do not match."""
     stored = _matrix(infos, node)
@@ -178,5 +188,6 @@ def matrix(infos: Mapping[str, TensorInfo], node: Node) -> Found:
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         decode=partial(_decode_matrix, stored),
         held=partial(_held, stored),
+        regrouped=partial(_regrouped, stored),
         outputs_first=True if stored.padded else None,
     )

@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantcli.layouts.onnx.inputs import SCALE, ZERO, parameter
 from quantcli.layouts.onnx.read_linear import integers, linear
 from quantcli.layouts.reader import Found, Read
-from quantcli.layouts.stored import FLOATS, floats, wrong
+from quantcli.layouts.regrouped import Regrouped, by_scales
+from quantcli.layouts.stored import FLOATS, floats, part, wrong
 from quantcli.stores.onnx_graph import Node
 from quantcli.stores.onnx_tensors import Packed
 from quantcli.tensors.info import TensorInfo
 
+if TYPE_CHECKING:
+    from quantcli.kernels import Floats
+
 IN_OUT = ("MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 """Operators whose matrix is [in, out]."""
+
+BIASES = {"QLinearConv": 8, "QGemm": 6}
+"""Operators that have a bias among their inputs, and which one."""
 
 
 def integer(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Packed]) -> Found:
@@ -51,6 +59,42 @@ def _inputs_first(read: Read) -> str:
     return "it is stored as [in, out]"
 
 
+# ---- biases ----------------------------------------------------------------------------------------------------------
+
+
+def bias(infos: Mapping[str, TensorInfo], node: Node) -> Found | None:
+    """The bias that a node adds to its sums as I32, whose scale is that of its inputs times that of its weight. None
+    where it has none."""
+    at = BIASES.get(node.operator, 0)
+    info = infos.get(node.inputs[at]) if 0 < at < len(node.inputs) else None
+    if info is None or info.dtype != "I32" or len(info.shape) != 1:
+        return None
+    own = parameter(infos, node, SCALE, "scale", FLOATS)
+    inputs = part(infos, node.inputs[1], info.name, FLOATS)
+    if inputs.numel != 1 or own.numel not in (1, info.numel):
+        raise wrong(info.name, f"scales {list(inputs.shape)} and {list(own.shape)} do not match {list(info.shape)}")
+
+    def scale(read: Read) -> Floats:
+        return floats(read, own, info.name, 0, own.numel) * floats(read, inputs, info.name, 0, 1)
+
+    def decode(read: Read, first: int, last: int) -> Floats:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (integers(read, info, None, 0, info.numel) * scale(read)).reshape(1, -1)
+
+    def regrouped(read: Read) -> Regrouped:
+        return by_scales(info.shape, 0 if own.numel > 1 else None, 0, scale(read), None, 32, own.dtype)
+
+    return Found(
+        name=info.name,
+        shape=info.shape,
+        scheme="w32c" if own.numel > 1 else "w32t",
+        bits=32,
+        parts=(info,),
+        decode=decode,
+        regrouped=regrouped,
+    )
+
+
 # ---- LSTM -------------------------------------------------------------------------------------------------------
 
 
@@ -74,12 +118,23 @@ def _lstm(infos: Mapping[str, TensorInfo], node: Node) -> Found:
         parts=tuple(p for p in (codes, scale, zero) if p is not None),
         unit=rows,
         decode=partial(_decode_lstm, codes, scale, zero),
+        regrouped=partial(_regrouped_lstm, codes, scale, zero),
     )
+
+
+def _regrouped_lstm(codes: TensorInfo, scale: TensorInfo, zero: TensorInfo | None, read: Read) -> Regrouped:
+    """Rows of the decoded weight that share a scale: of an output, or of a direction."""
+    directions, cols, rows = codes.shape
+    parts = scale.numel if directions > 1 or scale.numel > 1 else 1
+    shape, signed = (parts, directions * rows * cols // parts), codes.dtype == "I8"
+    points = np.zeros(parts, np.float32) if zero is None else integers(read, zero, None, 0, parts)
+    found, points = floats(read, scale, codes.name, 0, parts), points + np.float32(128 * signed)
+    return by_scales(shape, 0 if parts > 1 else None, 0, found, points, 8, scale.dtype)
 
 
 def _decode_lstm(
     codes: TensorInfo, scale: TensorInfo, zero: TensorInfo | None, read: Read, first: int, last: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+) -> Floats:
     _, cols, rows = codes.shape
     found = np.empty((last - first, cols), np.float32)
     for at in range(first // rows, -(-last // rows)):

@@ -13,6 +13,7 @@ import numpy as np
 from quantcli.dtypes import to_float32
 from quantcli.layouts.onnx.inputs import SCALE, ZERO, parameter
 from quantcli.layouts.reader import Found, Held, Read
+from quantcli.layouts.regrouped import Regrouped, by_scales
 from quantcli.layouts.stored import FLOATS, filled_up, floats, wrong
 from quantcli.stores.onnx_graph import Node
 from quantcli.stores.onnx_tensors import Packed
@@ -217,6 +218,19 @@ def _held(stored: _Linear, bits: int, read: Read) -> Held | str:
     )
 
 
+def _regrouped(stored: _Linear, bits: int, read: Read) -> Regrouped | None:
+    """How groups lie in a weight whose codes are whole numbers."""
+    if stored.codes.dtype in FLOAT8:
+        return None
+    middle, scales, zero = _middle(stored, bits), stored.scale, stored.zero
+    scale = floats(read, scales, stored.name, 0, scales.numel)
+    if zero is not None:
+        points = integers(read, zero, stored.packed.get(zero.name), 0, scales.numel) + np.float32(middle)
+    else:
+        points = np.full_like(scale, middle)
+    return by_scales(stored.shape, stored.axis, stored.block, scale, points, bits, scales.dtype)
+
+
 def _label(stored: _Linear, kind: str) -> str:
     """The name of its scheme, with the axis where rows do not run along it."""
     last = len(stored.shape) - 1
@@ -249,6 +263,7 @@ def _in_pieces(stored: _Linear, node: Node, kind: str, bits: int) -> Found:
         bits=bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         decode=partial(_decode_pieces, stored, node.shape),
+        regrouped=partial(_regrouped, stored, bits),
     )
 
 
@@ -267,4 +282,5 @@ def linear(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Pac
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         decode=partial(_decode_linear, stored),
         held=partial(_held, stored, bits),
+        regrouped=partial(_regrouped, stored, bits),
     )
