@@ -26,9 +26,9 @@ class Name:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a name."""
+    """A call of a name, or of what is not one."""
 
-    function: Name
+    function: Any
     args: Any
 
 

@@ -14,25 +14,31 @@ template <int KIND>
 struct Pattern {
   using Key = typename std::conditional<KIND == F32, int32_t, int16_t>::type;
   using Bits = typename std::conditional<KIND == F32, uint32_t, uint16_t>::type;
-  typedef Bits Stored __attribute__((aligned(1)));  // as weights lie in memory, at any address
   typedef Key Keys __attribute__((vector_size(32)));
   static constexpr int AT_ONCE = 32 / sizeof(Key), SIGN = 8 * sizeof(Key) - 1;
   static constexpr Key MAGNITUDE = Key((uint32_t(1) << SIGN) - 1);
   static constexpr Key SPECIAL = KIND == F32 ? Key(0x7f800000) : KIND == BF16 ? Key(0x7f80) : Key(0x7c00);
 
+  // Weight i of those that begin at an address, which may be any.
+  static Bits bits_of(const void* weights, int64_t i) {
+    Bits bits;
+    std::memcpy(&bits, static_cast<const char*>(weights) + i * int64_t(sizeof bits), sizeof bits);
+    return bits;
+  }
+
   static Key key(Bits bits) { return Key(bits) ^ Key((Key(bits) >> SIGN) & MAGNITUDE); }
 
-  static Keys keys(const void* p) {
-    const Keys v = bits_at(p);
+  static Keys keys(const void* weights, int64_t from) {
+    const Keys v = bits_from(weights, from);
     return v ^ ((v >> SIGN) & MAGNITUDE);
   }
 
   // The complements of magnitudes, which are in the opposite order.
-  static Keys complements(const void* p) { return ~(bits_at(p) & MAGNITUDE); }
+  static Keys complements(const void* weights, int64_t from) { return ~(bits_from(weights, from) & MAGNITUDE); }
 
-  static Keys bits_at(const void* p) {
+  static Keys bits_from(const void* weights, int64_t from) {
     Keys v;
-    std::memcpy(&v, p, sizeof v);
+    std::memcpy(&v, static_cast<const char*>(weights) + from * int64_t(sizeof(Bits)), sizeof v);
     return v;
   }
 
@@ -71,43 +77,42 @@ struct Range {
 
 // The first of the weights whose magnitude is that of `high`.
 template <int KIND>
-inline float first_extreme(const typename Pattern<KIND>::Stored* p, typename Pattern<KIND>::Key high) {
+inline float first_extreme(const void* weights, int64_t at, typename Pattern<KIND>::Key high) {
   using P = Pattern<KIND>;
-  while ((*p & typename P::Bits(P::MAGNITUDE)) != typename P::Bits(high)) ++p;
-  return P::value(P::key(*p));
+  while ((P::bits_of(weights, at) & typename P::Bits(P::MAGNITUDE)) != typename P::Bits(high)) ++at;
+  return P::value(P::key(P::bits_of(weights, at)));
 }
 
 // The range of n >= 1 weights. finite is cleared when one is not.
 template <int KIND>
 inline Range range_of(const void* weights, int64_t at, int64_t n, bool& finite) {
   using P = Pattern<KIND>;
-  const auto* p = static_cast<const typename P::Stored*>(weights) + at;
-  typename P::Key low = P::key(p[0]), high = low;
+  typename P::Key low = P::key(P::bits_of(weights, at)), high = low;
   int64_t i = 0;
   if (n >= P::AT_ONCE) {
     // Maxima are minima of complements. Two of each: they need not wait for each other.
-    typename P::Keys least = P::keys(p), most = ~least, least2 = least, most2 = most;
+    typename P::Keys least = P::keys(weights, at), most = ~least, least2 = least, most2 = most;
     for (i = P::AT_ONCE; i + 2 * P::AT_ONCE <= n; i += 2 * P::AT_ONCE) {
-      const typename P::Keys a = P::keys(p + i), b = P::keys(p + i + P::AT_ONCE);
+      const typename P::Keys a = P::keys(weights, at + i), b = P::keys(weights, at + i + P::AT_ONCE);
       least = P::lesser(least, a), most = P::lesser(most, ~a);
       least2 = P::lesser(least2, b), most2 = P::lesser(most2, ~b);
     }
     for (; i + P::AT_ONCE <= n; i += P::AT_ONCE) {
-      const typename P::Keys a = P::keys(p + i);
+      const typename P::Keys a = P::keys(weights, at + i);
       least = P::lesser(least, a), most = P::lesser(most, ~a);
     }
     low = P::least(P::lesser(least, least2));
     high = typename P::Key(~P::least(P::lesser(most, most2)));
   }
   for (; i < n; ++i) {
-    const typename P::Key k = P::key(p[i]);
+    const typename P::Key k = P::key(P::bits_of(weights, at + i));
     low = k < low ? k : low;
     high = k > high ? k : high;
   }
   finite &= high < P::SPECIAL && typename P::Key(~low) < P::SPECIAL;
   Range found = {P::value(low), P::value(high), 0};
   found.extreme = found.high > -found.low ? found.high : found.high < -found.low ? found.low : 0;
-  if (found.extreme == 0 && found.high > 0) found.extreme = first_extreme<KIND>(p, high);  // both signs reach it
+  if (found.extreme == 0 && found.high > 0) found.extreme = first_extreme<KIND>(weights, at, high);  // both reach it
   return found;
 }
 
@@ -115,16 +120,15 @@ inline Range range_of(const void* weights, int64_t at, int64_t n, bool& finite) 
 template <int KIND>
 inline float largest_of(const void* weights, int64_t at, int64_t n, bool& finite) {
   using P = Pattern<KIND>;
-  const auto* p = static_cast<const typename P::Stored*>(weights) + at;
   typename P::Key least = -1;  // of complements
   int64_t i = 0;
   if (n >= P::AT_ONCE) {
     typename P::Keys v = typename P::Keys{} - 1;
-    for (; i + P::AT_ONCE <= n; i += P::AT_ONCE) v = P::lesser(v, P::complements(p + i));
+    for (; i + P::AT_ONCE <= n; i += P::AT_ONCE) v = P::lesser(v, P::complements(weights, at + i));
     least = P::least(v);
   }
   for (; i < n; ++i) {
-    const typename P::Key own = typename P::Key(~(p[i] & P::MAGNITUDE));
+    const typename P::Key own = typename P::Key(~(P::bits_of(weights, at + i) & P::MAGNITUDE));
     least = own < least ? own : least;
   }
   finite &= typename P::Key(~least) < P::SPECIAL;
@@ -161,13 +165,14 @@ inline __m256 values_of(__m128i keys) {
 
 // The ranges of eight groups of n weights of 16 bits, a multiple of 16, that lie one after another.
 template <int KIND>
-inline void eight_ranges(const Unaligned16* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
+inline void eight_ranges(const void* weights, int64_t at, int64_t n, float* lo, float* hi, float* extreme,
+                         bool& finite) {
   using P = Pattern<KIND>;
   __m128i lows[EIGHT], highs[EIGHT];
   for (int g = 0; g < EIGHT; ++g) {
-    typename P::Keys least = P::keys(p + g * n), most = ~least;
+    typename P::Keys least = P::keys(weights, at + g * n), most = ~least;
     for (int64_t i = P::AT_ONCE; i < n; i += P::AT_ONCE) {
-      const typename P::Keys a = P::keys(p + g * n + i);
+      const typename P::Keys a = P::keys(weights, at + g * n + i);
       least = P::lesser(least, a), most = P::lesser(most, ~a);
     }
     lows[g] = halves<KIND>(least), highs[g] = halves<KIND>(most);
@@ -186,17 +191,17 @@ inline void eight_ranges(const Unaligned16* p, int64_t n, float* lo, float* hi, 
   alignas(16) int16_t keys[EIGHT];
   _mm_store_si128(reinterpret_cast<__m128i*>(keys), high);
   for (int ties = _mm256_movemask_ps(same), g = 0; ties; ties >>= 1, ++g)
-    if (ties & 1 && finite) extreme[g] = first_extreme<KIND>(p + g * n, keys[g]);
+    if (ties & 1 && finite) extreme[g] = first_extreme<KIND>(weights, at + g * n, keys[g]);
 }
 
 // Their largest magnitudes.
 template <int KIND>
-inline void eight_largest(const Unaligned16* p, int64_t n, float* largest, bool& finite) {
+inline void eight_largest(const void* weights, int64_t at, int64_t n, float* largest, bool& finite) {
   using P = Pattern<KIND>;
   __m128i complements[EIGHT];
   for (int g = 0; g < EIGHT; ++g) {
     typename P::Keys least = typename P::Keys{} - 1;
-    for (int64_t i = 0; i < n; i += P::AT_ONCE) least = P::lesser(least, P::complements(p + g * n + i));
+    for (int64_t i = 0; i < n; i += P::AT_ONCE) least = P::lesser(least, P::complements(weights, at + g * n + i));
     complements[g] = halves<KIND>(least);
   }
   const __m128i found = _mm_xor_si128(least_of_each(complements), _mm_set1_epi16(-1));
@@ -206,16 +211,17 @@ inline void eight_largest(const Unaligned16* p, int64_t n, float* largest, bool&
 }
 #else
 template <int KIND>
-inline void eight_ranges(const Unaligned16* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
+inline void eight_ranges(const void* weights, int64_t at, int64_t n, float* lo, float* hi, float* extreme,
+                         bool& finite) {
   for (int g = 0; g < EIGHT; ++g) {
-    const Range found = range_of<KIND>(p, g * n, n, finite);
+    const Range found = range_of<KIND>(weights, at + g * n, n, finite);
     lo[g] = found.low, hi[g] = found.high, extreme[g] = found.extreme;
   }
 }
 
 template <int KIND>
-inline void eight_largest(const Unaligned16* p, int64_t n, float* largest, bool& finite) {
-  for (int g = 0; g < EIGHT; ++g) largest[g] = largest_of<KIND>(p, g * n, n, finite);
+inline void eight_largest(const void* weights, int64_t at, int64_t n, float* largest, bool& finite) {
+  for (int g = 0; g < EIGHT; ++g) largest[g] = largest_of<KIND>(weights, at + g * n, n, finite);
 }
 #endif
 
@@ -230,16 +236,15 @@ inline bool by_groups(const Tile& tile, Found found) {
   return finite;
 }
 
-// The same, but calls eight(group, weights, n, finite) for eight small groups of whole vectors that lie one after another.
+// The same, but calls eight(group, at, n, finite) for eight small groups of whole vectors that lie one after another.
 template <int KIND, class Found, class Eights>
 inline bool by_groups(const Tile& tile, Found found, Eights eight) {
   if constexpr (KIND != F32)
     if (tile.group % Pattern<KIND>::AT_ONCE == 0 && tile.group <= AT_MOST && tile.cols % tile.group == 0) {
-      const auto* p = static_cast<const Unaligned16*>(tile.weights);
       const int64_t n = tile.group, count = tile.rows * tile.cols / n;
       bool finite = true;
       int64_t group = 0;
-      for (; group + EIGHT <= count; group += EIGHT) eight(group, p + group * n, n, finite);
+      for (; group + EIGHT <= count; group += EIGHT) eight(group, group * n, n, finite);
       for (; group < count; ++group) found(group, group * n, n, finite);
       return finite;
     }
@@ -253,8 +258,8 @@ inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) 
     const Range found = range_of<KIND>(tile.weights, at, n, finite);
     lo[group] = found.low, hi[group] = found.high, extreme[group] = found.extreme;
   };
-  return by_groups<KIND>(tile, each, [=](int64_t group, auto* weights, int64_t n, bool& finite) {
-    eight_ranges<KIND>(weights, n, lo + group, hi + group, extreme + group, finite);
+  return by_groups<KIND>(tile, each, [=, &tile](int64_t group, int64_t at, int64_t n, bool& finite) {
+    eight_ranges<KIND>(tile.weights, at, n, lo + group, hi + group, extreme + group, finite);
   });
 }
 
@@ -268,8 +273,8 @@ inline bool tile_largest(const Tile& tile, float* largest) {
   const auto each = [=, &tile](int64_t group, int64_t at, int64_t n, bool& finite) {
     largest[group] = largest_of<KIND>(tile.weights, at, n, finite);
   };
-  return by_groups<KIND>(tile, each, [=](int64_t group, auto* weights, int64_t n, bool& finite) {
-    eight_largest<KIND>(weights, n, largest + group, finite);
+  return by_groups<KIND>(tile, each, [=, &tile](int64_t group, int64_t at, int64_t n, bool& finite) {
+    eight_largest<KIND>(tile.weights, at, n, largest + group, finite);
   });
 }
 

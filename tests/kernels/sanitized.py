@@ -20,16 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def run(words: Sequence[object], env: Mapping[str, str], reports: Path | None = None) -> str:
-    """What a command prints, which is shown too; where it fails all ends. reports: where sanitizers write theirs, for
-    pytest takes what a test prints, and ends with it."""
+def run(words: Sequence[object], env: Mapping[str, str]) -> str:
+    """What a command prints, which is shown too; where it fails all ends."""
     done = subprocess.run(
         [str(w) for w in words], env={**os.environ, **env}, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     print(done.stdout, end="", flush=True)
     if done.returncode:
-        for report in sorted(reports.glob("report.*")) if reports is not None else ():
-            print(report.read_text(errors="replace"))
         sys.exit(f"failed with {done.returncode}: {' '.join(map(str, words))}")
     return done.stdout
 
@@ -39,8 +36,6 @@ def main(folder: str = ".sanitized", *arguments: str) -> None:
     if missing:
         sys.exit(f"not found: {', '.join(missing)}")
     home = Path(folder).resolve()
-    for old in home.glob("report.*"):
-        old.unlink()
     flags = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
     options = ["-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS_DEBUG={flags}", "-DCMAKE_CXX_COMPILER=g++"]
     run(["cmake", "-S", ROOT / "quantcli/kernels", "-B", home, *options], {})
@@ -52,8 +47,8 @@ def main(folder: str = ".sanitized", *arguments: str) -> None:
         "LD_PRELOAD": " ".join(preloaded),  # before Python, which was built without them
         "PYTHONMALLOC": "malloc",
         # Python keeps to its end what it needs.
-        "ASAN_OPTIONS": f"detect_leaks=0:log_path={home / 'report'}",
-        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={home / 'report'}",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     listing = (
         "import kernels.guards; kernels.guards.pytest_configure(); "
@@ -65,6 +60,7 @@ def main(folder: str = ".sanitized", *arguments: str) -> None:
         "-m",
         "pytest",
         "-q",
+        "--capture=sys",  # what a sanitizer says on standard error is not held back with what a test prints
         "-p",
         "kernels.guards",
         "--deselect",
@@ -74,7 +70,7 @@ def main(folder: str = ".sanitized", *arguments: str) -> None:
     for variant in run([sys.executable, "-c", listing], env).split():
         for place in ("behind", "before", "odd"):
             print(f"{variant}: {place}", flush=True)
-            run(pytest, {**env, "QUANTCLI_KERNELS": variant, "QUANTCLI_GUARDS": place}, home)
+            run(pytest, {**env, "QUANTCLI_KERNELS": variant, "QUANTCLI_GUARDS": place})
 
 
 if __name__ == "__main__":

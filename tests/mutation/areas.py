@@ -84,7 +84,8 @@ AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
         for name in ("document", "held", "model", "parts", "stored", "write")
     },
     "safetensors": {
-        f"quantcli/stores/{name}.py": _FILES for name in ("safetensors", "safetensors_check", "safetensors_header", "compact", "text")
+        f"quantcli/stores/{name}.py": _FILES
+        for name in ("safetensors", "safetensors_check", "safetensors_header", "compact", "text")
     },
     "allocation": {
         "quantcli/planning/allocate.py": ["tests/planning/test_allocating.py"],
