@@ -64,9 +64,11 @@ class _Held:
             return self.tags[name]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers requests as S3 does."""
+
     protocol_version = "HTTP/1.1"
-    server: _Server
+    server: Server
 
     def log_message(self, *_: object) -> None:
         pass
@@ -203,6 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "NoSuchKey")
         elif self.headers.get("x-amz-copy-source-if-match", tag) != tag:
             self._refuse(412, "PreconditionFailed")
+        elif "x-amz-copy-source-range" not in self.headers:
+            os.link(held.path(source), made)  # no object is ever changed
+            return True
         else:
             with open(held.path(source), "rb") as file, open(made, "wb") as out:
                 size = os.fstat(file.fileno()).st_size
@@ -259,12 +264,14 @@ def _moved(source: int, target: int, first: int = 0, end: int = -1) -> None:
         first += os.sendfile(target, source, first, min(end - first, 1 << 24))
 
 
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """The objects of a folder, behind HTTP."""
+
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, folder: Path, host: str, port: int) -> None:
-        super().__init__((host, port), _Handler)
+    def __init__(self, folder: Path, host: str, port: int, handler: type[Handler] = Handler) -> None:
+        super().__init__((host, port), handler)
         self.held = _Held(folder)
 
     def handle_error(self, *_: object) -> None:
@@ -291,7 +298,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     given = parser.parse_args()
-    server = _Server(given.folder, given.host, given.port)
+    server = Server(given.folder, given.host, given.port)
     print(f"http://{given.host}:{server.server_address[1]}", flush=True)
     server.serve_forever()
 

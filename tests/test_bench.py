@@ -6,13 +6,18 @@ import json
 import math
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 from bench import plot
+from bench.link import link
+from disk_s3 import disk_server
 from making import ROOT
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -79,3 +84,23 @@ def test_other_programs_are_timed_by_their_own_clock(tmp_path: Path) -> None:
     assert figures["MLX, affine int4 g128"][0] == "8" and not any("libllama" in title for title in figures)
     own = figures["quantcli, int4 g128 min-max"]
     assert float(own[0]) > 0 and 20 < float(own[2]) < 100  # MiB
+
+
+def test_a_link_has_its_rate_and_latency(tmp_path: Path) -> None:
+    """4 MB at 20 MB/s take 0.2 s, whoever shares them, and a request half a round trip each way: none is faster."""
+    (tmp_path / "s3" / "models").mkdir(parents=True)
+    content = np.random.default_rng(0).bytes(4_000_000)
+    (tmp_path / "s3" / "models" / "x").write_bytes(content)
+    with disk_server(tmp_path / "s3") as named, link(named["AWS_ENDPOINT_URL"], rate=20, latency=60) as address:
+
+        def read(part: str) -> tuple[bytes, float]:
+            began = time.perf_counter()
+            request = Request(f"{address}/models/x", headers={"Range": f"bytes={part}"})
+            with urlopen(request) as answer:
+                return answer.read(), time.perf_counter() - began
+
+        assert read("0-0")[1] > 0.12, "a connection, and a request"
+        with ThreadPoolExecutor(2) as pool:
+            halves = list(pool.map(read, ["0-1999999", "2000000-3999999"]))
+    assert b"".join(half for half, _ in halves) == content
+    assert max(seconds for _, seconds in halves) > 0.2 + 0.12
