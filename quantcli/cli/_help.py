@@ -37,10 +37,11 @@ class _Output(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value and not (ctx is not None and ctx.resilient_parsing):
-            from quantcli.stores.destinations import writable
+            from quantcli.stores.destinations import prepare, writable
 
             try:
                 value = writable(value)
+                prepare(value)
             except UsageError as error:
                 raise error.within(param.opts[0]) if isinstance(param, click.Option) else error from None
         return super().convert(value, param, ctx)

@@ -203,9 +203,9 @@ def beside(path: str) -> Mapping[str, Any]:
         return {}
     folder = path if places.is_folder(path) else os.path.dirname(path)
     found: dict[str, Any] = {}
-    for name in CONFIGS:
-        file = os.path.join(folder, name)
-        if places.is_file(file):
+    files = [os.path.join(folder, name) for name in CONFIGS]
+    for name, file, there in zip(CONFIGS, files, list(places.each(places.is_file, files))):
+        if there:
             document = strict_json(read_small(file, 10_000_000), file)
             if not isinstance(document, dict):
                 raise DataError("it is not an object", place=[file])

@@ -185,6 +185,12 @@ def writable(path: str) -> str:
     return path.rstrip("/")
 
 
+def prepare(path: str) -> None:
+    """Import what writes a URL while its source is looked at, where that takes long."""
+    if remote.scheme_of(path) == "s3":
+        importlib.import_module("quantcli.stores.remote.s3").ready(path)
+
+
 def _shown(path: str) -> str:
     return re.sub("://[^/@]*@", "://", path.partition("?")[0])
 

@@ -124,7 +124,9 @@ def size(url: str) -> int | None:
     The lists of web servers are of usual names only."""
     with _lock:
         for (scheme, folder), (at, found) in _known.items():
-            if url.startswith(f"{folder}/") and found and time.monotonic() - at < _FRESH:
+            # A bucket tells that nothing is below a key; the hub and the web may tell nothing.
+            whole = bool(found) or SCHEMES[scheme] == "cloud"
+            if whole and url.startswith(f"{folder}/") and time.monotonic() - at < _FRESH:
                 name = url[len(folder) + 1 :]
                 if name in found:
                     return found[name] or 0

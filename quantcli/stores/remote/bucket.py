@@ -14,9 +14,10 @@ takes the folder. A run that is killed while it copies leaves `publishing`, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
+from itertools import groupby
 from types import TracebackType
 
 from quantcli import interrupts
@@ -30,8 +31,6 @@ from quantcli.stores.remote.upload import Upload
 from quantcli.stores.workspace import partial_of
 
 _COPY = 1 << 22
-_AT_ONCE = 8
-"""Files that are copied to their names at a time."""
 
 
 class _Hidden:
@@ -44,14 +43,17 @@ class _Hidden:
             self.lock = Lock(f"{self.folder}/lock", path, s3)
             interrupts.remember(self.close)
         try:
-            self.found = s3.get(f"{self.folder}/journal")
+            self.found, publishing, _ = s3.together(
+                lambda: s3.get(f"{self.folder}/journal"),
+                lambda: s3.get(f"{self.folder}/publishing"),
+                lambda: s3.abort_below(f"{self.folder}/"),
+            )
             self.keep = self.found is not None
-            if s3.get(f"{self.folder}/publishing") is not None:
+            if publishing is not None:
                 _delete_below(path)
                 s3.delete([f"{self.folder}/publishing"])
             elif not force and s3.any_of(path):
                 raise another_created(path)
-            s3.abort_below(f"{self.folder}/")
         except BaseException:
             self.close()
             raise
@@ -73,11 +75,9 @@ class _Hidden:
             return
         self._closed = True
         if not self.lock.lost:
+            clear = [] if self.keep else [self.clear]
             with suppress(QuantcliError):
-                s3.abort_below(f"{self.folder}/")
-            if not self.keep:
-                with suppress(QuantcliError):
-                    self.clear()
+                s3.together(lambda: s3.abort_below(f"{self.folder}/"), *clear)
         self.lock.end()
         remote.forget()
         interrupts.forget(self.close)
@@ -85,8 +85,14 @@ class _Hidden:
 
 def _delete_below(url: str) -> None:
     """Delete an object and all below it; what loaders look for first."""
-    names = sorted(s3.listed(f"{url}/"), key=_rank, reverse=True)
-    s3.delete([*(f"{url}/{name}" for name in names), url])
+    _delete_ranked(f"{url}/", s3.listed(f"{url}/"))
+    s3.delete([url])
+
+
+def _delete_ranked(prefix: str, names: Iterable[str]) -> None:
+    """Delete objects of a folder, all of a rank at once; what loaders look for first."""
+    for _, same in groupby(sorted(names, key=_rank, reverse=True), key=lambda name: _rank(name)[0]):
+        s3.delete([f"{prefix}{name}" for name in same])
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -194,8 +200,7 @@ class _Folder:
         self._hidden.keep = bool(keep)
         if not keep:
             s3.delete([f"{self._hidden.folder}/journal"])
-        there = sorted(s3.listed(f"{self.temp}/"), key=_rank, reverse=True)
-        s3.delete([f"{self.temp}/{name}" for name in there if name not in keep])
+        _delete_ranked(f"{self.temp}/", [name for name in s3.listed(f"{self.temp}/") if name not in keep])
         remote.forget()
         self.hold = False
 
@@ -258,10 +263,10 @@ class _Folder:
         self._hidden.keep = True
         _delete_below(self.path)
         first = [name for name in jobs if _rank(name)[0] == 0]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda name: s3.copy(jobs[name][0], f"{self.path}/{name}", jobs[name][1]), first))
+        calls = {name: partial(s3.copy, url, f"{self.path}/{name}", size) for name, (url, size) in jobs.items()}
+        s3.together(*(calls[name] for name in first))
         for name in sorted(jobs.keys() - set(first), key=_rank):
-            s3.copy(jobs[name][0], f"{self.path}/{name}", jobs[name][1])
+            calls[name]()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

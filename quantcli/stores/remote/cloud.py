@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.stores import remote
 from quantcli.stores.remote import FILE, DeniedError, MissingError, refusals
-from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
+from quantcli.stores.remote.reading import FIRST, WHOLE_ONLY, PassingError, RemoteFile, changed, retried
 
 MOST_FILES = 100_000
 """Files of a folder, beyond which it is no model but a bucket."""
@@ -72,8 +72,7 @@ def problem_of(error: Exception, url: str) -> Exception:
     if re.search(r"\b416\b|InvalidRange", text):
         return changed(url)
     if re.search(r"\b4\d\d (?:Bad|Not|Method|Conflict|Moved)|\b301\b", text):
-        line = next((line.strip() for line in text.splitlines() if line.strip()), kind)
-        return QuantcliError(f"the bucket refuses: {line[:200]}", place=[url])
+        return QuantcliError(f"the bucket refuses: {_refusal(text) or kind}", place=[url])
     if isinstance(error, (ValueError, TypeError)) or kind in (
         "InvalidPathError",
         "NotSupportedError",
@@ -81,6 +80,14 @@ def problem_of(error: Exception, url: str) -> Exception:
     ):
         return QuantcliError(f"not possible here: {text.splitlines()[0][:200] if text else kind}", place=[url])
     return PassingError(f"{url.partition('://')[0]}: {_reason(text)}")
+
+
+def _refusal(text: str) -> str:
+    """Status and message of an answer by the text of obstore's error, which has all of the answer in it."""
+    found = re.search(r"\b([34]\d\d [A-Z][A-Za-z ]+)", text)
+    said = re.search(r'"message":"([^"]*)"|<Message>([^<]*)<', text)
+    line = ", ".join([found[1], *filter(None, said.groups() if said else ())]) if found else text
+    return printable(" ".join(line.split()), 200)
 
 
 _CREDENTIALS = {
@@ -129,10 +136,26 @@ class _Object:
             self.size, self.version = found.meta["size"], found.meta["e_tag"]
             return bytes(found.bytes())
         except Exception as error:
+            if "non-partial" in str(error):
+                return self._first_linked()
             problem = problem_of(error, self._shown)
             if isinstance(problem, DataError) and self._is_empty():
                 return b""
             raise problem from None
+
+    def _first_linked(self) -> bytes:
+        """Its first bytes from a server that calls a range a whole file, which obstore refuses: rclone does."""
+        import obstore
+
+        try:
+            about = obstore.head(self._store, self._key)
+        except Exception as error:
+            raise problem_of(error, self._shown) from None
+        self.size, self.version = about["size"], about["e_tag"]
+        content = bytearray(min(FIRST, self.size))
+        if not self._links or not self._linked(0, memoryview(content)):
+            raise QuantcliError(WHOLE_ONLY, place=[self._shown], hint="download the file, and name the copy")
+        return bytes(content)
 
     def _is_empty(self) -> bool:
         """Whether it has no bytes, and so no range."""
@@ -165,7 +188,7 @@ class _Object:
             link = obstore.sign(self._store, "GET", self._key, _VALID)
             with asked(link, {"Range": f"bytes={start}-{end - 1}"}) as answer:
                 told = answer.headers.get("ETag"), answer.headers.get("Content-Range")
-                if answer.status != 206 or told != (self.version, f"bytes {start}-{end - 1}/{self.size}"):
+                if answer.status not in (200, 206) or told != (self.version, f"bytes {start}-{end - 1}/{self.size}"):
                     return False
                 filled(answer, into)
                 return True

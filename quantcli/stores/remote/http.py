@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.stores.remote import FILE, DeniedError, MissingError, addresses, at_once, content
-from quantcli.stores.remote.reading import FIRST, PassingError, RemoteFile, changed, retried
+from quantcli.stores.remote.reading import FIRST, WHOLE_ONLY, PassingError, RemoteFile, changed, retried
 
 TIMEOUT = 30.0
 """Seconds to wait for an answer, or for more of it."""
@@ -233,8 +233,7 @@ class Ranges:
         told = answer.length
         content = b"" if max(told or 0, self.size) > _SMALL else answer.read(_SMALL + 1 if told is None else told)
         if max(told or 0, self.size, len(content)) > _SMALL:
-            problem = "this server sends whole files only (it does not honour ranges)"
-            raise QuantcliError(problem, place=[self.shown], hint="download the file, and name the copy")
+            raise QuantcliError(WHOLE_ONLY, place=[self.shown], hint="download the file, and name the copy")
         if len(content) < (told or 0):
             raise PassingError("the connection ended early")
         if self.size not in (-1, len(content)):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from quantcli.errors import QuantcliError
@@ -26,6 +27,14 @@ FLIGHTS = 2
 COPIED = 256 << 20
 """Bytes that S3 copies by itself in one request: more may take longer than an answer is waited for."""
 
+
+T = TypeVar("T")
+
+AT_ONCE = 8
+"""Requests at a time that do not wait for each other."""
+
+_NOT_LISTED = ("NotImplemented", "MethodNotAllowed", "NoSuchUpload", "InvalidRequest", "405", "501")
+"""What servers answer that cannot list the uploads of a bucket."""
 
 # ---- requests ---------------------------------------------------------------------------------------------------
 
@@ -77,6 +86,16 @@ def _not_redirected(params: dict[str, Any], **_: Any) -> None:
     """Have botocore not ask for the region of a bucket in order to ask for its region, which had no end where a server
     leads elsewhere and names no region."""
     params["context"]["s3_redirect"]["redirected"] = True
+
+
+def ready(url: str) -> None:
+    """Prepare the client while something else is waited for: to import botocore takes 0.2 s."""
+
+    def prepared() -> None:
+        with contextlib.suppress(Exception):  # whoever needs it is told
+            client(url)
+
+    threading.Thread(target=prepared, daemon=True).start()
 
 
 def place(url: str) -> dict[str, str]:
@@ -134,9 +153,17 @@ def _problem(code: str, status: int, message: str, url: str, operation: str) -> 
 def put(url: str, content: bytes, *, create: bool = False, match: str | None = None) -> str:
     """Write a small object; its ETag. create: only where there is none; match: only in place of the one of this ETag.
     Raises ExistsError."""
-    condition = {"IfNoneMatch": "*"} if create else {} if match is None else {"IfMatch": match}
-    with told(url):
-        return str(client(url).put_object(**place(url), Body=content, **condition)["ETag"])
+
+    def once(**condition: str) -> str:
+        with told(url):
+            return str(client(url).put_object(**place(url), Body=content, **condition)["ETag"])
+
+    if match is None:
+        return once(IfNoneMatch="*") if create else once()
+    try:
+        return once(IfMatch=match)
+    except ExistsError:  # Ceph 16 compares it without its quotation marks
+        return once(IfMatch=match.strip('"'))
 
 
 def get(url: str) -> Small | None:
@@ -146,7 +173,7 @@ def get(url: str) -> Small | None:
             found = client(url).get_object(**place(url))
             content, tag, written = found["Body"].read(), str(found["ETag"]), found["LastModified"]
     except QuantcliError as error:
-        if "NoSuchKey" in error.problem:
+        if "NoSuchKey" in error.problem or error.problem.startswith("the bucket refuses: 404"):
             return None
         raise
     now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
@@ -173,25 +200,60 @@ def any_of(url: str) -> bool:
     return False
 
 
+def together(*calls: Callable[[], T]) -> list[T]:
+    """What calls return that do not wait for each other. All have ended before an error is raised."""
+    with ThreadPoolExecutor(min(AT_ONCE, len(calls) or 1)) as pool:
+        return [made.result() for made in [pool.submit(call) for call in calls]]
+
+
 def delete(urls: Sequence[str]) -> None:
-    """Delete objects, those that are not there too."""
-    for url in urls:
+    """Delete objects, those that are not there too, in any order. One by one: servers of other makers do not know the
+    request for many."""
+
+    def deleted(url: str) -> None:
         with told(url):
             client(url).delete_object(**place(url))
 
+    together(*(partial(deleted, url) for url in urls))
+
 
 def abort_below(prefix: str) -> None:
-    """End the uploads that were begun below a URL and never completed."""
-    at = place(prefix)
+    """End the uploads that were begun below a URL and never completed. On servers that do not list them they stay, and
+    nobody sees them."""
+    from botocore.exceptions import ClientError
+
+    at, found = place(prefix), list[dict[str, str]]()
     with told(prefix):
-        for page in (
-            client(prefix).get_paginator("list_multipart_uploads").paginate(Bucket=at["Bucket"], Prefix=at["Key"])
-        ):
-            for upload in page.get("Uploads", ()):
-                if upload["Key"].startswith(at["Key"]):
-                    client(prefix).abort_multipart_upload(
-                        Bucket=at["Bucket"], Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
+        try:
+            listed = client(prefix).get_paginator("list_multipart_uploads")
+            for page in listed.paginate(Bucket=at["Bucket"], Prefix=at["Key"]):
+                found += page.get("Uploads", ())
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") not in _NOT_LISTED:
+                raise
+        for upload in found:
+            if upload["Key"].startswith(at["Key"]):
+                own = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                client(prefix).abort_multipart_upload(Bucket=at["Bucket"], **own)
+
+
+def copy_part(url: str, upload: str, number: int, source: str, first: int, end: int, tag: str | None) -> str | None:
+    """Have the bucket fill a part of an upload from a range of another object; the ETag of the part, None where the
+    server cannot. tag: the ETag that the source must have. Raises ExistsError where it has another."""
+    from botocore.exceptions import ClientError
+
+    condition = {} if tag is None else {"CopySourceIfMatch": tag}
+    asked = {**place(url), "UploadId": upload, "PartNumber": number, "CopySource": place(source), **condition}
+    with told(url):
+        try:
+            made = client(url).upload_part_copy(**asked, CopySourceRange=f"bytes={first}-{end - 1}")
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in ("NotImplemented", "MethodNotAllowed", "501"):
+                return None
+            raise
+    # rclone takes the request for an empty part, and says nothing of a copy.
+    found = made.get("CopyPartResult", {}).get("ETag")
+    return None if found is None else str(found)
 
 
 def copy(source: str, target: str, size: int, *, create: bool = False) -> None:
@@ -204,25 +266,31 @@ def copy(source: str, target: str, size: int, *, create: bool = False) -> None:
         return {"IfNoneMatch": "*"} if create and "IfNoneMatch" in known else {}
 
     with told(target):
-        if size <= COPIED:
-            requests.copy_object(**place(target), CopySource=origin, **only_new("CopyObject"))
+        if size > COPIED and _copied_in_parts(source, target, size, only_new("CompleteMultipartUpload")):
             return
-        upload = requests.create_multipart_upload(**place(target))["UploadId"]
-        own = {**place(target), "UploadId": upload}
-        step = max(COPIED, -(-size // MOST_PARTS))
+        requests.copy_object(**place(target), CopySource=origin, **only_new("CopyObject"))
 
-        def part(number: int) -> dict[str, Any]:
-            first = (number - 1) * step
-            asked = f"bytes={first}-{min(first + step, size) - 1}"
-            made = requests.upload_part_copy(**own, PartNumber=number, CopySource=origin, CopySourceRange=asked)
-            return {"PartNumber": number, "ETag": made["CopyPartResult"]["ETag"]}
 
-        try:
-            with ThreadPoolExecutor(8) as pool:
-                parts = list(pool.map(part, range(1, -(-size // step) + 1)))
-            condition = only_new("CompleteMultipartUpload")
-            requests.complete_multipart_upload(**own, MultipartUpload={"Parts": parts}, **condition)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                requests.abort_multipart_upload(**own)
-            raise
+def _copied_in_parts(source: str, target: str, size: int, condition: Mapping[str, str]) -> bool:
+    """Have the bucket copy an object in parts, several at a time; False where the server cannot."""
+    requests, step = client(target), max(COPIED, -(-size // MOST_PARTS))
+    upload = requests.create_multipart_upload(**place(target))["UploadId"]
+    own = {**place(target), "UploadId": upload}
+    ends = [*range(step, size, step), size]
+    try:
+        tags = together(
+            *(
+                partial(copy_part, target, upload, number, source, (number - 1) * step, end, None)
+                for number, end in enumerate(ends, 1)
+            )
+        )
+        if None in tags:
+            requests.abort_multipart_upload(**own)
+            return False
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+        requests.complete_multipart_upload(**own, MultipartUpload={"Parts": parts}, **condition)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            requests.abort_multipart_upload(**own)
+        raise
+    return True

@@ -10,14 +10,14 @@ import contextlib
 import ctypes
 import mmap
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from quantcli.errors import QuantcliError
-from quantcli.stores import system
+from quantcli.stores import remote, system
 from quantcli.stores.remote.lock import ExistsError
-from quantcli.stores.remote.reading import changed, give_way
-from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, client, listed, place, put, told
+from quantcli.stores.remote.reading import RemoteFile, changed, give_way
+from quantcli.stores.remote.s3 import FLIGHTS, MOST_PARTS, client, copy_part, listed, place, put, told
 
 LEAST = 5 << 20
 """Bytes that S3 wants in every part but the last."""
@@ -39,18 +39,28 @@ class Upload:
         least = min(max(LEAST, -(-size // JOINED)), LARGEST) if joined else LEAST
         self._part = max(least, -(-size // MOST_PARTS))
         self._count = -(-size // self._part)
-        self._lock, self._room = threading.Lock(), threading.Semaphore(FLIGHTS)
+        self._lock, self._room, self._moving = threading.Lock(), threading.Semaphore(FLIGHTS), threading.Lock()
         self._open: dict[int, _Gathering] = {}
         self._sent: dict[int, Future[str]] = {}
         self._spare: list[mmap.mmap] = []  # to be cleared is half as long as new pages take
         self._failed: BaseException | None = None
-        self._client, self._upload, self._pool = client(url), "", None
+        self._client, self._pool, self._begins = client(url), None, None
         if self._count > 1:
-            with told(shown):
-                self._upload = self._client.create_multipart_upload(**place(url))["UploadId"]
             self._pool = ThreadPoolExecutor(FLIGHTS + COPIES)
+            self._begins = self._pool.submit(self._created)
 
     _pool: ThreadPoolExecutor | None
+    _begins: Future[str] | None
+
+    def _created(self) -> str:
+        """The number of the upload, which is asked for while the first part is made."""
+        with told(self._shown):
+            return str(self._client.create_multipart_upload(**place(self._url))["UploadId"])
+
+    @property
+    def _upload(self) -> str:
+        assert self._begins is not None
+        return self._begins.result()
 
     def _size_of(self, number: int) -> int:
         return min(self._part, self._size - number * self._part)
@@ -128,25 +138,27 @@ class Upload:
             self._room.release()
 
     def _copied(self, number: int, source: str, tag: str | None, start: int) -> str:
-        """Have the bucket copy a part; its ETag."""
-        condition = {} if tag is None else {"CopySourceIfMatch": tag}
+        """Have the bucket copy a part, or move it through this process where the server cannot; its ETag."""
+        end = start + self._size_of(number)
         try:
-            with told(self._shown):
-                found = self._client.upload_part_copy(
-                    **place(self._url),
-                    UploadId=self._upload,
-                    PartNumber=number + 1,
-                    CopySource=place(source),
-                    CopySourceRange=f"bytes={start}-{start + self._size_of(number) - 1}",
-                    **condition,
-                )
-            return str(found["CopyPartResult"]["ETag"])
+            found = copy_part(self._url, self._upload, number + 1, source, start, end, tag)
+            return self._moved(number, source, tag, start) if found is None else found
         except ExistsError:
             self._failed = self._failed or changed(source)
             raise self._failed from None
         except BaseException as error:
             self._failed = self._failed or error
             raise
+
+    def _moved(self, number: int, source: str, tag: str | None, start: int) -> str:
+        """Read a part of another object and upload it, one at a time for the memory; its ETag."""
+        with self._moving, contextlib.closing(remote.store(source).open(source)) as file:
+            if tag is not None and isinstance(file, RemoteFile) and file.transport.version != tag:
+                raise changed(source)
+            content = file.read(start, self._size_of(number))
+            with told(self._shown):
+                own = {**place(self._url), "UploadId": self._upload, "PartNumber": number + 1}
+                return str(self._client.upload_part(**own, Body=content)["ETag"])
 
     def finish(self) -> None:
         """Have the object appear, with all its bytes. Raises QuantcliError."""
@@ -166,7 +178,7 @@ class Upload:
         except QuantcliError:
             if not self._is_there():  # where the answer was lost, the next try finds no upload
                 raise
-        self._upload = ""
+        self._begins = None
         self._pool.shutdown()
 
     def _is_there(self) -> bool:
@@ -180,10 +192,10 @@ class Upload:
         self._failed = self._failed or QuantcliError("the upload was cancelled", place=[self._shown])
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        if self._upload:
-            with contextlib.suppress(Exception):
+        if self._begins is not None:
+            with contextlib.suppress(Exception, CancelledError):
                 self._client.abort_multipart_upload(**place(self._url), UploadId=self._upload)
-            self._upload = ""
+            self._begins = None
 
 
 class _Body:
