@@ -5,7 +5,8 @@
 # make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md and README.md (12 minutes, and
 #              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: llama.cpp, MLX and others beside it
 #              (4 minutes)
-# make bench-urls  models in a bucket of a server on this machine, beside the same runs on a disk (2 minutes, 4 GB)
+# make bench-urls  models in a bucket of a server on this machine, behind a link of 100 MB/s and 50 ms, and beside the
+#              same runs on a disk (6 minutes, 6 GB)
 # make bench-quality  what is lost in how many bits, beside llama.cpp, HQQ, MLX and others: SQNR of weights (20 minutes),
 #              and models that are run, with and without statistics (an hour; BENCH_OPTIONS="--model resnet=FOLDER
 #              --model silero=FOLDER": those too, which no package holds)

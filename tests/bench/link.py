@@ -62,7 +62,7 @@ class _Way:
             self.window = min(self.window + size, MOST)
         if not self.readable or self.ended or now < self.opens or self.inside >= self.window:
             return False
-        if now - self.last > IDLE:
+        if not self.inside and now - self.last > IDLE:
             self.window = max(FIRST, self.window >> min(30, int((now - self.last) / IDLE)))
         try:
             got = self.source.recv(min(CHUNK, self.window - self.inside))
