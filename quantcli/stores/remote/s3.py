@@ -55,7 +55,9 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
 
     told = dict(known)
     session = botocore.session.Session()
-    endpoints, _ = session.get_component("data_loader").load_data_with_path("endpoints")
+    loader = session.get_component("data_loader")
+    loader.list_available_services = lambda type_name: ["s3"]  # it looks through the folders of 400, a third of this
+    endpoints, _ = loader.load_data_with_path("endpoints")
     for partition in endpoints["partitions"]:  # those of 300 other services take 6 MiB for as long as the client lives
         partition["services"] = {n: of for n, of in partition["services"].items() if n == "s3"}
     unsigned = told.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
