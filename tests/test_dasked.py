@@ -26,6 +26,7 @@ from strategies import gaussian
 from quantcli import dasked
 from quantcli.folders import parts, spread
 from quantcli.passes import batches
+from quantcli.stores import destinations
 
 pytest.importorskip("distributed")
 
@@ -245,6 +246,14 @@ def test_addresses_and_options(models: tuple[Path, Path], monkeypatch: pytest.Mo
         out = () if "-o" in more else ("-o", "out.safetensors")
         assert problem in one_line(run("quantize", models[0], *out, *more, *local), 2)
     assert "workers cannot read standard input" in one_line(run("quantize", "-", "-o", "out.safetensors", *local), 2)
+
+
+def test_two_drivers_on_one_destination(models: tuple[Path, Path], scheduler: str, tmp_path: Path) -> None:
+    """Quote: "two drivers on one destination: one line"; the first goes on, and no part is begun by the second."""
+    with destinations.hidden(str(tmp_path / "out"), force=False):
+        ran = run("quantize", models[0], "--bits", 4, "-o", tmp_path / "out", "--dask", scheduler)
+    assert "another run is writing it; wait until it has ended" in one_line(ran, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_address_at_which_something_else_answers(

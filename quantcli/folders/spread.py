@@ -24,7 +24,7 @@ from quantcli.passes import batches, performing
 from quantcli.passes.batches import Crew
 from quantcli.passes.performing import Failed, Opened
 from quantcli.passes.tiles import Progress, begun
-from quantcli.stores import Source, need_file, places
+from quantcli.stores import Source, destinations, need_file, places
 from quantcli.stores.workspace import parts_of
 
 LEAST, MOST, USUAL = 32 << 20, 1 << 30, 64
@@ -46,7 +46,10 @@ def run(job: Job, crew: Crew, beginning: Beginning, *, threads: int, progress: P
     tasks = [shares.tasks(job.parts, here.units, Share(number + 1, count)) for number in range(count)]
     sizes = [sum(task.nbytes for task in own) for own in tasks]
     advance = begun(progress, sum(sizes))
-    with batches.at_hand(crew, here.sources, partial(_prepared, beginning)) as opened:
+    with (
+        destinations.hidden(job.path, force=True),  # of two such runs, each would stop the other at the parts it has
+        batches.at_hand(crew, here.sources, partial(_prepared, beginning)) as opened,
+    ):
         calls = ((n, partial(_do, opened, Share(n + 1, count), crew.threads)) for n in range(count))
         for number, _ in batches.hand_out(calls, crew):
             advance(sizes[number])

@@ -222,13 +222,18 @@ def output_folder(path: str, *, force: bool, in_place: bool = False) -> OutputFo
     return folder.OutputFolder(path, force=force)
 
 
+def hidden(path: str, *, force: bool) -> AbstractContextManager[HiddenFolder]:
+    """The hidden folder beside an output, which keeps other runs from it while it is open. Raises QuantcliError where
+    another run has it."""
+    if places.is_url(path):
+        return _kind(path).hidden(path, force=force)
+    return workspace.Workspace(path, force=force)
+
+
 @contextmanager
 def cleared(path: str, *, force: bool) -> Iterator[str]:
     """A hidden folder beside a file to write, emptied of what a run that was killed has left in it."""
-    hidden: AbstractContextManager[HiddenFolder] = (
-        _kind(path).hidden(path, force=force) if places.is_url(path) else workspace.Workspace(path, force=force)
-    )
-    with hidden as found:
+    with hidden(path, force=force) as found:
         found.clear()
         yield found.folder
 

@@ -429,6 +429,19 @@ def test_killed_runs_leave_nothing_that_looks_whole_and_go_on(
     assert uploads(objects) == []
 
 
+def test_nothing_is_left_of_the_uploads_of_a_part_that_was_killed(
+    faulty: Callable[..., _Proxy], killed_at: Callable[..., list[str]], objects: Any, large: Path
+) -> None:
+    """ "removed by the next run on this output": an upload that nobody ends cannot be seen, and is paid for."""
+    words = ("quantize", large, "--bits", 8, "-o", "s3://models/w8", "--part", "1/2")
+    killed_at(lambda method, path: "model-00001" in path and "partNumber" in path, *words)
+    assert len(uploads(objects)) == 1
+    faulty(lambda method, path: None)
+    ran = run(*words, "-q")
+    assert ran.code == 0, ran.err
+    assert uploads(objects) == []
+
+
 def test_a_run_that_is_killed_while_files_get_their_names_is_run_again(
     faulty: Callable[..., _Proxy], killed_at: Callable[..., list[str]], objects: Any, large: Path, tmp_path: Path
 ) -> None:

@@ -200,6 +200,8 @@ class _Folder:
         self._hidden.keep = bool(keep)
         if not keep:
             s3.delete([f"{self._hidden.folder}/journal"])
+        if self._in_place:  # of others the hidden folder, in which they are made, has been cleared
+            s3.abort_below(f"{self.temp}/")
         _delete_ranked(f"{self.temp}/", [name for name in s3.listed(f"{self.temp}/") if name not in keep])
         remote.forget()
         self.hold = False
