@@ -88,6 +88,22 @@ def test_the_evaluation_is_a_gate(place: Path) -> None:
     assert code == 1 and "min-eval" in said
 
 
+def test_a_loss_has_a_largest_figure(place: Path) -> None:
+    (place / "evaluate.py").write_text("import sys\nprint('model', sys.argv[1])\nprint('loss', 0.5)\n")
+    command = f"{sys.executable} evaluate.py {{}}"
+    for limit, passed in (("0.6", 0), ("0.4", 1)):
+        code, said, summary, _ = steps(place, file="d4.safetensors", eval_command=command, max_eval=limit)
+        assert code == passed and "max-eval" in summary, said
+
+
+def test_what_kept_it_from_measuring_stands_on_the_page_of_the_run(place: Path) -> None:
+    for inputs, why in (({"file": "none%0A.safetensors"}, "no such file"), ({}, "no file to report on")):
+        code, said, summary, outputs = steps(place, **inputs)
+        assert code == 2 and outputs == {"passed": "false"}
+        [line] = [line for line in said.splitlines() if line.startswith("::error")]
+        assert why in line and "%0A" not in line and why in summary
+
+
 def test_inputs_are_no_commands(place: Path) -> None:
     """What a pull request may choose is passed on as a word, whatever it holds."""
     for name in ("a; touch hacked $(touch hacked) `touch hacked`", "-o hacked"):

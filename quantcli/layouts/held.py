@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from quantcli import scheme as record
 from quantcli.asking import Scheme
 from quantcli.errors import DataError, UsageError
-from quantcli.kernels import QuantParams, row_bytes
+from quantcli.kernels import BlockScales, QuantParams, row_bytes
 from quantcli.layouts.pieces import products_fit
 from quantcli.layouts.reader import Held
 from quantcli.scheme import scale_dtype_of
@@ -25,7 +26,7 @@ from quantcli.tensors.rows import Grouping, TileSpan, runs
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import BlockScales, Bytes, Floats
+    from quantcli.kernels import Bytes, Floats
 
 SEEN = 1 << 18
 """Parameters that are looked at together."""
@@ -34,7 +35,10 @@ SMALL = ("F8_E4M3", "F8_E8M0")
 """Dtypes of scales of one byte."""
 
 TOGETHER = "its scales are stored together, in super-blocks, which only GGUF has"
-"""Why rows of a weight are neither put in another order nor beside those of others."""
+"""Why rows of a weight are not put beside those of others."""
+
+BLOCK_PARTS = ("d", "m", "scales", "minima")
+"""What super-blocks have as their scales."""
 
 OFFSETS = ("", "int", "float")
 """What codes may have as offsets, each a case of the next."""
@@ -222,11 +226,9 @@ def every(held: Held, start: int, step: int) -> Held:
     return replace(held, packed=packed, params=params)
 
 
-def in_order(held: Held, places: NDArray[np.intp], unit: int) -> Held | str:
-    """The rows of a weight in another order, or why they are not put in it. places: the row that stands at each place;
-    unit: as many places at a time are best read together."""
-    if held.blocks is not None:
-        return TOGETHER
+def in_order(held: Held, places: NDArray[np.intp], unit: int) -> Held:
+    """The rows of a weight in another order. places: the row that stands at each place; unit: as many places at a time
+    are best read together."""
 
     def rows(first: int, last: int, read: Callable[[int, int], NDArray[Any]]) -> NDArray[Any]:
         low, high = first // unit * unit, min(-(-last // unit) * unit, len(places))
@@ -242,9 +244,17 @@ def in_order(held: Held, places: NDArray[np.intp], unit: int) -> Held | str:
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         both = rows(first, last, lambda low, high: _side_by_side(*held.params(low, high)))
         groups = held.params(0, 1)[0].shape[-1]
-        return both[:, :groups], both[:, groups:] if both.shape[-1] > groups else None
+        scale, zero = np.ascontiguousarray(both[:, :groups]), both[:, groups:]  # kernels read them row after row
+        return scale, np.ascontiguousarray(zero) if zero.size else None
 
-    return replace(held, packed=packed, params=params)
+    def blocks(first: int, last: int) -> BlockScales:
+        def part(name: str, low: int, high: int) -> NDArray[Any]:
+            assert held.blocks is not None
+            return np.asarray(getattr(held.blocks(low, high), name))
+
+        return BlockScales(*(np.ascontiguousarray(rows(first, last, partial(part, name))) for name in BLOCK_PARTS))
+
+    return replace(held, packed=packed, params=params, blocks=blocks if held.blocks is not None else None)
 
 
 def _side_by_side(scale: Floats, zero: Floats | None) -> Floats:

@@ -21,8 +21,9 @@ from quantcli.passes.tiles import Progress, Visit, begun, walk
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
 
-RELATED = 0.6
-"""Least cosine between the weights and what they became: one bit leaves 0.8 of normal weights, unrelated ones 0."""
+RELATED = 0.4
+"""Least cosine between the weights and what they became: one bit leaves 0.8 of normal weights, ternary codes scaled by
+the largest of 256 heavy-tailed ones 0.57, unrelated ones 0."""
 
 WORSE = 6.0
 """Most dB that a tensor may lie below what min-max or our search leaves at its format: error feedback trades up to
@@ -44,9 +45,10 @@ MIN_MAX_DB, SAME_DB = 1.0, 0.05
 """How far below min-max a method still is min-max: MLX moves the end of the range so that 0 is a code. How much a
 search must win for the two to be told apart."""
 
-OTHER_SCALES, NEARLY, TELLING = 0.95, 0.9, 0.5
+OTHER_SCALES, NEARLY, HALF, TELLING = 0.95, 0.9, 0.5, 0.5
 """Share of groups that have the scale of min-max, where the SQNR is that of min-max: below, scales are of other
-weights, if so many are near that at least. dB that a search must win for its scales to be told from such."""
+weights, if so many are near that at least; and were searched for where fewer than half are, for a search that weighs
+columns may gain as little. dB that a search must win for its scales to be told from such."""
 
 SEARCHED = 0.2
 """Least share of offsets that are not those of the range, beside scales that are: HQQ searches for offsets alone, which
@@ -237,6 +239,8 @@ def _is_minmax(sample: Sampled) -> bool:
     """Whether scales leave what min-max does rather than what a search does."""
     own = sample.nearest_db
     if own is None or sample.minmax_db is None or own < sample.minmax_db - MIN_MAX_DB:
+        return False
+    if sample.about is not None and sample.about < HALF:
         return False
     best = sample.best_db
     return best is None or best - sample.minmax_db < SAME_DB or own - sample.minmax_db <= best - own

@@ -149,6 +149,32 @@ def test_models_that_other_tools_made(tool: str, doctored: Path) -> None:
     assert code == 1 and problems(found).keys() == {*up, "model.norm.weight", *unproven}
 
 
+@pytest.mark.parametrize("target", ["gguf:Q4_K_M", "gguf:Q4_1"])
+def test_rows_that_llama_cpp_has_in_another_order(target: str, tmp_path: Path) -> None:
+    """q and k of Llama: the same methods as of the other layers, also where scales are in super-blocks."""
+    folder, config = tmp_path / "llama", json.loads((LLAMA / "config.json").read_text())
+    folder.mkdir()
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64, "vocab_size": 64}
+    (folder / "config.json").write_text(
+        json.dumps(config | sizes | {"num_attention_heads": 4, "num_key_value_heads": 4})
+    )
+    shapes = {f"self_attn.{n}_proj": (256, 256) for n in "qkvo"} | {
+        **{f"mlp.{n}_proj": (256, 256) for n in ("gate", "up", "down")},
+        **{f"{n}_layernorm": (256,) for n in ("input", "post_attention")},
+    }
+    names = {f"model.layers.0.{n}.weight": shape for n, shape in shapes.items()} | {
+        "model.embed_tokens.weight": (64, 256), "lm_head.weight": (64, 256), "model.norm.weight": (256,),
+    }  # fmt: skip
+    save(folder / "model.safetensors", {n: gaussian(*s, seed=i).astype(BF16) for i, (n, s) in enumerate(names.items())})
+    ran = run("quantize", folder, "--to", target, "-o", tmp_path / "q.gguf", "-q")
+    assert ran.code == 0, ran
+    code, found = audited(tmp_path / "q.gguf", folder)
+    assert code == 0, problems(found)
+    assert {t["method"] for t in found["tensors"] if t["became"] == "quantized"} == {"searched scales"}
+    blocks = {t["scheme"] for n, t in found["by_name"].items() if "q_proj" in n or "k_proj" in n}
+    assert blocks == {target[5:9]} and all(t["nearest_share"] > 0.95 for t in found["tensors"] if t["scheme"] in blocks)
+
+
 def test_a_fault_of_a_tool_is_found() -> None:
     """AutoAWQ 0.2.9 on a processor: the scales of its trials stay in the weights, and norms make up for the last ones
     alone."""
