@@ -77,14 +77,21 @@ class Journal:
 
 class Ledger:
     """What of the models of a folder is finished: by an interrupted run (earlier) and by this one (done), by the name
-    of each file in the folder. notes: what there is to say of it."""
+    of each file in the folder. notes: what there is to say of it. forget: whether what is in the journal need not be
+    known any more, as of a folder of one model, of which all files are made again or none: 600 bytes a tensor."""
 
     def __init__(
-        self, out: OutputFolder, asked: Mapping[str, Any], *, resumed: bool, hint: str = "leave out --resume"
+        self,
+        out: OutputFolder,
+        asked: Mapping[str, Any],
+        *,
+        resumed: bool,
+        hint: str = "leave out --resume",
+        forget: bool = False,
     ) -> None:
         """Start a folder with the finished files of an interrupted run, where it is to be resumed. Raises UsageError
         where that run was asked for something else; hint: how to start over then."""
-        self.out, self.asked = out, asked
+        self.out, self.asked, self._forget = out, asked, forget
         self.done: dict[str, Finished] = {}
         self._recorded = False
         self.earlier, self.notes = _begun(out, asked, resumed, hint)
@@ -116,6 +123,8 @@ class Ledger:
         else:
             self.out.record(Journal(self.asked, {**self.done, **self.earlier}).as_bytes())
         self._recorded = True
+        if self._forget:
+            self.done = {}
 
 
 def _begun(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
 from quantcli.errors import printable
-from quantcli.folders import card, resume
+from quantcli.folders import card, index, resume
 from quantcli.folders.cut import Cutter, Piece
 from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished, Ledger
@@ -33,15 +33,9 @@ from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.destinations import OutputFolder, Part
 from quantcli.stores.folder import json_bytes
 from quantcli.stores.pipelines import prefixed
-from quantcli.stores.places import read_small
-from quantcli.strict import strict_json
 
 if TYPE_CHECKING:
     from quantcli.passes.export import Export
-
-_INDEX_LIMIT = 100_000_000
-"""Most bytes of an index."""
-
 
 # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -106,7 +100,7 @@ def quantized(
     configs = {name: json_beside(part.source.beside, CONFIG) for name, part in parts.items()}
     asked = {name: resume.asked(part.source, part.plan, options) for name, part in parts.items()}
     with destinations.output_folder(path, force=options.force) as out:
-        ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed)
+        ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed, forget="" in parts)
         size = sum(part.model.nbytes(t.info.name) for part in parts.values() for t in part.model.tensors)
         room = side.size + (max(size - ledger.size, 0) if fill is None else 0)
         destinations.check_space(out.path, room, src, largest=lambda: max(map(_largest, parts.values())))
@@ -265,7 +259,7 @@ def _describe(
     """Write index and configuration. added: to config.json."""
     as_it_was = source.index and [f.name for f in files] == [output_name(n) for n in source.shards]
     if as_it_was or len(files) > 1:
-        part.write(_index_name(source, model), _index(source, model, files))
+        part.write(index.name_of(source, model), index.pieces(source, model, [(f.name, f.tensors) for f in files]))
     if config is not None:
         part.write(CONFIG, json_bytes({**without_quantization(config), **added}))
     for name, content in model.conversion.beside.items():
@@ -281,12 +275,6 @@ def with_loading(text: bytes, model: Outgoing, notes: Sequence[str] | None = Non
     return card.exported(text, model.to, named(model.to).summary, told)
 
 
-def _index_name(source: Source, model: Outgoing) -> str:
-    index = output_name(os.path.basename(source.index or INDEX))
-    loaded = index.startswith(("model", "diffusion_pytorch_model"))
-    return index if loaded or outputs.documented(model.to) else INDEX
-
-
 def _numbered(source: Source, model: Outgoing, count: int) -> list[str]:
     """The names of so many files, after the index or the files there were."""
     stem = output_name(os.path.basename(source.index or INDEX)).removesuffix(".safetensors.index.json")
@@ -299,20 +287,6 @@ def _numbered(source: Source, model: Outgoing, count: int) -> list[str]:
     if outputs.documented(model.to):
         return names
     return [outputs.loadable(name, i, count) for i, name in enumerate(names)]
-
-
-def _index(source: Source, model: Outgoing, files: Sequence[WrittenFile]) -> bytes:
-    """The index: the metadata of the old one, sizes, and the file of every tensor."""
-    path = source.index
-    found = strict_json(read_small(path, _INDEX_LIMIT), path) if path else {}
-    said = found.get("metadata")
-    homes = {o.name: f.name for f in files for name in f.tensors for o in model.conversion.jobs[name].outputs}
-    metadata = {
-        **(said if isinstance(said, dict) else {}),
-        "total_parameters": sum(t.info.numel for t in model.tensors),
-        "total_size": sum(model.nbytes(name) for f in files for name in f.tensors),
-    }
-    return json_bytes({**found, "metadata": metadata, "weight_map": dict(sorted(homes.items()))})
 
 
 # ---- codes that are only moved ----------------------------------------------------------------------------------

@@ -13,19 +13,20 @@ from quantcli.errors import printable
 from quantcli.layouts.native.stored import StoredTensor
 from quantcli.passes.configuration import quantization_config
 from quantcli.stores import Source, places
+from quantcli.stores.homes import without_map
 from quantcli.stores.places import read_small
 from quantcli.strict import strict_json
 
 CONFIG = "config.json"
 _MOST = 100_000_000
-"""Most bytes of an index or a configuration."""
+"""Most bytes of a configuration."""
 
 
 def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[str]:
     """Entries of index and configuration of a quantized folder that differ from its files."""
     found = []
     if source.index:
-        said = strict_json(read_small(source.index, _MOST), source.index).get("metadata")
+        said = without_map(source.index).get("metadata")
         true = {
             "total_size": sum(info.nbytes for info in source.infos()),
             "total_parameters": sum(t.info.numel for t in stored),

@@ -16,7 +16,7 @@ import importlib
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -112,8 +112,8 @@ class OutputFolder(Protocol):
         """Record what has been finished: it is kept if the run is interrupted from now on. more: further lines of the
         journal, of which the last may be cut short by an error or a kill."""
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a small file."""
+    def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
+        """Write a small file, or a text in pieces."""
 
     def copy(self, name: str, file: InputFile) -> None:
         """Copy a file of any size."""
@@ -395,8 +395,8 @@ class Part:
         """Where it will be."""
         return os.path.join(self.out.path, self.name) if self.name else self.out.path
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a small file."""
+    def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
+        """Write a small file, or a text in pieces."""
         self.out.write(self.named(name), content)
 
     def rename(self, old: str, new: str) -> None:

@@ -118,9 +118,9 @@ class OutputFolder:
         if isinstance(error, QuantcliError):
             error.place = [place.replace(self.temp, self.path, 1) for place in error.place]
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a side file and sync it to disk."""
-        self._put(name, [content])
+    def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
+        """Write a side file, whole or in pieces, and sync it to disk."""
+        self._put(name, [content] if isinstance(content, bytes) else content)
 
     def copy(self, name: str, file: InputFile) -> None:
         """Copy a file of any size, in a subfolder too, and sync it to disk."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from itertools import chain
+from typing import Any, cast
 
 from quantcli.errors import DataError, printable
 from quantcli.stores.compact import InOrder, Names
-from quantcli.stores.places import read_small
+from quantcli.stores.places import is_url, opened, read_small
 from quantcli.stores.source import Source
-from quantcli.stores.text import Text
+from quantcli.stores.text import Read, Text
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
+
+_LIMIT, _AS_JSON = 1 << 30, 100_000_000
+"""Most bytes of an index, and of one in another form than libraries write, which takes ten times as much memory."""
 
 _BLANKS = " \t\n\r"
 _TEXT, _GAP = r'"([^"\\\x00-\x1f]*)"', f"[{_BLANKS}]*"
@@ -50,13 +55,27 @@ def _shard_name(name: object, index: str) -> str:
     return name
 
 
+@contextmanager
+def _opened(index: str) -> Iterator[tuple[Read, int]]:
+    """What reads an index, and its bytes; of a URL it is all read at once."""
+    if is_url(index):
+        raw = read_small(index, _LIMIT)
+        yield lambda at, size: raw[at : at + size], len(raw)
+        return
+    with closing(opened(index)) as file:
+        if file.size > _LIMIT:
+            problem = f"{file.size} bytes are more than the {_LIMIT} such a file may have"
+            raise DataError(problem, place=[index])
+        yield file.read, file.size
+
+
 def from_index(index: str) -> Listed:
     """The weight map of an index. Raises DataError."""
-    raw = read_small(index, 100_000_000)
-    found = _as_usual(raw, index)
+    with _opened(index) as (read, length):
+        found = _as_usual(Text(read, length), index)
     if found is not None:
         return found
-    document, found = strict_json(raw, index), Listed()
+    document, found = strict_json(read_small(index, _AS_JSON), index), Listed()
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataError("it has no weight_map of tensor names to shard files", place=[index])
@@ -65,10 +84,20 @@ def from_index(index: str) -> Listed:
     return found
 
 
-def _as_usual(raw: bytes, index: str) -> Listed | None:
+def without_map(index: str) -> dict[str, Any]:
+    """What an index says besides its weight map, which is empty here. Raises DataError."""
+    with _opened(index) as (read, length), suppress(UnicodeError, DataError):
+        begin = Text(read, length).match(_BEGIN)
+        if begin is not None and _is_last(begin[0], index):
+            return cast(dict[str, Any], strict_json(f"{begin[0]}}}}}".encode(), index))
+    found = strict_json(read_small(index, _AS_JSON), index)
+    return {**found, "weight_map": {}}
+
+
+def _as_usual(text: Text, index: str) -> Listed | None:
     """The weight map of an index in the form in which libraries write it, with that map at its end; None for any other,
     valid or not. As JSON a map of a million entries takes 500 MiB."""
-    text, found = Text(lambda at, size: raw[at : at + size], len(raw)), Listed()
+    found = Listed()
     try:
         begin = text.match(_BEGIN)
         if begin is None or not _is_last(begin[0], index):

@@ -215,9 +215,9 @@ class _Folder:
         s3.put(f"{self._hidden.folder}/journal", self._journal)
         self._hidden.keep = True
 
-    def write(self, name: str, content: bytes) -> None:
-        """Keep a small file until the folder is published."""
-        self._texts[name] = content
+    def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
+        """Keep a small file, or a text in pieces, until the folder is published."""
+        self._texts[name] = content if isinstance(content, bytes) else b"".join(content)
 
     def copy(self, name: str, file: InputFile) -> None:
         """Upload a file of any size."""

@@ -141,12 +141,13 @@ class SpooledFolder:
                 self._sink.send(os.path.relpath(path, self.temp), path)
                 os.unlink(path)
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a small file."""
+    def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
+        """Write a small file, or a text in pieces."""
+        blocks = [content] if isinstance(content, bytes) else content
         if os.path.basename(name) in LAST:
-            self._last[name] = content
+            self._last[name] = b"".join(blocks)
             return
-        self._put(name, [content])
+        self._put(name, blocks)
 
     def _put(self, name: str, blocks: Iterable[bytes]) -> None:
         """Write a file and send it."""
