@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import output_name
 from quantcli.stores.derived import Selected
+from quantcli.stores.safetensors import HeaderTooLargeError
+
+_FIRST = 1000
+"""Tensors of the first file that is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +69,32 @@ class Cutter:
         assert self.limit is not None
         low, high = 1, self.count - at
         rest = self.limit
-        for n, info in enumerate(self._infos[at:]):  # without headers: fewer layouts to try
+        for n, info in enumerate(islice(self._infos, at, None)):  # without headers: fewer layouts to try
             rest -= self.model.nbytes(info.name)
             if rest < 0:
                 high = max(n, 1)
                 break
+        # A layout of many tensors takes a while. Sizes grow evenly, so that the next guess is near; it is a little
+        # beyond, to be on the other side.
+        guess, beyond = min(high, _FIRST), 1
         while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.size(self._part(at, 0, middle)) <= self.limit else (low, middle - 1)
+            middle = min(max(guess, low + 1), high)
+            size = self._size_of(at, middle)
+            fits = size is not None and size <= self.limit
+            low, high = (middle, high) if fits else (low, middle - 1)
+            if size is None:
+                guess = (low + middle) // 2
+            else:
+                guess = middle + (self.limit - size) * middle // max(size, 1) + (beyond if fits else -beyond)
+            beyond *= 2
         return low
+
+    def _size_of(self, at: int, count: int) -> int | None:
+        """The size of the file of so many tensors; None where its header would be larger than allowed."""
+        try:
+            return self.size(self._part(at, 0, count))
+        except HeaderTooLargeError:
+            return None
 
     def file(self, piece: Piece) -> OneFile:
         """The file of a piece to the byte."""

@@ -28,6 +28,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HEADER_LIMIT = 100_000_000
+
+
+class HeaderTooLargeError(DataError):
+    """More tensors than the header of one file can hold."""
+
+    @classmethod
+    def of(cls, count: int) -> HeaderTooLargeError:
+        """The error for a file of so many tensors."""
+        problem = f"a header of {count:,} tensors would have more than the {HEADER_LIMIT} bytes that safetensors allows"
+        hint = "make several files: put it into a folder of its own, and quantize that with --max-shard-size 100MB"
+        return cls(problem, hint=hint)
+
+
 _AT_ONCE, _PIECE = 1024, 1 << 20
 """Tensors whose entries in a header are made at a time, and characters of metadata."""
 
@@ -237,10 +250,12 @@ def lay_out_all(names: Sequence[str], endings: Sequence[Endings], metadata: Text
     if any(name + ending == METADATA for name, own in zip(names, endings) if name in METADATA for ending, _ in own):
         problem = "a safetensors file cannot hold a tensor of this name"
         raise DataError(problem, place=[METADATA], hint="rename it in the source")
-    room = -(-sum(len(piece) for piece in _header(names, endings, metadata)) // 8) * 8
-    if room > HEADER_LIMIT:
-        problem = f"a header of {room} bytes is more than safetensors allows"
-        raise DataError(problem, hint="quantize fewer tensors at once")
+    room = 0
+    for piece in _header(names, endings, metadata):
+        room += len(piece)
+        if room > HEADER_LIMIT:
+            raise HeaderTooLargeError.of(len(names))
+    room = -(-room // 8) * 8
     at = header = 8 + room
     starts = array("q", bytes(8 * sum(map(len, endings))))
     for wanted in _by_width(endings):
