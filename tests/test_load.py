@@ -21,6 +21,7 @@ from strategies import gaussian
 
 from quantcli import memory
 from quantcli.folders import planned
+from quantcli.planning import plan
 from quantcli.stores import safetensors
 from quantcli.tensors.info import TensorInfo
 
@@ -95,7 +96,7 @@ def test_more_tensors_than_a_header_holds(tmp_path: Path, monkeypatch: pytest.Mo
             patch.setattr(safetensors, "HEADER_LIMIT", limit)
             patch.setattr(planned, "HEADER_LIMIT", limit)
             if not planned_first:
-                patch.setattr(planned.plan, "make", None)
+                patch.setattr(plan, "make", None)
             line = one_line(run("quantize", source, *words, tmp_path / "o.safetensors"), 1)
             assert said in line and "put it into a folder of its own, and quantize that with --max-shard-size" in line
             assert not (tmp_path / "o.safetensors").exists()
