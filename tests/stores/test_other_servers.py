@@ -140,9 +140,10 @@ def test_a_lock_is_renewed_and_taken_over(bucket: Path, monkeypatch: pytest.Monk
         time.sleep(0.01)
     first.check()
     assert first._tag != tag
-    first._ended.set()
+    first.end()
+    s3.put("s3://models/.w8/lock", b"of a run that was killed")
     monkeypatch.setattr(lock, "DEAD", -1.0)
-    lock.Lock("s3://models/.w4/lock", "s3://models/w4", s3).end()
+    lock.Lock("s3://models/.w8/lock", "s3://models/w8", s3).end()
 
 
 def test_of_a_condition_that_does_not_hold_nothing_is_written(serving: Serving) -> None:

@@ -148,7 +148,7 @@ def _problem(code: str, status: int, message: str, url: str, operation: str) -> 
         return refusals.elsewhere(url)
     if code == "NoSuchUpload":
         return QuantcliError("the upload was ended by somebody else", place=[url], hint="run again")
-    later = "try again later" if status >= 500 else None
+    later = "try again later" if status >= 500 and status != 501 else None
     return QuantcliError(f"the bucket refuses: {code}{f', {line}' if line else ''}", place=[url], hint=later)
 
 
