@@ -330,12 +330,8 @@ def sizes(path: str) -> Mapping[str, int]:
     """Bytes of all files below a folder as they are now, by path below it; empty where there is none."""
     if places.is_url(path):
         return _kind(path).sizes(path)
-    return {
-        os.path.relpath(os.path.join(inner, name), path): os.path.getsize(os.path.join(inner, name))
-        for inner, _, names in os.walk(path)
-        for name in names
-        if os.path.isfile(os.path.join(inner, name))
-    }
+    inside = (os.path.join(inner, name) for inner, _, names in os.walk(path) for name in names)
+    return {os.path.relpath(one, path): os.path.getsize(one) for one in inside if os.path.isfile(one)}
 
 
 def remove(path: str) -> None:
@@ -349,20 +345,19 @@ def remove(path: str) -> None:
 def left_over(path: str) -> str | None:
     """The hidden folder that an interrupted run on an output folder has left, if there is one to go on with, which
     another run does not do already."""
-    hidden = workspace.partial_of(path)
+    found = workspace.partial_of(path)
     if places.is_url(path):
-        return hidden if _kind(path).resumable(path) else None
-    left = workspace.is_own(os.path.join(hidden, "journal"), stat.S_ISREG) and not workspace.is_held(hidden)
-    return hidden if left else None
+        return found if _kind(path).resumable(path) else None
+    left = workspace.is_own(os.path.join(found, "journal"), stat.S_ISREG) and not workspace.is_held(found)
+    return found if left else None
 
 
 def remains(path: str) -> str | None:
     """The hidden folder in which something is left of an output folder that was replaced and could not be removed; None
     where there is none."""
-    hidden = workspace.partial_of(path)
-    if places.is_url(path) or not os.path.isdir(hidden) or workspace.is_held(hidden):
-        return None
-    return hidden
+    found = workspace.partial_of(path)
+    gone = places.is_url(path) or not os.path.isdir(found) or workspace.is_held(found)
+    return None if gone else found
 
 
 # ---- parts of a folder --------------------------------------------------------------------------------------------

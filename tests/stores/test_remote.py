@@ -361,7 +361,7 @@ def test_a_proxy_with_a_password(model: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_proxies_that_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("http_proxy", proxy)
     monkeypatch.setenv("no_proxy", "")
-    said = one_line(run("inspect", "http://model.invalid/model.safetensors"), 2)
+    said = one_line(run("inspect", "http://refused.invalid/model.safetensors"), 2)
     assert said.startswith("http_proxy: not the address of a proxy; it has the form http://host:port")
 
 

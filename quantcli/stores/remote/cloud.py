@@ -302,7 +302,7 @@ def _opened(bucket: str, url: str) -> Any:
     try:
         return from_url(bucket, **settings)
     except Exception as error:
-        problem = str(error).splitlines()[0][:200]
+        problem = re.sub(r"^Generic \w+ error: ", "", str(error).splitlines()[0])[:200]
         if "Account must be specified" in problem:
             raise UsageError("no storage account is named", place=[url], hint=_credentials(url)) from None
         raise UsageError(problem, place=[url]) from None
