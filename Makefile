@@ -9,7 +9,7 @@
 #              same runs on a disk (6 minutes, 6 GB)
 # make bench-quality  what is lost in how many bits, beside llama.cpp, HQQ, MLX and others: SQNR of weights (20 minutes),
 #              and models that are run, with and without statistics (an hour; BENCH_OPTIONS="--model resnet=FOLDER
-#              --model silero=FOLDER": those too, which no package holds)
+#              --model silero=FOLDER": those too, which no package holds), and the perplexity of language models
 # make emulated  the kernels on an ARM processor that qemu emulates: their bytes (needs Debian; half an hour)
 # make faults  an error, a call that comes short, a signal or a kill at every call of the system that a command makes
 # make fuzz    damaged files of every kind, and arrays and schemes, for ten minutes each (SECONDS=30 TARGET=gguf: fewer;
@@ -88,11 +88,12 @@ bench-peers: $(BIN)/.installed $(PEERS)/current/.installed $(PEERS)/llamacpp/.in
 bench-urls: $(BIN)/.installed
 	$(BIN)/python tests/bench/urls.py
 
-QUALITY := current llamacpp hqq modelopt comfyui
+QUALITY := current llamacpp hqq modelopt comfyui gptqmodel
 
 bench-quality: $(BIN)/.installed $(QUALITY:%=$(PEERS)/%/.installed)
 	$(BIN)/python tests/bench/quality.py --peers $(PEERS) --write
 	$(BIN)/python tests/bench/rounding.py --peers $(PEERS) --write $(BENCH_OPTIONS)
+	$(BIN)/python tests/bench/perplexity.py --peers $(PEERS) --write
 	$(BIN)/python tests/write_tables.py
 
 emulated:

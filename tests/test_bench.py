@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -56,6 +57,18 @@ def test_the_plot_shows_the_stored_figures() -> None:
     stored = (FOLDER / "quality.svg").read_text(encoding="utf-8")
     assert stored == plot.svg(json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"])
     ET.fromstring(stored)
+
+
+def test_the_table_of_language_models_has_the_stored_figures() -> None:
+    rows = json.loads((FOLDER / "perplexity.json").read_text(encoding="utf-8"))
+    results = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    table = results.split("make bench-quality, language models -->\n")[1].split("<!-- end -->")[0]
+    assert len({(r["model"], r["program"], r["method"], r["given"]) for r in rows}) == len(rows)
+    assert len(re.findall(r"\d \(\**\d", table)) == len(rows)
+    for row in rows:
+        said = f"{row['perplexity']:.5g} ({1000 * row['figure']:.4g})"
+        lines = [line for line in table.splitlines() if line.startswith(f"| {row['model']} | {row['program']} | ")]
+        assert any(said in line.replace("**", "") for line in lines if f" | {row['method'] or '-'} | " in line), row
 
 
 def test_every_stage_of_a_run_is_timed(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@
 
 NAME is one of MODELS, FOLDER its checkpoint; SCRIPT.py defines `observe`, as `quantcli help statistics` has it.
 `measure` takes paths from standard input, one a line, of safetensors files with floats under the names of the
-checkpoint; for each it prints a line of JSON with the figure. Samples for statistics are other ones than for figures.
+checkpoint; for each it prints a line of JSON with the figure, and of language models with the perplexity too. Samples
+for statistics are other ones than for figures.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import wave
@@ -35,13 +37,15 @@ torch.manual_seed(0)
 @dataclass(frozen=True)
 class Model:
     """A model with its samples. observed, measured: batches of arguments; outputs: what is compared of a batch, one row
-    each; figure: a number from the rows of the float model and of another one; says: what the number is."""
+    each; figure: a number from the rows of the float model and of another one; speaks: whether rows are the logits of
+    the word after each of `input_ids`."""
 
     module: nn.Module
     observed: list[dict[str, Any]]
     measured: list[dict[str, Any]]
     outputs: Callable[[nn.Module, dict[str, Any]], torch.Tensor]
     figure: Callable[[torch.Tensor, torch.Tensor], float]
+    speaks: bool = False
 
 
 def divergence(before: torch.Tensor, after: torch.Tensor) -> float:
@@ -59,6 +63,14 @@ def cosine(before: torch.Tensor, after: torch.Tensor) -> float:
 
 def distance(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((before.double() - after.double()).abs().mean())
+
+
+def perplexity(batches: list[dict[str, Any]], logits: torch.Tensor) -> float:
+    """What a language model makes of words beside those before them; the first word of a row has none before it."""
+    behind = torch.cat([F.pad(b["input_ids"][:, 1:], (0, 1), value=-100).flatten() for b in batches])
+    parts = zip(logits.split(512), behind.split(512))
+    total = sum(float(F.cross_entropy(x.double(), y, ignore_index=-100, reduction="sum")) for x, y in parts)
+    return math.exp(total / int((behind >= 0).sum()))
 
 
 def sentences() -> list[str]:
@@ -112,7 +124,7 @@ def llama(folder: Path) -> Model:
     text = "\n".join(drawn(7, 400))
     held = HELD_OUT.read_text()
     observed, measured = batches(text, 64), batches(held, min(240, len(held) // 96))
-    return Model(module, observed, measured, lambda m, batch: m(**batch).logits.flatten(0, 1), divergence)
+    return Model(module, observed, measured, lambda m, batch: m(**batch).logits.flatten(0, 1), divergence, True)
 
 
 def llm(folder: Path) -> Model:
@@ -122,7 +134,7 @@ def llm(folder: Path) -> Model:
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = AutoTokenizer.from_pretrained(folder)(" ".join(sentences()), return_tensors="pt")["input_ids"][0]
     rows = [{"input_ids": row[None]} for row in ids[: len(ids) // 128 * 128].reshape(-1, 128)]
-    return Model(module, rows[:48], rows[48:64], lambda m, batch: m(**batch).logits.flatten(0, 1), divergence)
+    return Model(module, rows[:48], rows[48:64], lambda m, batch: m(**batch).logits.flatten(0, 1), divergence, True)
 
 
 class Block(nn.Module):
@@ -229,7 +241,7 @@ MODELS: dict[str, Callable[[Path], Model]] = {
 # ---- commands -----------------------------------------------------------------------------------------------------
 
 
-def figures(model: Model, paths: Iterable[Path]) -> Iterator[float]:
+def figures(model: Model, paths: Iterable[Path]) -> Iterator[dict[str, float]]:
     """What becomes of the outputs with the weights of each file."""
 
     def run() -> torch.Tensor:
@@ -244,7 +256,9 @@ def figures(model: Model, paths: Iterable[Path]) -> Iterator[float]:
         else:
             left = model.module.load_state_dict(tensors, strict=False).unexpected_keys
             assert not [name for name in left if not name.endswith("position_ids")], left
-        yield model.figure(before, run())
+        after = run()
+        spoken = {"perplexity": perplexity(model.measured, after)} if model.speaks else {}
+        yield {"figure": model.figure(before, after), **spoken}
 
 
 def main() -> None:
@@ -256,8 +270,8 @@ def main() -> None:
         exec(Path(paths[0]).read_text(encoding="utf-8"), offered)
         offered["observe"](model.module, model.observed, paths[1], full="--vectors" not in paths)
     else:
-        for figure in figures(model, (Path(line.rstrip("\n")) for line in sys.stdin)):
-            print(json.dumps({"figure": figure}), flush=True)
+        for found in figures(model, (Path(line.rstrip("\n")) for line in sys.stdin)):
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,8 @@ class Figures:
         self._command = [python, "-I", str(HERE / "evaluated.py"), "measure", name, str(folder)]
         self._process: subprocess.Popen[str] | None = None
 
-    def of(self, path: Path) -> float:
-        """The figure of a file."""
+    def of(self, path: Path) -> dict[str, float]:
+        """The figures of a file."""
         if self._process is None:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment())
@@ -126,7 +126,8 @@ class Figures:
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{' '.join(self._command)} ended with {self._process.wait()}")
-        return float(json.loads(line)["figure"])
+        found: dict[str, float] = json.loads(line)
+        return found
 
     def close(self) -> None:
         if self._process is not None and self._process.stdin is not None:
@@ -139,28 +140,33 @@ Key = tuple[str, str, str]
 
 
 def own(
-    name: str, folder: Path, statistics: dict[str, Path], work: Path, widths: tuple[str, ...], known: set[Key]
+    folder: Path,
+    statistics: dict[str, Path],
+    work: Path,
+    methods: Mapping[str, str],
+    given: Mapping[str, str],
+    known: set[Key],
 ) -> Iterator[Row]:
-    """Quantized by every method but those that are known: what it is, its bits, and the decoded file."""
-    codes, out = work / "codes.safetensors", work / "decoded.safetensors"
-    for scheme, options in SCHEMES.items():
-        for bits in widths:
-            for given, more in (METHODS | (OF_NETS if name == "resnet" else {})).items():
-                method = f"{scheme}, {bits} bits"
-                if ("quantcli", method, given) in known:
-                    continue
-                more = re.sub("VECTORS|MATRICES", lambda m: str(statistics[m[0]]), more)
-                words = ["--bits", bits, *options.split(), *more.split(), "--threads", 1, "-o", codes, "--force"]
-                done = quantcli("quantize", weights_of(folder), *words, "--json", "-q")
-                if done.returncode:
-                    print(f"{name} {bits} {given}: {done.stderr.strip()}", file=sys.stderr)
-                    continue
-                tensors = quantized(done.stdout)
-                quantcli("dequantize", codes, "--dtype", "float32", "-o", out, "--force", "-q").check_returncode()
-                yield {
-                    "program": "quantcli", "method": method, "given": given, "floats": out,
-                    "bits": 8 * sum(t["bytes_out"] for t in tensors) / sum(int(np.prod(t["shape"])) for t in tensors),
-                }  # fmt: skip
+    """Quantized by every method, its title and options, with what is given, but for those that are known: what it is,
+    its bits, and the decoded file."""
+    out = work / "decoded.safetensors"
+    for method, options in methods.items():
+        codes = work / f"codes.{'gguf' if 'gguf' in options else 'safetensors'}"
+        for title, more in given.items():
+            if ("quantcli", method, title) in known:
+                continue
+            more = re.sub("VECTORS|MATRICES", lambda m: str(statistics[m[0]]), more)
+            words = [*options.split(), *more.split(), "--threads", 1, "-o", codes, "--force"]
+            done = quantcli("quantize", weights_of(folder), *words, "--json", "-q")
+            if done.returncode:
+                print(f"{method} {title}: {done.stderr.strip()}", file=sys.stderr)
+                continue
+            tensors = quantized(done.stdout)
+            quantcli("dequantize", codes, "--dtype", "float32", "-o", out, "--force", "-q").check_returncode()
+            yield {
+                "program": "quantcli", "method": method, "given": title, "floats": out,
+                "bits": 8 * sum(t["bytes_out"] for t in tensors) / sum(int(np.prod(t["shape"])) for t in tensors),
+            }  # fmt: skip
 
 
 def quantized(report: str) -> list[Row]:
@@ -168,8 +174,10 @@ def quantized(report: str) -> list[Row]:
     return [t for t in json.loads(report)["tensors"] if t["disposition"] == "quantized"]
 
 
-def others(name: str, folder: Path, vectors: Path, work: Path, peers: Path, known: set[Key]) -> Iterator[Row]:
-    """The same for methods of other programs, on the same matrices."""
+def others(
+    name: str, folder: Path, vectors: Path, work: Path, peers: Path, known: set[Key], beside: Mapping[str, bool]
+) -> Iterator[Row]:
+    """The same for methods of other programs, on the same matrices. beside: as BESIDE."""
     planned = quantcli("quantize", weights_of(folder), "--bits", 4, "--group-size", 64, "--dry-run", "--json", "-q")
     planned.check_returncode()
     tensors = floats(weights_of(folder), {t["name"] for t in quantized(planned.stdout)})
@@ -180,7 +188,7 @@ def others(name: str, folder: Path, vectors: Path, work: Path, peers: Path, know
     np.savez(work / "importance.npz", **importance)
     count, shapes = sum(w.size for w in weights.values()), {key: value.shape for key, value in tensors.items()}
     del tensors, weights
-    for method, weighs in BESIDE.items():
+    for method, weighs in beside.items():
         peer, python = PEERS[method], python_of(peers, PEERS[method].environment)
         if python is None:
             print(f"{peer.environment}: not made; {method} is left out", file=sys.stderr)
@@ -207,12 +215,14 @@ def measured(
     python = python_of(peers, "current")
     assert python is not None, f"{peers}/current is not made"
     statistics, figures = observed(name, folder, work, python), Figures(python, name, folder)
+    methods = {f"{scheme}, {bits} bits": f"--bits {bits} {o}" for scheme, o in SCHEMES.items() for bits in widths}
+    given = METHODS | (OF_NETS if name == "resnet" else {})
     for row in chain(
-        own(name, folder, statistics, work, widths, known),
-        others(name, folder, statistics["VECTORS"], work, peers, known),
+        own(folder, statistics, work, methods, given, known),
+        others(name, folder, statistics["VECTORS"], work, peers, known, BESIDE),
     ):
         kept = {k: row[k] for k in ("program", "method", "given", "bits")}
-        yield {"model": name, **kept, "figure": figures.of(row["floats"])}
+        yield {"model": name, **kept, "figure": figures.of(row["floats"])["figure"]}
         row["floats"].unlink()
     figures.close()
 
