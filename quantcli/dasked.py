@@ -11,25 +11,22 @@ import logging
 import platform
 import re
 import signal
-import threading
 import warnings
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError as Cancelled
-from concurrent.futures import Executor, Future
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import Executor
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantcli import __version__
 from quantcli.errors import QuantcliError, UsageError, listed, printable
 from quantcli.passes import performing
 from quantcli.passes.batches import Crew
+from quantcli.waiting import interruptible
 
 if TYPE_CHECKING:
     from distributed import Client
-
-T = TypeVar("T")
 
 OPTION = "--dask"
 
@@ -164,8 +161,8 @@ def _connected(stack: contextlib.ExitStack, address: str) -> Client:
     def connected() -> Client:
         return Client(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
 
-    try:
-        client: Client = stack.enter_context(_within(PATIENCE + 5, connected))
+    try:  # where something else than a scheduler answers, Dask waits without end, whatever time it is given
+        client: Client = stack.enter_context(interruptible(connected, seconds=PATIENCE + 5))
     except ValueError as error:
         raise UsageError(f"not an address of a scheduler: {_line(error)}", place=place, hint=hint) from None
     except OSError:
@@ -175,24 +172,6 @@ def _connected(stack: contextlib.ExitStack, address: str) -> Client:
     except OSError:
         raise QuantcliError("the scheduler has no workers", place=place, hint="start some with dask worker") from None
     return client
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """What a call returns. Raises OSError where it takes longer: where something else than a scheduler answers, Dask
-    waits without end, whatever time it is given."""
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(call())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return done.result(seconds)
-    except Late:
-        raise OSError("no answer") from None
 
 
 def _everywhere(client: Client, function: Callable[[], Any]) -> Mapping[str, Any]:

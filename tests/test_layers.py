@@ -18,11 +18,11 @@ from quantcli import registry
 PACKAGE = Path(quantcli.__file__).parent
 
 ORDER = [
-    "errors", "notebook", "interrupts", "dtypes", "registry", "strict", "patterns", "terminal", "library", "memory",
-    "front", "kernels", "metrics", "scheme", "formats", "scales", "calibrators", "deciding", "asking", "tensors",
-    "theory", "stores", "architectures", "layouts", "experts", "models", "naming", "folding", "floats", "matching",
-    "moving_records", "moving_fp4", "moving", "planning", "passes", "dasked", "reports", "folders", "api", "cli",
-    "__main__",
+    "errors", "notebook", "interrupts", "waiting", "dtypes", "registry", "strict", "patterns", "terminal",
+    "library", "memory", "front", "kernels", "metrics", "scheme", "formats", "scales", "calibrators", "deciding",
+    "asking", "tensors", "theory", "stores", "architectures", "layouts", "experts", "models", "naming", "folding",
+    "floats", "matching", "moving_records", "moving_fp4", "moving", "planning", "passes", "dasked", "reports",
+    "folders", "api", "cli", "__main__",
 ]  # fmt: skip
 """Packages and the modules beside them; each may import those that stand before it. Arithmetic comes before files,
 files before plans, plans before the passes that carry them out, and what is printed comes last."""

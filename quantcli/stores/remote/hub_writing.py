@@ -21,7 +21,8 @@ from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.stores import remote
 from quantcli.stores.remote import hub
 from quantcli.stores.remote.reading import PassingError
-from quantcli.stores.remote.spool import SpooledKind, interruptible
+from quantcli.stores.remote.spool import SpooledKind
+from quantcli.waiting import interruptible
 
 LARGEST = 50 * 10**9
 """Bytes of the largest file that the hub takes by LFS."""

@@ -20,8 +20,9 @@ from quantcli.stores import remote
 from quantcli.stores.remote.cloud import STORE, problem_of
 from quantcli.stores.remote.lock import ExistsError, Lock, Small
 from quantcli.stores.remote.reading import give_way, retried
-from quantcli.stores.remote.spool import LAST, SpooledKind, interruptible
+from quantcli.stores.remote.spool import LAST, SpooledKind
 from quantcli.stores.workspace import partial_of
+from quantcli.waiting import interruptible
 
 PART, FLIGHTS = 8 << 20, 3
 """Bytes of a part of an object, and parts under way at a time."""

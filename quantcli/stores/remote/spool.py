@@ -10,11 +10,9 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Future
 from types import TracebackType
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError, UsageError, os_error
@@ -45,8 +43,6 @@ class Sink(Protocol):
         """Remove what was sent, as far as that is possible and needed, for there will be no output."""
 
 
-T = TypeVar("T")
-
 MakeSink = Callable[[str, bool], Sink]
 """Makes a sink for a URL; whether that is of a folder."""
 
@@ -55,20 +51,6 @@ _COPY = 1 << 22
 
 LAST = ("adapter_config.json", "config.json", "modules.json", "model_index.json", "README.md")
 """Files of a folder that are sent last: without them no loader takes it."""
-
-
-def interruptible(call: Callable[[], T]) -> T:
-    """What a call returns that may take long and lets no signal end it: it is made in another thread."""
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(call())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return done.result()
 
 
 class _Spool:
