@@ -34,11 +34,14 @@ class Function:
     call: Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Unknown:
-    """A name that stands for nothing: of a class of some library, or a function."""
+    """A name that stands for nothing: of a class of some library, or a function. It is shown as that name."""
 
     name: str
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)

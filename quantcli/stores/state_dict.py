@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import DataError, listed, printable
-from quantcli.stores.pickles import Object, Unknown, said
+from quantcli.stores.pickles import Object, said
 from quantcli.stores.torch_names import SAVE, Tensor
 
 _DEPTH = 10
@@ -103,7 +103,7 @@ def _left_out(value: Mapping[Any, Any], path: list[str], taken: Any) -> list[str
     """What is not taken of a dict, where `taken` is the key of the one that is looked into; None: its own tensors."""
     found: dict[str, list[str]] = {why: [] for why in _WHY}
     for key, held in value.items():
-        shown = ".".join([*path, printable(key.name if isinstance(key, Unknown) else str(key), 60)])
+        shown = ".".join([*path, printable(str(key), 60)])
         if key == taken and taken is not None:
             continue
         if isinstance(held, Tensor):

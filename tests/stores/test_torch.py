@@ -474,6 +474,14 @@ def test_settings_are_not_the_model(tmp_path: Path) -> None:
     assert "the tensors are those under config\n" in run("inspect", path).err
 
 
+def test_a_class_as_a_key_is_shown_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(archive({Name("nets", "Small"): W}))
+    assert "quantcli: the tensors are those under nets.Small\n" in run("inspect", path).err
+    line = refusal(archive({Name("nets", "Small"): W, "other": W}), tmp_path)
+    assert "there are tensors under nets.Small, 'other', and each may be the model" in line
+
+
 def test_an_enumeration_is_refused(tmp_path: Path) -> None:
     """The pickle calls its class, and what a call does is not known"""
     line = refusal(archive({"state_dict": W, "kept": Raw(pickle.dumps(Colour.RED, 2)[2:-1])}), tmp_path)

@@ -19,6 +19,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
 
@@ -52,6 +53,13 @@ _QUERY = re.compile(r"\?([0-9a-f]{8})")
 # ---- connections ------------------------------------------------------------------------------------------------
 
 
+class _Proxy(NamedTuple):
+    """What a connection leads through. login: headers that tell it who asks, where it wants the whole address."""
+
+    name: str
+    login: dict[str, str] | None
+
+
 class _Connections:
     """Connections that are kept open, by what they lead to."""
 
@@ -59,8 +67,7 @@ class _Connections:
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._context: ssl.SSLContext | None = None
-        self.proxied = WeakKeyDictionary[http.client.HTTPConnection, dict[str, str]]()
-        self.proxies = WeakKeyDictionary[http.client.HTTPConnection, str]()
+        self.proxies = WeakKeyDictionary[http.client.HTTPConnection, _Proxy]()
 
     def take(self, scheme: str, netloc: str) -> tuple[http.client.HTTPConnection, bool]:
         """A connection, and whether it was used before. Raises QuantcliError for an address that is not valid."""
@@ -88,12 +95,10 @@ class _Connections:
                 self._context = ssl.create_default_context()
             made = http.client.HTTPSConnection(through, timeout=TIMEOUT, context=self._context)
         if address is not None:
-            self.proxies[made] = through
             login = _login(address.username, address.password)
             if scheme == "https":
                 made.set_tunnel(netloc, headers=login)
-            else:  # it wants the whole address
-                self.proxied[made] = login
+            self.proxies[made] = _Proxy(through, login if scheme == "http" else None)
         return made
 
 
@@ -115,10 +120,11 @@ def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResp
     netloc = addresses.asked_for(urlsplit(url).netloc)
     target = (path or "/") + (f"?{query}" if query else "")
     connection, used = _CONNECTIONS.take(scheme, netloc)
+    proxy = _CONNECTIONS.proxies.get(connection)
     headers = {"Host": netloc, "Accept-Encoding": "identity", **headers}
     try:
-        if (login := _CONNECTIONS.proxied.get(connection)) is not None:
-            target, headers = f"{scheme}://{netloc}{target}", headers | login
+        if proxy is not None and proxy.login is not None:
+            target, headers = f"{scheme}://{netloc}{target}", headers | proxy.login
         try:
             connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
@@ -135,8 +141,7 @@ def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResp
             raise
     except (OSError, http.client.HTTPException) as error:
         connection.close()
-        proxy = _CONNECTIONS.proxies.get(connection)
-        raise _unanswered(error, f"the proxy {proxy}" if proxy else netloc, netloc) from None
+        raise _unanswered(error, f"the proxy {proxy.name}" if proxy else netloc, netloc) from None
     except BaseException:
         connection.close()
         raise
