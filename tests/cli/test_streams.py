@@ -44,11 +44,10 @@ METHODS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS, ids=" ".join)
-@pytest.mark.parametrize("digest", ["xxh3", "sha256", "none"])
-def test_a_pipe_gives_the_bytes_a_file_gives(method: list[str], digest: str, model: Path) -> None:
+@pytest.mark.parametrize("method", [*METHODS, ["--digest", "sha256"], ["--digest", "none"]], ids=" ".join)
+def test_a_pipe_gives_the_bytes_a_file_gives(method: list[str], model: Path) -> None:
     """The same input and options give the same bytes."""
-    arguments = [*method, "--digest", digest, "-q"]
+    arguments = [*method, "-q"]
     assert run("quantize", model, "-o", "file.safetensors", *arguments).code == 0
     expected = Path("file.safetensors").read_bytes()
     data = model.read_bytes()
