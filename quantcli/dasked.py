@@ -102,8 +102,9 @@ def _quiet() -> None:
     except ImportError:
         problem, hint = "the package distributed is not installed", "pip install 'quantcli[dask]'"
         raise UsageError(problem, place=[OPTION], hint=hint) from None
-    for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    for name in ("distributed", "tornado", "asyncio", *logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):  # distributed gives some a level of their own
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=r"distributed(\..*)?")
 
 

@@ -296,7 +296,7 @@ def test_a_worker_without_the_file(models: tuple[Path, Path], scheduler: str, tm
             told = one_line(run("compare", path, models[1], "--dask", scheduler), 2)
         finally:
             os.close(199)
-    assert re.match(r"worker \S+, process \d+: /proc/self/fd/199: ", told) and "no such file" in told
+    assert re.match(r"worker \S+, process \d+: /proc/self/fd/199: no such file or directory; every worker must find the", told)
 
 
 # ---- on this machine --------------------------------------------------------------------------------------------
@@ -448,3 +448,13 @@ def test_figures_with_statistics_and_of_urls_are_those_of_one_process(words: tup
     with serving(made(Path("served"))) as served:
         named = [words[0], served.url, *words[1:], "--statistics", _moments(Path("moments.safetensors"))]
         assert figures(*named, "--dask", scheduler) == figures(*named)
+
+
+def test_dask_logs_nothing() -> None:
+    """The line of an error is all that is printed: Dask's client logged a traceback where its scheduler went away."""
+    program = (
+        "import logging; from quantcli import dasked; dasked._quiet()\n"
+        "for name in list(logging.root.manager.loggerDict): logging.getLogger(name).error('%s logs this', name)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True)
+    assert "distributed" not in ran.stderr and "tornado" not in ran.stderr and "asyncio" not in ran.stderr
