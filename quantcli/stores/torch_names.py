@@ -164,7 +164,7 @@ def _with_state(data: Any, grad: Any, hooks: Any, state: Any) -> Tensor:
 
 
 def _ordered(items: Any = ()) -> dict[Any, Any]:
-    """The dict of an OrderedDict, which Python 2 pickles with a list of [key, value], and Python 3 empty, to be filled."""
+    """The dict of an OrderedDict, which Python 2 pickles with a list of its items, and Python 3 empty, to be filled."""
     if items == ():
         return {}
     if not isinstance(items, list):
