@@ -347,7 +347,8 @@ def test_processes_that_end_while_they_start(models: tuple[Path, Path]) -> None:
     """They are told of at once; Dask waits for them until its time is over, which is a minute."""
     program = (
         "import multiprocessing.spawn, sys\nfrom quantcli.__main__ import main\n"
-        "multiprocessing.spawn.get_command_line = lambda **given: [sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)']\n"
+        "killed = [sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)']\n"
+        "multiprocessing.spawn.get_command_line = lambda **given: killed\n"
         "if __name__ == '__main__': main()"
     )
     words = [sys.executable, "-c", program, "compare", str(models[0]), str(models[1]), "--dask", "local:2"]
