@@ -81,9 +81,14 @@ def rendering(output: str, kind: type) -> str:
     return known[document(output, [end for end, name in known.items() if name in able_to])]
 
 
-def tell_remains(path: str, inform: Callable[[str], object]) -> None:
-    """Say where a part of the folder that was replaced is, if it could not be removed. path: the real one."""
-    from quantcli.stores import destinations
+def tell_remains(path: str, inform: Callable[[str], object], *, part: bool = False) -> None:
+    """Say where a part of the folder that was replaced is, if it could not be removed, and where parts of a run with
+    --part are that nobody needs now. path: the real one; part: whether this run makes a part itself."""
+    from quantcli.stores import destinations, places
+    from quantcli.stores.workspace import parts_of
 
     if left := destinations.remains(path):
         inform(f"the folder that was replaced could not be removed: the rest of it is in {left}; remove it")
+    hidden = parts_of(path)
+    if not part and not places.is_url(path) and os.path.isdir(hidden):
+        inform(f"parts of a run with --part are beside the output, which has nothing of them; remove {hidden}")

@@ -313,7 +313,7 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport | 
             beginning = functools.partial(again, ready.line, ready.path, options.QUIET, force=ready.force)
             done = spread.run(ready, crew, beginning, threads=run.workers.count, progress=bar)
     console.inform(*done.notes)
-    _naming.tell_remains(ready.path, console.inform)
+    _naming.tell_remains(ready.path, console.inform, part=ready.share is not None)
     if console.verbose:
         _print_details(done)
     read = console.json or not console.quiet or _log.current().is_kept
