@@ -27,8 +27,13 @@ def extension(path: str) -> str:
     return os.path.splitext(os.path.basename(os.path.normpath(path)))[1][1:].lower()
 
 
-def check_model(output: str | None, to: str | None) -> None:
-    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target."""
+def check_model(output: str | None, to: str | None, *, private: bool = False) -> None:
+    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target, and
+    for one that is to be private and is in no repository of the hub."""
+    if private:
+        from quantcli.stores import destinations
+
+        destinations.make_private(output or "", dry_run=True)
     if output is None or output == "-":
         return
     from quantcli.layouts.writer import named

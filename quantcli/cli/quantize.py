@@ -228,7 +228,7 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
     reading, dry_run = called.reading, called.dry_run
     order = _asking.order(asked, output=output)
     budget = _budget.of_quantize(asked, order)
-    _naming.check_model(output, order.to)
+    _naming.check_model(output, order.to, private=called.private)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     if output == "-" and order.max_shard_size is not None:
