@@ -11,6 +11,7 @@ import logging
 import platform
 import re
 import signal
+import time
 import warnings
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from quantcli.passes.batches import Crew
 from quantcli.waiting import interruptible
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 OPTION = "--dask"
 
@@ -102,8 +103,13 @@ def _quiet() -> None:
     except ImportError:
         problem, hint = "the package distributed is not installed", "pip install 'quantcli[dask]'"
         raise UsageError(problem, place=[OPTION], hint=hint) from None
-    for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    for name in ("distributed", "tornado", "asyncio", *logging.root.manager.loggerDict):
+        if name.partition(".")[0] in (
+            "distributed",
+            "tornado",
+            "asyncio",
+        ):  # distributed gives some a level of their own
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=r"distributed(\..*)?")
 
 
@@ -134,10 +140,26 @@ def _started(stack: contextlib.ExitStack, local: re.Match[str]) -> Client:
             )
         client: Client = stack.enter_context(Client(cluster, set_as_default=False))  # type: ignore[no-untyped-call]
         cluster.scale(count)
-        client.wait_for_workers(count, timeout=4 * PATIENCE)
+        _all_start(client, cluster, count)
     except (OSError, RuntimeError) as error:
         raise QuantcliError(f"no workers could be started: {_line(error)}", place=[OPTION]) from None
     return client
+
+
+def _all_start(client: Client, cluster: LocalCluster, count: int) -> None:
+    """Wait until all workers of a cluster have started. Raises QuantcliError as soon as one has ended before that,
+    which Dask neither starts again nor tells, and OSError where they take too long."""
+    until = time.monotonic() + 4 * PATIENCE
+    while True:
+        try:
+            return client.wait_for_workers(count, timeout=0.5)
+        except OSError:
+            ended = sum(worker.status.name == "failed" for worker in cluster.workers.values())
+            if ended:
+                problem = f"{ended} of {count} processes ended while they started, as they do where memory runs out"
+                raise QuantcliError(problem, place=[OPTION], hint="start fewer") from None
+            if time.monotonic() > until:
+                raise
 
 
 @contextlib.contextmanager

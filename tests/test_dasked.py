@@ -296,7 +296,9 @@ def test_a_worker_without_the_file(models: tuple[Path, Path], scheduler: str, tm
             told = one_line(run("compare", path, models[1], "--dask", scheduler), 2)
         finally:
             os.close(199)
-    assert re.match(r"worker \S+, process \d+: /proc/self/fd/199: ", told) and "no such file" in told
+    assert re.match(
+        r"worker \S+, process \d+: /proc/self/fd/199: no such file or directory; every worker must find the", told
+    )
 
 
 # ---- on this machine --------------------------------------------------------------------------------------------
@@ -339,6 +341,22 @@ def test_ctrl_c(models: tuple[Path, Path], tmp_path: Path) -> None:
         while True:
             os.killpg(process.pid, 0)
             time.sleep(0.1)
+
+
+def test_processes_that_end_while_they_start(models: tuple[Path, Path]) -> None:
+    """They are told of at once; Dask waits for them until its time is over, which is a minute."""
+    program = (
+        "import multiprocessing.spawn, sys\nfrom quantcli.__main__ import main\n"
+        "killed = [sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)']\n"
+        "multiprocessing.spawn.get_command_line = lambda **given: killed\n"
+        "if __name__ == '__main__': main()"
+    )
+    words = [sys.executable, "-c", program, "compare", str(models[0]), str(models[1]), "--dask", "local:2"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=40, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"quantcli: --dask: [12] of 2 processes ended while they started, as they do .*; start fewer\n", done.stderr
+    )
 
 
 def test_nothing_of_dask_is_imported_unless_asked_for(models: tuple[Path, Path]) -> None:
@@ -448,3 +466,13 @@ def test_figures_with_statistics_and_of_urls_are_those_of_one_process(words: tup
     with serving(made(Path("served"))) as served:
         named = [words[0], served.url, *words[1:], "--statistics", _moments(Path("moments.safetensors"))]
         assert figures(*named, "--dask", scheduler) == figures(*named)
+
+
+def test_dask_logs_nothing() -> None:
+    """The line of an error is all that is printed: Dask's client logged a traceback where its scheduler went away."""
+    program = (
+        "import logging; from quantcli import dasked; dasked._quiet()\n"
+        "for name in list(logging.root.manager.loggerDict): logging.getLogger(name).error('%s logs this', name)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True)
+    assert "distributed" not in ran.stderr and "tornado" not in ran.stderr and "asyncio" not in ran.stderr

@@ -27,8 +27,13 @@ def extension(path: str) -> str:
     return os.path.splitext(os.path.basename(os.path.normpath(path)))[1][1:].lower()
 
 
-def check_model(output: str | None, to: str | None) -> None:
-    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target."""
+def check_model(output: str | None, to: str | None, *, private: bool = False) -> None:
+    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target, and
+    for one that is to be private and is in no repository of the hub."""
+    if private:
+        from quantcli.stores import destinations
+
+        destinations.make_private(output or "", dry_run=True)
     if output is None or output == "-":
         return
     from quantcli.layouts.writer import named
@@ -81,9 +86,14 @@ def rendering(output: str, kind: type) -> str:
     return known[document(output, [end for end, name in known.items() if name in able_to])]
 
 
-def tell_remains(path: str, inform: Callable[[str], object]) -> None:
-    """Say where a part of the folder that was replaced is, if it could not be removed. path: the real one."""
-    from quantcli.stores import destinations
+def tell_remains(path: str, inform: Callable[[str], object], *, part: bool = False) -> None:
+    """Say where a part of the folder that was replaced is, if it could not be removed, and where parts of a run with
+    --part are that nobody needs now. path: the real one; part: whether this run makes a part itself."""
+    from quantcli.stores import destinations, places
+    from quantcli.stores.workspace import parts_of
 
     if left := destinations.remains(path):
         inform(f"the folder that was replaced could not be removed: the rest of it is in {left}; remove it")
+    hidden = parts_of(path)
+    if not part and not places.is_url(path) and os.path.isdir(hidden):
+        inform(f"parts of a run with --part are beside the output, which has nothing of them; remove {hidden}")

@@ -85,11 +85,14 @@ def command(
             checked = check_source(dst, source, threads=count, progress=bar)
         if not checked:
             console.inform(f"{dst} holds no digests of the weights it was made from: {source} is taken at your word")
+    known = attest.recipe_in(dst, recipe)
+    if known is None:
+        console.inform(f"nothing in {dst} tells that quantcli made it, and how: you say so; --recipe names its recipe")
     with console.bar("reading") as bar:
         found = attest.statement(
             dst,
             source,
-            recipe=attest.recipe_in(dst, recipe),
+            recipe=known,
             uri=source_uri,
             revision=revision,
             threads=count,

@@ -14,12 +14,12 @@ from quantcli.cli import _help, _sources, options
         ("quantcli audit model-awq --source model --json", "the evidence, for programs"),
     ),
 )
-@click.argument("src", metavar="FILE", type=_help.FILE)
+@click.argument("src", metavar="FILE", type=_help.MODEL)
 @_help.option(
     "--source",
     "base",
     metavar="BASE",
-    type=_help.FILE,
+    type=_help.MODEL,
     required=True,
     help="The model it is said to be made of.",
     group="Common",

@@ -228,7 +228,7 @@ def prepared(called: Called) -> Iterator[tuple[Job, Callable[[], None]]]:
     reading, dry_run = called.reading, called.dry_run
     order = _asking.order(asked, output=output)
     budget = _budget.of_quantize(asked, order)
-    _naming.check_model(output, order.to)
+    _naming.check_model(output, order.to, private=called.private)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     if output == "-" and order.max_shard_size is not None:
@@ -313,7 +313,7 @@ def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport | 
             beginning = functools.partial(again, ready.line, ready.path, options.QUIET, force=ready.force)
             done = spread.run(ready, crew, beginning, threads=run.workers.count, progress=bar)
     console.inform(*done.notes)
-    _naming.tell_remains(ready.path, console.inform)
+    _naming.tell_remains(ready.path, console.inform, part=ready.share is not None)
     if console.verbose:
         _print_details(done)
     read = console.json or not console.quiet or _log.current().is_kept

@@ -27,8 +27,9 @@ from quantcli.stores.pipelines import prefixed
 PLACE = "{}"
 """What stands for the path of the model in a command."""
 
-NUMBER = re.compile(r"(?:^|(?<=[\s=:,(\[]))([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?=$|[\s,;%)\]])")
-"""A number that stands alone, and is no part of a name or a path."""
+NUMBER = re.compile(r"(?:^|(?<=[\s=:,(\[]))([-+]?(?:\d+(?:,\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?=$|[\s,;%)\]}])")
+"""A number that stands alone, and is no part of a name or a path. Digits on both sides of a comma are one, which is no
+valid number: it may be a decimal comma, one of thousands, or of a list."""
 
 
 def write_floats(
@@ -153,5 +154,6 @@ def _figure(words: Sequence[str], pattern: re.Pattern[str] | None) -> float:
         figure = float(found[-1]) if found else math.nan
     if not math.isfinite(figure):
         what = "nothing" if not text else f"no such number, and last: {printable(last, 200)}"
-        raise DataError(f"it printed {what}", place=place)
+        hint = "have its last line end in one, or give --eval-pattern"
+        raise DataError(f"it printed {what}", place=place, hint=hint)
     return figure

@@ -56,6 +56,9 @@ def complete(path: str) -> list[Share]:
         )  # fmt: skip
         what = f"parts {shown} of {counts[0]} are" if len(missing) > 1 else f"part {shown} of {counts[0]} is"
         again = "them" if len(missing) > 1 else "it"
+        if places.exists(path):  # of a run that made all of it
+            hint = f"remove {parts_of(path)}, or run {again} again to replace the output"
+            raise DataError(f"the output is there, and of the parts beside it {what} missing", place=[path], hint=hint)
         raise DataError(f"{what} missing", place=[path], hint=f"run {again} again")
     return known
 

@@ -101,8 +101,8 @@ def destination(
     told = card.beside(home or sources[""].folder, side) if folder and not dry_run else None
     if told is not None:
         destinations.check_card(real, told)
-    if private:
-        destinations.make_private(real, dry_run=dry_run)
+    if private and not dry_run:
+        destinations.make_private(real, dry_run=False)
     return real, side
 
 

@@ -134,7 +134,10 @@ def _of_scheduler(count: int | None, variables: Mapping[str, str]) -> Share:
 def _of_slurm(variables: Mapping[str, str]) -> tuple[int, int | None]:
     """The place of a task in its array, from 1, and how many tasks that has; None where Slurm does not tell."""
     task = _whole("SLURM_ARRAY_TASK_ID", variables)
-    least = _whole("SLURM_ARRAY_TASK_MIN", variables) if "SLURM_ARRAY_TASK_MIN" in variables else 0
+    if "SLURM_ARRAY_TASK_MIN" not in variables:  # Slurm always sets it: the environment was passed on in part
+        problem = "SLURM_ARRAY_TASK_ID is set, and SLURM_ARRAY_TASK_MIN, the first of the array, is not"
+        raise _wrong(problem, "write the part, such as --part 3/16")
+    least = _whole("SLURM_ARRAY_TASK_MIN", variables)
     step = _whole("SLURM_ARRAY_TASK_STEP", variables) if "SLURM_ARRAY_TASK_STEP" in variables else 1
     place, rest = divmod(task - least, step or 1)
     if rest or place < 0:

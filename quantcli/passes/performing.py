@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SAMPLES, SAMPLE = 16, 1 << 12
 """How many runs of a file are looked at, and their bytes, to tell whether a worker has the same file."""
 
+SAME_FILES = "every worker must find the same files under the same paths"
+
 Advance = Callable[[int], None]
 """Counts bytes that are done."""
 
@@ -222,6 +224,8 @@ def _open(opened: Opened) -> _Held:
     except BaseException as error:
         held.stack.close()
         if isinstance(error, QuantcliError):
+            if error.hint is None:  # it was opened where the work is handed out
+                error.hint = SAME_FILES
             error.within(worker)
         raise
     return held
@@ -231,10 +235,9 @@ def _check_same(sources: Sequence[Source], wanted: Sequence[tuple[str, int, str]
     """Raise DataError where a file is not the one that was opened where the work is handed out."""
     paths = [file.path for source in sources for file in source.inputs()]
     found = identity(sources)
-    hint = "every worker must find the same files under the same paths"
     for path, here, there in zip(paths, found, wanted):
         if here != there:
             sizes = f" ({here[1]} bytes, not {there[1]})" if here[1] != there[1] else ""
-            raise DataError(f"this is another file than the one asked for{sizes}", place=[path], hint=hint)
+            raise DataError(f"this is another file than the one asked for{sizes}", place=[path], hint=SAME_FILES)
     if len(found) != len(wanted):
-        raise DataError(f"{len(found)} files, not {len(wanted)}", place=[sources[0].path], hint=hint)
+        raise DataError(f"{len(found)} files, not {len(wanted)}", place=[sources[0].path], hint=SAME_FILES)

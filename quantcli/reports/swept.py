@@ -95,6 +95,12 @@ class SweepReport:
         """Plain values, `schema_version` first."""
         return document("sweep", self)
 
+    @property
+    def extent(self) -> str:
+        """How much was measured, in words."""
+        settings = f"{len(self.points)} setting{'s' if len(self.points) > 1 else ''}"
+        return f"{settings} on {t.count(self.parameters)} parameters, {t.size(self.bytes_in)}"
+
     def rows(self) -> Iterator[Sequence[object]]:
         """A row per setting."""
         names = [f.name for f in fields(Point)]
@@ -104,8 +110,7 @@ class SweepReport:
 
     def parts(self, display: Display) -> Iterator[Part]:
         """Every setting, those on the Pareto front marked with *, and what a bit is worth."""
-        what = f"{len(self.points)} settings on {t.count(self.parameters)} parameters, {t.size(self.bytes_in)}"
-        yield Line(f"{printable(self.source, 200)}: {what}, {self.seconds:.2f} s")
+        yield Line(f"{printable(self.source, 200)}: {self.extent}, {self.seconds:.2f} s")
         yield Line()
         yield self._table()
         if self.slopes:

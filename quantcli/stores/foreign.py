@@ -11,7 +11,7 @@ _PICKLES = "; a checkpoint of PyTorch is read from a file with its own ending, s
 _CONVERT = "; convert the model to ONNX, or save it as safetensors"
 _MAGIC = [
     (0, b"GGUF", "this is a GGUF file"),
-    (0, b"\x93NUMPY", "this is a NumPy array; its name must end in .npy"),
+    (0, b"\x93NUMPY", "this is a NumPy array, whose name must end in .npy, or several in a row, which are not read"),
     (0, b"PK\x03\x04", f"this is a zip archive (of torch.save or .npz), not safetensors{_PICKLES}"),
     (0, b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"),
     (0, b"\x80\x02", f"this is a Python pickle, not safetensors{_PICKLES}"),
@@ -22,6 +22,7 @@ _MAGIC = [
     (0, b"\x89HDF\r\n", f"this is an HDF5 file of Keras or TensorFlow, which is not read{_CONVERT}"),
 ]
 _NAMES = {
+    ".eqx": "Equinox",
     ".h5": "Keras or TensorFlow",
     ".keras": "Keras",
     ".mlmodel": "Core ML",

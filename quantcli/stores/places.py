@@ -54,7 +54,8 @@ def pinned(path: str) -> str:
         return remote.store(path).pinned(path)
     if is_foreign(path):
         kinds = ", ".join(f"{scheme}://" for scheme in remote.SCHEMES)
-        raise UsageError("no kind of URL that is read", place=[path.partition("?")[0]], hint=f"these are: {kinds}")
+        hint = f"these are: {kinds}, in lower case" if is_url(path.lower()) else f"these are: {kinds}"
+        raise UsageError("no kind of URL that is read", place=[path.partition("?")[0]], hint=hint)
     return path
 
 

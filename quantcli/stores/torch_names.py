@@ -15,7 +15,7 @@ from typing import Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.stores.pickles import Function, Object, Unknown, said
+from quantcli.stores.pickles import Function, Object, Unknown, checked_key, said
 from quantcli.stores.strided import merged, span
 
 _MOST_AXES = 64
@@ -164,9 +164,17 @@ def _with_state(data: Any, grad: Any, hooks: Any, state: Any) -> Tensor:
 
 
 def _ordered(items: Any = ()) -> dict[Any, Any]:
-    if items:
-        raise DataError("an OrderedDict is made of a list, which torch.save does not do")
-    return {}
+    """The dict of an OrderedDict, which Python 2 pickles with a list of its items, and Python 3 empty, to be filled."""
+    if items == ():
+        return {}
+    if not isinstance(items, list):
+        raise DataError(f"an OrderedDict is made of {said(items)}")
+    for pair in items:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise DataError(f"an OrderedDict is made of a list with {said(pair)} in it, which is no key and value")
+    made = {checked_key(key): value for key, value in items}
+    items[:] = [None]  # a second dict of the same list is an error: a million of a million items would take for ever
+    return made
 
 
 def _size(value: Any = ()) -> tuple[Any, ...]:

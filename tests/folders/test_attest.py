@@ -201,6 +201,8 @@ def test_a_source_of_other_weights_is_refused_before_a_statement_is_written(
             assert f"{source}: {problem}" in one_line(ran, 1) and not Path("not.json").exists()
     assert run("quantize", LLAMA, "--to", "gguf", "-o", "t.gguf", "-q").code == 0
     assert "taken at your word" in run("attest", "t.gguf", "--source", "a.safetensors", "-o", "t.json").err
+    assert "nothing in t.gguf tells that quantcli made it, and how: you say so" in run("attest", "t.gguf").err
+    assert "you say so" not in run("attest", "q.safetensors").err
     for command in (("attest", "q.safetensors"), ("verify", "q.safetensors", "--statement", "s.json")):
         line = one_line(run(*command, "--source", "https://h.invalid/a.safetensors"), 2)
         assert "URL" in line or "download it" in line

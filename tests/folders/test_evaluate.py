@@ -97,6 +97,8 @@ def test_a_folder_is_evaluated_as_a_folder(place: Path) -> None:
 @pytest.mark.parametrize(("printed", "pattern", "figure"), [
     ("1 2 3", None, 3.0),
     ("loss=0.25", None, 0.25),
+    ('{"acc": [7, 0.5]}', None, 0.5),
+    ("loss 5,", None, 5.0),
     ("a 7\nacc: -1.5e-3\n\n", None, -0.0015),
     ("epoch 1 acc 0.5\nepoch 2 acc 0.75 of 9", r"acc (\S+)", 0.75),
 ])  # fmt: skip
@@ -118,6 +120,8 @@ def test_commands_that_give_no_figure(place: Path) -> None:
         ("no-such-program x", "no such file"),
         ("true", "it printed nothing"),
         ("echo a {}x", "no such number"),
+        ("echo accuracy 0,95", "no such number, and last: accuracy 0,95 "),
+        ("echo 2 1,234.5 {}", "have its last line end in one, or give --eval-pattern"),
         ("", "an empty command"),
         ("'", "not a command"),
     ):

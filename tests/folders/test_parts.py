@@ -248,6 +248,19 @@ def test_a_part_goes_on_after_its_finished_files(source: Path, monkeypatch: pyte
     assert "part 1/1 was damaged and is made again" in ran.err and len(written) == 8
 
 
+def test_parts_that_are_left_beside_a_whole_run(source: Path) -> None:
+    """What made all of the output says that they are there, and 'merge' does not call the output unfinished."""
+    words = ("quantize", source, "--bits", 4, "-o", "w4")
+    assert run(*words, "--part", "1/2").code == 0
+    ran = run(*words)
+    assert ran.code == 0 and "parts of a run with --part are beside the output, which has nothing of them" in ran.err
+    line = one_line(run("merge", "w4"), 1)
+    assert "the output is there, and of the parts beside it part 2 of 2 is missing; remove " in line
+    assert run(*words, "--part", "2/2", "--force").code == 0
+    ran = run("merge", "w4", "--force")
+    assert ran.code == 0 and "with --part" not in ran.err and not Path(".w4.quantcli-parts").exists()
+
+
 def test_two_processes_of_one_part(source: Path) -> None:
     """The second is refused in a line, for the first holds the lock."""
     from quantcli.stores.workspace import Workspace
@@ -433,7 +446,12 @@ def test_an_indexed_job_of_kubernetes() -> None:
         ("auto/2", {"JOB_COMPLETION_INDEX": "3"}, "there is no part 4 of 2"),
         ("auto/3", {"JOB_COMPLETION_INDEX": "1", "QUANTCLI_PARTS": "4"}, "4 parts by QUANTCLI_PARTS, 3 by the option"),
         ("auto", {"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX is 'x', not a whole number"),
-        ("auto", {"SLURM_ARRAY_TASK_ID": "1"}, "Slurm does not tell how many parts there are; write auto/16"),
+        ("auto/4", {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "4"}, "SLURM_ARRAY_TASK_MIN, the first of"),
+        (
+            "auto",
+            {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "1"},
+            "Slurm does not tell how many parts there are; write auto/16",
+        ),
         ("auto", {"JOB_COMPLETION_INDEX": "1", **slurm(1, 1, 4)}, "both SLURM_ARRAY_TASK_ID and JOB_COMPLETION_INDEX"),
         ("auto/3", slurm(1, 1, 4), "3 parts are asked for, and Slurm's array has 4"),
         ("auto", {**slurm(3, 3, 7), "SLURM_ARRAY_TASK_COUNT": "2"}, "SLURM_ARRAY_TASK_COUNT is 2, but 3 to 7"),

@@ -211,6 +211,14 @@ def test_what_cannot_be_written_is_one_line_before_a_weight_is_read(
     assert not hub.uploaded and not any("/commit/" in path for _, path in hub.log)
 
 
+def test_the_plan_of_a_private_repository_makes_none(hub: WritableHub, tmp_path: Path) -> None:
+    """--dry-run takes --private where the run would, and refuses it where the run would."""
+    folder = made(tmp_path / "model")
+    assert quantized(folder, "hf://me/planned", "--private", "--dry-run").code == 0 and not hub.repos
+    ran = quantized(folder, str(tmp_path / "new"), "--private", "--dry-run")
+    assert "only repositories of the hub are private" in one_line(ran, 2)
+
+
 def test_a_branch_that_moved_keeps_what_came_in_between(hub: WritableHub, tmp_path: Path) -> None:
     hub.put("me/busy", {"LICENSE": b"mine"})
 

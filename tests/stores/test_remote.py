@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,16 @@ def test_dequantize_and_export_read_urls(tmp_path: Path) -> None:
             assert run(verb, tmp_path / "q.safetensors", *options, "-o", here).code == 0
             assert run(verb, f"{served.url}/q.safetensors", *options, "-o", there).code == 0
             assert here.read_bytes() == there.read_bytes()
+
+
+def test_audit_reads_urls(tmp_path: Path) -> None:
+    """The verdict on a download is the one on what is not downloaded."""
+    made_of = save(tmp_path / "model.safetensors", {"w": gaussian(64, 256)})
+    quantized(made_of, tmp_path / "q.safetensors")
+    with serving(tmp_path) as served:
+        here = run("audit", tmp_path / "q.safetensors", "--source", made_of, "--json").json
+        there = run("audit", f"{served.url}/q.safetensors", "--source", f"{served.url}/{made_of.name}", "--json").json
+    assert json.loads(json.dumps(there).replace(f"{served.url}/", f"{tmp_path}/")) == here and here["consistent"]
 
 
 def test_plan_and_sweep_read_urls(tmp_path: Path) -> None:
@@ -322,6 +333,7 @@ def test_a_signature_is_sent_and_never_shown(model: Path, tmp_path: Path) -> Non
             "this is a page of the hub, and not a file; name the model as hf://org/mo",
         ),
         ("https://huggingface.co/org/model/blob/main/a.gguf", "not a file; name the model as hf://org/model"),
+        ("HTTPS://host/a.safetensors", "no kind of URL that is read; these are: hf://, s3://, gs://, az://, http://"),
         ("hf://datasets/org/model", "only repositories of models are read and written"),
         ("s3://bucket/a//b", "two slashes in a row are not supported in buckets; leave one out"),
     ],
@@ -424,6 +436,7 @@ def test_a_problem_that_passes_is_waited_for(model: Path, tmp_path: Path, wrong:
         ((503,) * 9, "503 Service Unavailable, after 3 tries; try again later"),
         ((b"",) * 9, "the connection ended early, after 3 tries"),
         ((403,), "no access (403 Forbidden)"),
+        ((401,), "a login is needed (401 Unauthorized); web servers are sent none: download the file"),
         ((404,), "the file was changed while it was read"),
         ((416,), "the file was changed while it was read"),
         ((418,), "the server answered 418"),
@@ -453,6 +466,44 @@ def test_a_server_that_does_not_speak_https(model: Path) -> None:
     with serving(model.parent) as served:
         said = one_line(run("inspect", served.url.replace("http", "https") + "/model.safetensors"), 1)
     assert "does not speak https; is its address one of http://?" in said
+
+
+def test_a_certificate_that_nobody_signed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names the variable by which it is trusted, and that is true."""
+    certificate = _certificate(tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.chdir(model.parent)
+    with answering(server) as url:
+        url = url.replace("http", "https") + "/model.safetensors"
+        said = one_line(run("inspect", url), 1)
+        assert "is not valid: self-signed certificate; SSL_CERT_FILE names a file of the certificates that" in said
+        ran = run_process("inspect", url, SSL_CERT_FILE=str(certificate))
+    assert ran.code == 0, ran
+
+
+def _certificate(folder: Path) -> Path:
+    """A file with a certificate for 127.0.0.1, signed by itself, and its key."""
+    from datetime import datetime, timedelta
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([]), datetime.now()
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - timedelta(2))
+    made = made.not_valid_after(now + timedelta(2))
+    own = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    signed = made.add_extension(own, critical=True).sign(key, hashes.SHA256())
+    plain = serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    path = folder / "certificate.pem"
+    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM) + secret)
+    return path
 
 
 _LOGIN = b"\n<!DOCTYPE html>\n<html><body>Please log in</body></html>"

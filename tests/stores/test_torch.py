@@ -71,6 +71,17 @@ def test_tensors_are_what_torch_makes_of_them(name: str) -> None:
     assert everything(GOLDEN / name) == EXPECTED[name.partition(".")[0]]
 
 
+def test_models_that_python_2_saved(tmp_path: Path) -> None:
+    """It pickled an OrderedDict as a call with a list of lists; the weights in the package lpips are such files."""
+    path = tmp_path / "m.pth"
+    path.write_bytes(legacy(Call(ORDERED.function, ([["b", tensor()], ["a", tensor((3,), (2,), 1)]],))))
+    numbers = np.arange(6, dtype="<f4")
+    assert everything(path) == {
+        "b": ["F32", [2, 3], numbers.tobytes().hex()],
+        "a": ["F32", [3], numbers[1::2].tobytes().hex()],
+    }
+
+
 def test_any_part_of_a_view_can_be_read() -> None:
     source = open_source(str(GOLDEN / "views.pt"))
     for name, (dtype, _, text) in EXPECTED["views"].items():
@@ -247,6 +258,9 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a call of a number": (Raw(b"K\x01)R"), "it calls something that is not a function"),
     "a call of a dtype": (Call(Name("torch", "float32"), ()), "it calls something that is not a function"),
     "a call with too much": (Call(ORDERED.function, (1, 2, 3)), "it calls collections.OrderedDict with 3 arguments"),
+    "an OrderedDict of a number": (Call(ORDERED.function, (1,)), "an OrderedDict is made of a number"),
+    "an OrderedDict of three": (Call(ORDERED.function, ([["a", 1, 2]],)), "a list with a list in it, which is no key"),
+    "an OrderedDict of odd keys": (Call(ORDERED.function, ([[(1, 2), 3]],)), "a key is a tuple, not text"),
     "attributes of a function": (Raw(b"ccollections\nOrderedDict\nN}b"), "it sets attributes of something"),
     "items of a tuple": (Raw(b")K\x01K\x02s"), "it sets items of something that is not a dict"),
     "an odd number of items": (Raw(b"}(K\x01u"), "it sets items of something that is not a dict"),
@@ -312,6 +326,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "tuples in tuples": lambda: b"N" + b"\x85" * 4_000_000,
     "dicts": lambda: b"(" + b"}" * 4_000_000 + b"l",
     "lists in lists": lambda: b"](" * 1_000_000,
+    "OrderedDicts of one list": lambda: (
+        b"](" + b"X\x01\x00\x00\x00aN\x86q\x01" + b"h\x01" * 400_000 + b"eq\x02("
+        + b"ccollections\nOrderedDict\nh\x02\x85R" * 50_000 + b"l"
+    ),
     "tuples as keys": lambda: b"}(" + b"K\x01\x85N" * 1_000_000 + b"u",
     "a number of a million digits": lambda: b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x7f" * (1 << 20),
 }  # fmt: skip

@@ -14,12 +14,11 @@ from quantcli.reports.swept import Point, SweepReport
 
 def render(found: SweepReport, stream: TextIO, display: Display) -> None:
     """Write the page of a sweep."""
-    facts = f"{len(found.points)} settings on {t.count(found.parameters)} parameters, {t.size(found.bytes_in)}"
     body = [
         svg.definitions(),
         '<main>\n<section class="report">',
         f'<h1 class="file">{breakable(found.source)}</h1>',
-        f'<p class="from">{facts}</p>',
+        f'<p class="from">{found.extent}</p>',
         f'<div class="charts">\n{_chart(found)}\n</div>',
         _slopes(found),
         f"<h3>{len(found.points)} settings</h3>\n{_table(found)}",

@@ -151,9 +151,12 @@ def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResp
 def _unanswered(error: OSError | http.client.HTTPException, who: str, netloc: str) -> Exception:
     """What it means that there is no answer. who: what was asked, which may be a proxy; netloc: the server."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return QuantcliError(f"the certificate of {netloc} is not valid: {error.verify_message}")
+        hint = "SSL_CERT_FILE names a file of the certificates that are trusted"
+        return QuantcliError(f"the certificate of {netloc} is not valid: {error.verify_message}", hint=hint)
     if isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
         return QuantcliError(f"{netloc} does not speak https", hint="is its address one of http://?")
+    if isinstance(error, ssl.SSLError):
+        return PassingError(f"{netloc} ended the connection before it was encrypted, as servers without https do")
     if isinstance(error, socket.gaierror):
         return PassingError(f"the name {who} is not known" if who == netloc else f"the name of {who} is not known")
     if isinstance(error, TimeoutError):
@@ -303,8 +306,12 @@ class Ranges:
             if status == 401 and "Authorization" in self._headers and self.version is not None:
                 hint = "log in again with hf auth login, or set HF_TOKEN"
                 raise QuantcliError("the token has expired or was withdrawn", place=[self.shown], hint=hint)
-            what = "a token is needed" if status == 401 and "Authorization" not in self._headers else "no access"
-            raise DeniedError(f"{what} ({status} {answer.reason})", place=[self.shown])
+            what, hint = "no access", ""
+            if status == 401 and self._asked_headers is dict:
+                what, hint = "a login is needed", "web servers are sent none: download the file, and name the copy"
+            elif status == 401 and "Authorization" not in self._headers:
+                what = "a token is needed"
+            raise DeniedError(f"{what} ({status} {answer.reason})", place=[self.shown], hint=hint or None)
         if status == 416 and self.size < 0:
             return
         if status == 412 or status == 416:
