@@ -14,7 +14,7 @@ import numpy as np
 from quantcli import kernels
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
-from quantcli.layouts import evidence, reader
+from quantcli.layouts import evidence, headers, reader
 from quantcli.layouts.companions import MARKS
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.held import held
@@ -263,14 +263,13 @@ def open_model(
 
 def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The settings that tell how tensors are stored: from the file itself for GGUF and ONNX, else from the given
-    config.json, the one beside the file or the record in an export's header, and from ComfyUI's headers."""
+    config.json, the one beside the file or the record in an export's header, and from what headers say."""
     if source.kind == "gguf":
         return {source.kind: source.blocks}
     if source.kind == "onnx":
         return {source.kind: source.graph}
-    layers = evidence.layers(source)
     found = evidence.stated(source, evidence.beside(path) if config is None else config)
-    return {**found, reader.COMFYUI: layers} if layers else found
+    return {**found, **headers.told(source)}
 
 
 # ---- a tensor as floats -----------------------------------------------------------------------------------------

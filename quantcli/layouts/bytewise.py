@@ -9,7 +9,7 @@ import numpy as np
 
 from quantcli.layouts.reader import Held, Read
 from quantcli.layouts.small import small_floats
-from quantcli.layouts.stored import floats, scaled, scheme_name
+from quantcli.layouts.stored import floats, scaled, scheme_name, wrong
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
@@ -23,7 +23,8 @@ CODES = {"I8": "w8", "F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytewise:
     """A weight of `cols` columns whose scales cover `height` rows and `width` columns each; one scale covers all.
-    zero: I8, signed zero points in the arrangement of the scales."""
+    zero: I8, signed zero points in the arrangement of the scales. bits: of whole numbers, which may be fewer than those
+    of the byte that holds one."""
 
     name: str
     cols: int
@@ -32,6 +33,7 @@ class Bytewise:
     codes: TensorInfo
     scale: TensorInfo
     zero: TensorInfo | None = None
+    bits: int = 8
 
     @property
     def across(self) -> int:
@@ -45,11 +47,21 @@ class Bytewise:
         if self.scale.numel > 1 and self.height > 1:
             return f"{kind}b{self.height}x{self.width}"
         where = "tensor" if self.scale.numel == 1 else "channel" if self.across == 1 else self.width
-        return scheme_name(8, where, zero).replace("w8", kind, 1)
+        name = scheme_name(self.bits, where, zero)
+        return name if self.codes.dtype == "I8" else name.replace("w8", kind, 1)
 
     def rows_of(self, first: int, last: int) -> tuple[int, int]:
         """The rows of scales that rows first to last of weights have."""
         return (0, 1) if self.scale.numel == 1 else (first // self.height, -(-last // self.height))
+
+    def unsigned(self, values: Bytes) -> Bytes:
+        """Signed whole numbers as codes from 0 on. Raises DataError for one that is not of so many bits."""
+        found: Bytes = values ^ np.uint8(128)
+        if self.bits < 8:
+            found -= np.uint8(128 - (1 << (self.bits - 1)))
+            if found.size and found.max() >= 1 << self.bits:
+                raise wrong(self.name, f"a code or zero point is not a whole number of {self.bits} bits")
+        return found
 
 
 def _spread(stored: Bytewise, values: Floats, first: int, last: int) -> Floats:
@@ -74,7 +86,7 @@ def held(stored: Bytewise, read: Read) -> Held | str:
 
     def packed(first: int, last: int) -> Bytes:
         raw = read(stored.codes.name, first * stored.cols, (last - first) * stored.cols).reshape(-1, stored.cols)
-        return packing.pack(raw if floating else raw ^ np.uint8(128), 8)
+        return packing.pack(raw if floating else stored.unsigned(raw), stored.bits)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         start, end = stored.rows_of(first, last)
@@ -86,12 +98,12 @@ def held(stored: Bytewise, read: Read) -> Held | str:
         scale = of_rows(floats(read, stored.scale, stored.name, at, count))
         if stored.zero is None:
             return scale, None
-        return scale, of_rows(read(stored.zero.name, at, count).view(np.int8).astype(np.float32) + np.float32(128))
+        return scale, of_rows(stored.unsigned(read(stored.zero.name, at, count)).astype(np.float32))
 
     where: int | str = "channel" if stored.across == 1 and not blocks else stored.width
     return Held(
         format=CODES[stored.codes.dtype] if floating else "int",
-        bits=8,
+        bits=stored.bits,
         group="tensor" if floating and stored.scale.numel == 1 else where,
         height=stored.height if blocks else 1,
         offsets="" if stored.zero is None else "int",
@@ -108,6 +120,8 @@ def decode(stored: Bytewise, read: Read, first: int, last: int) -> Floats:
     start, end = stored.rows_of(first, last)
     count = (end - start) * across
     scale = _spread(stored, floats(read, stored.scale, stored.name, start * across, count), first, last)
+    if stored.codes.dtype == "I8" and stored.bits < 8:
+        stored.unsigned(raw)
     if stored.codes.dtype != "I8":
         return small_floats(raw, (rows, cols), scale, stored.width, stored.codes.dtype)
     out, zero = raw.view(np.int8).astype(np.float32).reshape(rows, cols), None

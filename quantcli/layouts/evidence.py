@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli import registry
 from quantcli.errors import DataError, printable
-from quantcli.layouts import reader
+from quantcli.layouts import headers, reader
 from quantcli.layouts.reader import CODES, COMFYUI, OWN, SMALL_FLOATS, WHOLE
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source, places
@@ -234,18 +234,6 @@ def stated(source: Source, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**in_header(source.metadata), **config}
 
 
-def layers(source: Source) -> dict[str, Any]:
-    """ComfyUI's descriptions of modules in the headers of a source. Raises DataError."""
-    found: dict[str, Any] = {}
-    for shard in source.shards.values():
-        document = strict_json(shard.metadata.get(COMFYUI, "{}").encode("utf-8", "replace"), COMFYUI)
-        own = document.get("layers", {}) if isinstance(document, dict) else None
-        if not isinstance(own, dict):
-            raise DataError("its layers are not an object", place=[COMFYUI])
-        found |= own
-    return found
-
-
 def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What may have a description of its own: a configuration, and that of the text in a multimodal model's."""
     return [config, *(v for v in config.values() if isinstance(v, dict))][:100]
@@ -304,7 +292,7 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
     if (graph := _own_graph(source)) is not None:
         suspect = _suspect(infos)
         return _of_nodes(graph, infos) or _of_layout(suspect, infos) or _of_codes(suspect.values())
-    module = next(iter(layers(source)), None)
+    module = next(iter(headers.layers(source)), None)
     if module is not None:
         return Evidence(layout="ComfyUI", seen=f"{COMFYUI} in its header describes {printable(module, 200)}")
     return _with_config(infos, stated(source, config))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from quantcli.errors import DataError, printable
 from quantcli.layouts.config import section, text
 from quantcli.layouts.stored import wrong
 from quantcli.patterns import module_of
@@ -67,8 +68,29 @@ class Stated:
         return found is not None and (int(found[1]), int(found[2])) < (0, 18)
 
     @cached_property
+    def transforms(self) -> dict[str, set[str]]:
+        """Rotations and other matrices that weights or inputs are multiplied with, by name, and where each is."""
+        groups, found = section(self._whole, "transform_config", "config_groups"), dict[str, set[str]]()
+        for key in groups:
+            uses = section(groups, key).get("apply")
+            places = [use.get("location") for use in uses if isinstance(use, dict)] if isinstance(uses, list) else []
+            found[key] = {place for place in places if isinstance(place, str)}
+        return found
+
+    def _check_transforms(self) -> None:
+        """Raise DataError where a runtime multiplies inputs or outputs of layers, which weights do without alone."""
+        for key, where in self.transforms.items():
+            if where & {"input", "output"}:
+                raise DataError(
+                    f"a runtime multiplies inputs or outputs of layers by {printable(key, 40)}, which is not supported",
+                    place=["config.json", "transform_config"],
+                    hint="start from the original",
+                )
+
+    @cached_property
     def _groups(self) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
         """The settings of groups that name modules, by module, and of those that name classes or patterns."""
+        self._check_transforms()
         groups = section(self._whole, "config_groups")
         named, general = dict[str, list[dict[str, Any]]](), list[dict[str, Any]]()
         for key in groups:

@@ -48,6 +48,10 @@ CODES = (*WHOLE, *SMALL_FLOATS)
 COMFYUI = "_quantization_metadata"
 """The key of a header under which ComfyUI describes modules; its reader gets it beside config.json."""
 
+TORCHAO = "torchao.bits"
+"""The key beside config.json under which torchao's reader gets the bits of weights by name, as their records in headers
+say."""
+
 
 PUBLISHED = ("fp8-", "mxfp", "nvfp", "MXFP4")
 """How the schemes begin in which models are published: 8-bit floats, and small floats with one-byte scales, MXFP4 in

@@ -1,6 +1,7 @@
-"""Codes of whole numbers whose groups are not runs of the last axis of a weight: how rows with such runs are read.
+"""Codes that no other layout takes, because one tool alone has their levels or because their groups are not runs of the
+last axis of a weight: how rows with such runs are read.
 
-Other layouts do not take them, but an audit can compare them with what rounding makes of a base in the same places.
+An audit can compare them with what rounding makes of a base in the same places.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ class Regrouped:
     """How weights are rows with groups.
 
     shape: rows, and weights of each. group: neighbours in a row that share a scale; the last may be fewer. bits: of a
-    code; symmetric: whether a code u stands for (u - 2^(b-1)) * scale, else for (u - zero) * scale. single: whether all
-    weights share one scale. scale_dtype: of the stored scales. params(rows): scales and zero points (rows, groups) of
-    some rows, given by number. taken(values, rows): those rows of any tensor of the shape.
+    code; symmetric: whether a code u stands for (u - 2^(b-1)) * scale, else for (u - zero) * scale. levels: what codes
+    stand for instead, in ascending order, times the scale; empty for whole numbers. single: whether all weights share
+    one scale. scale_dtype: of the stored scales; exact_scales: whether these are floats, and not codes themselves.
+    params(rows): scales and zero points (rows, groups) of some rows, given by number. taken(values, rows): those rows
+    of any tensor of the shape.
     """
 
     shape: tuple[int, int]
@@ -43,6 +46,8 @@ class Regrouped:
     scale_dtype: str
     params: Callable[[NDArray[np.intp]], tuple[Floats, Floats | None]]
     taken: Callable[[Values, NDArray[np.intp]], Floats]
+    levels: tuple[float, ...] = ()
+    exact_scales: bool = True
 
 
 def plain(cols: int, values: Values, rows: NDArray[np.intp]) -> Floats:

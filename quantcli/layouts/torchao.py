@@ -5,8 +5,8 @@
     M._weight_zero_point   I8                       as the scales    signed zero points of integers
 
 The weight M.weight is (q - zero point) * scale, here in float32. Scales of 16 bits have the dtype of the weight;
-float32 ones leave it to config.json. What a byte holds of fewer bits (IntxUnpackedToInt8Tensor) is told only by the
-header, and decoded the same.
+float32 ones leave it to config.json. That a byte holds fewer bits (IntxUnpackedToInt8Tensor) is told only by the
+weight's record in the header; it is decoded the same.
 
 Int4Tensor, in G groups of inputs, whose scales and zero points are stored transposed:
 
@@ -32,8 +32,8 @@ from quantcli.errors import printable
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.layouts import transposed
 from quantcli.layouts.bytewise import CODES, Bytewise, decode, held
-from quantcli.layouts.config import model_dtype
-from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.config import model_dtype, section, whole
+from quantcli.layouts.reader import TORCHAO, Found, Held, Read, Reader
 from quantcli.layouts.stored import FLOATS, filled_up, matrix, part, scheme_name, wrong
 from quantcli.layouts.transposed import ParamBands
 from quantcli.tensors.info import TensorInfo
@@ -53,7 +53,7 @@ def _check_parts(module: str, ends: Sequence[str]) -> None:
         raise wrong(f"{module}.weight", problem)
 
 
-def _stored(infos: Mapping[str, TensorInfo], module: str) -> Bytewise:
+def _stored(infos: Mapping[str, TensorInfo], module: str, widths: Mapping[str, Any]) -> Bytewise:
     name, own = f"{module}.weight", f"{module}{PREFIX}"
     codes, scale = part(infos, f"{own}qdata", name, tuple(CODES)), part(infos, f"{own}scale", name, FLOATS)
     zero = part(infos, f"{own}zero_point", name, ("I8",)) if f"{own}zero_point" in infos else None
@@ -63,8 +63,9 @@ def _stored(infos: Mapping[str, TensorInfo], module: str) -> Bytewise:
         raise wrong(name, f"scales {list(scale.shape)} do not divide {rows} x {cols} codes")
     if zero is not None and (zero.shape != scale.shape or codes.dtype != "I8" or down not in (1, rows)):
         raise wrong(name, f"zero points {list(zero.shape)} beside {codes.dtype} codes are not supported")
+    bits = (whole(widths, name, 2, 8) if codes.dtype == "I8" else None) or 8
     return Bytewise(
-        name=name, cols=cols, height=rows // down, width=cols // across, codes=codes, scale=scale, zero=zero
+        name=name, cols=cols, height=rows // down, width=cols // across, codes=codes, scale=scale, zero=zero, bits=bits
     )
 
 
@@ -74,7 +75,7 @@ def _found(stored: Bytewise, config: Mapping[str, Any]) -> Found:
         name=stored.name,
         shape=stored.codes.shape,
         scheme=stored.scheme,
-        bits=8,
+        bits=stored.bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         decode=partial(decode, stored),
         held=partial(held, stored),
@@ -177,11 +178,13 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         if prefix:
             parts.setdefault(module, []).append(end)
     modules = [m for m, ends in parts.items() if "qdata" in ends and infos[f"{m}{PREFIX}qdata"].dtype in CODES]
-    bands, found = ParamBands(), list[Found]()
+    bands, found, widths = ParamBands(), list[Found](), section(config, TORCHAO)
     for module in modules:
         _check_parts(module, parts[module])
-        packed = _is_packed(infos, module)
-        found.append(_found_packed(_packed(infos, module), bands) if packed else _found(_stored(infos, module), config))
+        if _is_packed(infos, module):
+            found.append(_found_packed(_packed(infos, module), bands))
+        else:
+            found.append(_found(_stored(infos, module, widths), config))
     return found
 
 

@@ -15,15 +15,12 @@ from quantcli.errors import DataError
 from quantcli.models import BLOCK, View, runs_of
 from quantcli.passes import compare
 from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twin
-from quantcli.passes.audit_sample import Sampled, sampled
+from quantcli.passes.audit_method import RELATED, ROUNDED, UNEXPLAINED, method_of, other_scales
+from quantcli.passes.audit_sample import STRAY, Sampled, sampled
 from quantcli.passes.tiles import Progress, Visit, begun, walk
 
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
-
-RELATED = 0.4
-"""Least cosine between the weights and what they became: one bit leaves 0.8 of normal weights, ternary codes scaled by
-the largest of 256 heavy-tailed ones 0.57, unrelated ones 0."""
 
 WORSE = 6.0
 """Most dB that a tensor may lie below what min-max or our search leaves at its format: error feedback trades up to
@@ -36,35 +33,12 @@ must be."""
 LEAST_SPREAD = 0.1
 """dB: the robust standard deviation of a kind counts as this much at least."""
 
-ROUNDED, CLEAN, LEARNED = 0.95, 0.97, 1e-5
-"""Least share of nearest codes of a method that rounds to the nearest: rounding that preserves sums moves up to 4 % of
-the codes, error feedback a quarter or more. Least share in some column where errors are fed back: the first one has
-none to make good. Most weights beyond one step where rounding up or down is learned."""
-
-MIN_MAX_DB, SAME_DB = 1.0, 0.05
-"""How far below min-max a method still is min-max: MLX moves the end of the range so that 0 is a code. How much a
-search must win for the two to be told apart."""
-
-OTHER_SCALES, NEARLY, HALF, TELLING = 0.95, 0.9, 0.5, 0.5
-"""Share of groups that have the scale of min-max, where the SQNR is that of min-max: below, scales are of other
-weights, if so many are near that at least; and were searched for where fewer than half are, for a search that weighs
-columns may gain as little. dB that a search must win for its scales to be told from such."""
-
-SEARCHED = 0.2
-"""Least share of offsets that are not those of the range, beside scales that are: HQQ searches for offsets alone, which
-moves 85 % of them by more than their dtype explains at 4 bits, and 35 % at 8."""
-
-DIVIDING = 0.98
-"""Least share of groups with the scale of MLX's rule: noise of 2 % of the weights leaves a third of it at 4 bits."""
-
-UNRELATED, UNEXPLAINED = "none of the base", "none of the base as it is"
-"""The method of codes that were not made of these weights."""
-
-UNCERTAIN = "learned rounding (AutoRound), or weights that were changed a little"
-"""The method of codes that do not tell which of the two it was."""
-
 SAME_FACTOR = 0.05
 """How far weights may be from those of the base as a whole, beyond what quantizing shrinks them by."""
+
+PRUNED = 0.25
+"""Share of weights that are 0 without need, from which on weights were left out: pruning half of them to codes of 4
+bits leaves 0.3, as these are the smallest, and error feedback at 2 bits makes 0.1."""
 
 FEW_CODES = 0.5
 """Share of the codes of whole numbers, up to 8 bits, that must occur in a sample."""
@@ -199,21 +173,26 @@ def _of_codes(name: str, view: View, found: _Found, metrics: Metrics | None) -> 
     reached = sample.gained_db if sample.gained_db is not None else sample.sqnr_db
     shortfall = min(references) - reached if references and reached is not None else None
     problems = tuple(filter(None, (_wrong(sample, references, shortfall), _few(sample))))
-    return replace(own, method=_method(sample), shortfall=shortfall, problems=problems, note=sample.why)
+    return replace(own, method=method_of(sample), shortfall=shortfall, problems=problems, note=sample.why)
 
 
 def _wrong(sample: Sampled, references: Sequence[float], shortfall: float | None) -> str:
     """Why a tensor was not made of these weights; empty where it may have been."""
     if not sample.cosine >= RELATED:
         return f"these are other weights: the cosine to those of the base is {sample.cosine:.3f}"
+    if sample.zeroed > PRUNED:
+        return f"{100 * sample.zeroed:.0f} % of its weights are 0, though not near it in the base: it was pruned"
     if sample.factor is not None and not _shrunk(references) <= sample.factor <= 1 + SAME_FACTOR:
         return f"its weights are {sample.factor:.3f} times those of the base"
     if shortfall is not None and shortfall > WORSE:
         return f"{shortfall:.1f} dB below what this format leaves of the base"
-    if _other_scales(sample):
+    if sample.strays and sample.gained_db is None and (sample.nearest or 0) >= ROUNDED:
+        count = "one weight" if sample.strays == 1 else f"{sample.strays} weights"
+        return f"{count} of the sample changed by more than {STRAY} steps, where the other codes are the nearest ones"
+    if other_scales(sample):
         share = f"{100 * (sample.largest or 0):.0f} %"
         return f"min-max scales, but {share} of them are those of the base: the weights were slightly changed"
-    if _method(sample).endswith(UNEXPLAINED):
+    if method_of(sample).endswith(UNEXPLAINED):
         return "neither rounding nor error feedback gives these codes: the weights were changed"
     return ""
 
@@ -233,65 +212,6 @@ def _few(sample: Sampled) -> str:
     if sample.used is None or sample.codes is None or sample.used > FEW_CODES * sample.codes:
         return ""
     return f"only {sample.used} of {sample.codes} codes occur"
-
-
-def _is_minmax(sample: Sampled) -> bool:
-    """Whether scales leave what min-max does rather than what a search does."""
-    own = sample.nearest_db
-    if own is None or sample.minmax_db is None or own < sample.minmax_db - MIN_MAX_DB:
-        return False
-    if sample.about is not None and sample.about < HALF:
-        return False
-    best = sample.best_db
-    return best is None or best - sample.minmax_db < SAME_DB or own - sample.minmax_db <= best - own
-
-
-def _of_mlx(sample: Sampled) -> bool:
-    """Whether scales and offsets are those of MLX's rule, which these weights alone give."""
-    return (sample.dividing or 0) >= DIVIDING and (sample.shifted or 0) <= SEARCHED
-
-
-def _other_scales(sample: Sampled) -> bool:
-    """Whether scales are spread about those of min-max a little, as those of min-max of slightly other weights are;
-    scales that were searched for lie elsewhere."""
-    if _of_mlx(sample) or sample.largest is None or sample.gained_db is not None or (sample.nearest or 0) < ROUNDED:
-        return False
-    telling = (
-        sample.best_db is not None and sample.minmax_db is not None and sample.best_db - sample.minmax_db > TELLING
-    )
-    return telling and _is_minmax(sample) and (sample.about or 0) >= NEARLY and sample.largest < OTHER_SCALES
-
-
-def _method(sample: Sampled) -> str:
-    """How codes were made, as far as they tell."""
-    if sample.nearest is None:
-        return ""
-    if sample.cosine < RELATED:
-        return UNRELATED
-    if sample.scheme is None:
-        return "nearest codes" if sample.nearest == 1 else UNEXPLAINED
-    first = "scaled rows and columns (AWQ), " if sample.gained_db is not None else ""
-    first += "7 of 8 bits, " if sample.reduced else ""
-    if sample.nearest < ROUNDED:
-        return first + _moved(sample)
-    if _of_mlx(sample):
-        return first + "min-max scales that make 0 a code (MLX)"
-    if (sample.largest or 0) >= OTHER_SCALES and (sample.shifted or 0) > SEARCHED:
-        return first + "min-max scales, searched offsets (HQQ)"
-    if _is_minmax(sample) or (sample.largest or 0) >= OTHER_SCALES:
-        return first + "min-max"
-    return first + "searched scales"
-
-
-def _moved(sample: Sampled) -> str:
-    """Why codes are not the nearest ones."""
-    if sample.cleanest is not None and sample.cleanest >= CLEAN:
-        return "error feedback (GPTQ)"
-    if sample.beyond is None:
-        return "other rounding"
-    if sample.beyond <= LEARNED:
-        return UNCERTAIN
-    return UNEXPLAINED if sample.cleanest is not None else "error feedback (GPTQ) or other rounding"
 
 
 # ---- what tensors are beside others -------------------------------------------------------------------------------

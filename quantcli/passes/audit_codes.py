@@ -107,29 +107,35 @@ def _unpacked(packed: Callable[[TileSpan], Bytes], scheme: Scheme) -> Codes:
 
 
 def _of_other_rows(found: Regrouped) -> Coded | str:
-    """The codes of whole numbers in rows that a weight is not stored in: they follow from what they are decoded to."""
+    """The codes of a weight in rows that it is not stored in: they follow from what they are decoded to."""
     rows, cols = found.shape
-    where: Any = "tensor" if found.single else "channel" if found.group == cols else "group"
+    where: Any = "tensor" if found.single else "channel" if found.group == cols and not found.levels else "group"
     size = found.group if where == "group" else None
-    asked = asking.Scheme(bits=found.bits, granularity=where, group_size=size, symmetric=found.symmetric)
-    scheme = _scale_dtype(asked.of_weights(), found.scale_dtype)
+    kind: dict[str, Any] = {"bits": found.bits, "symmetric": found.symmetric}
+    if found.levels:
+        kind = {"bits": found.bits, "format": "codebook", "codebook": found.levels}
+    scheme = _scale_dtype(asking.Scheme(granularity=where, group_size=size, **kind).of_weights(), found.scale_dtype)
     try:
         plan = grouping_of((rows, cols), scheme)
     except UsageError as error:
         return error.problem
-    middle = 1 << (found.bits - 1)
+    middle, book = 1 << (found.bits - 1), fixed_codebook(scheme) if found.levels else None
 
     def params(span: TileSpan) -> QuantParams:
         scale, zero = found.params(np.arange(span.row, span.row + span.rows))
-        return QuantParams(np.ascontiguousarray(scale), None if zero is None else np.ascontiguousarray(zero))
+        return QuantParams(np.ascontiguousarray(scale), None if zero is None else np.ascontiguousarray(zero), book)
 
     def codes(span: TileSpan, decoded: Floats, params: QuantParams) -> NDArray[np.uint8]:
         scale = spread_out(params.scale, decoded, found.group)
+        steps = np.divide(decoded, scale, out=np.zeros_like(decoded), where=scale != 0)
+        if book is not None:
+            return np.searchsorted(book.thresholds[0], steps).astype(np.uint8)
         zero = middle if params.zero is None else spread_out(params.zero, decoded, found.group)
-        steps = np.rint(np.divide(decoded, scale, out=np.zeros_like(decoded), where=scale != 0))
-        return np.asarray(np.clip(steps + zero, 0, 2 * middle - 1), np.uint8)
+        return np.asarray(np.clip(np.rint(steps) + zero, 0, 2 * middle - 1), np.uint8)
 
-    return Coded(scheme=scheme, plan=plan, params=params, codes=codes, taken=found.taken)
+    return Coded(
+        scheme=scheme, plan=plan, params=params, codes=codes, taken=found.taken, exact_scales=found.exact_scales
+    )
 
 
 def _of_channels(held: Held, scheme: Scheme, plan: Grouping, shape: tuple[int, ...]) -> Coded | str:

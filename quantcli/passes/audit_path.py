@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence
+from quantcli.layouts.groups import Stated
+from quantcli.layouts.reader import SMALL_FLOATS
 from quantcli.matching import Pair, paired, under_one_name, without_left_out
 from quantcli.models import Model, open_model
 from quantcli.passes.audit import EXTRA, Audited, audit
+from quantcli.passes.audit_method import UNRELATED
 from quantcli.passes.tiles import Progress
 from quantcli.stores import need_file
 from quantcli.stores.pipelines import prefixing, within
@@ -43,7 +46,7 @@ def audit_path(path: str, source: str, *, variant: str | None, threads: int, pro
                 tensors, layout = _audited(base, model, pair, notes, threads, progress)
         found += [replace(t, name=within(pair.name, t.name)) for t in tensors]
         layouts[layout] = None
-    if not any(t.sample is not None for t in found):
+    if not any(t.sample is not None or t.scheme in SMALL_FLOATS for t in found):
         raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file, compare two models")
     return AuditedFile(layout="; ".join(filter(None, layouts)), tensors=tuple(found), notes=tuple(notes))
 
@@ -63,6 +66,7 @@ def _audited(
         tensors = audit(before, after, own | arranged, threads=threads, progress=progress)
     except DataError as error:
         raise error.within(model.path) from None
+    _check_rotated(model, tensors)
     if model.source.graph is not None:
         scales = model.source.graph.parameters
         tensors = [_excused(t) if t.name in scales else t for t in tensors]
@@ -70,6 +74,13 @@ def _audited(
         return tensors, "quantcli's own"
     seen = evidence.found_in(model.source, evidence.beside(model.path)) if model.quantized else None
     return tensors, str(seen) if seen is not None else ""
+
+
+def _check_rotated(model: Model, tensors: list[Audited]) -> None:
+    """Raise DataError where tensors are none of the base and the configuration says that weights were rotated."""
+    if any(t.method == UNRELATED for t in tensors) and Stated(evidence.beside(model.path)).transforms:
+        problem = "its weights were rotated (transform_config in config.json): audit compares them with no base"
+        raise DataError(problem, place=[model.path])
 
 
 def _excused(tensor: Audited) -> Audited:

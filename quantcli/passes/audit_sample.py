@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import dtypes, kernels
+from quantcli import kernels
 from quantcli.asking import changed
 from quantcli.errors import DataError, QuantcliError
 from quantcli.formats import code_grid, reach, spread_out
-from quantcli.kernels import F32, INTEGER, OFFSET, QuantParams, Tile, row_bytes
+from quantcli.kernels import F32, INTEGER, LEVELS, OFFSET, QuantParams, Tile, row_bytes
 from quantcli.metrics import decibels
 from quantcli.models import BLOCK, View, runs_of
+from quantcli.passes import audit_scales
 from quantcli.passes.audit_codes import MOST_BITS, WEIGHTS, Coded, coded
 from quantcli.scheme import Scheme
 from quantcli.tensors.api import quantize
@@ -40,25 +41,18 @@ GAINED = 2.0
 """dB by which gains of rows and columns must explain a tensor better than the weights as they are: fitting gains to
 rounding errors alone brings less than 0.2 on 32 rows."""
 
-SAME_SCALE, BY_SCALES, BY_WEIGHTS = 0.001, 0.004, 0.003
-"""How far a scale may be from that of the largest weight, relative to it; and how much further where scales are
-bfloat16, which rounds by up to 2^-9, and where tools may have rounded weights of the base to that first."""
-
-SHIFTED = 0.05
-"""Steps by which an offset must be away from the ends of a group's range to be told from them."""
-
-EXACT = 2.0**-20
-"""How far scales in float32 may be from a rule that they follow, relative to it."""
-
-TINY = 1e-300
-"""In place of the range of weights that are all alike, beside an offset that makes up for it."""
-
 CHANCE = 1e-3
 """Chance at which a column of nothing but nearest codes proves nothing."""
 
-NEAR = 2.0**-9
+NEAR, NEAR_FLOATS = 2.0**-9, 2.0**-7
 """How much larger than that of the nearest code an error may be, relative to it and to the weight: tools round weights
-and scales to 16 bits on the way to a code."""
+and scales to 16 bits on the way to a code. Of floats, whose steps are never less than 2^-4 of the weight, twice what
+rounding a quotient to bfloat16 moves it by."""
+
+
+STRAY = 3
+"""Steps from a weight to what it became that no rounding to 16 bits on the way explains: MLX's offsets in bfloat16 make
+up to 2 at 8 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +69,8 @@ class Sampled:
     dividing: of groups with the scale of MLX's rule, where that tells. used, codes: how many codes occur, and how many
     there are; reduced: whether those that occur span one bit less than is stored. cleanest: the largest share of
     nearest codes in a column, where chance alone would not give that to any; beyond: share of weights that are more
-    than a step of whole numbers from what they became, though not clipped.
+    than a step from what they became, though not clipped; strays: how many are more than STRAY steps; zeroed: share of
+    those that became 0, though nearer to others.
     """
 
     sqnr_db: float | None
@@ -95,6 +90,8 @@ class Sampled:
     dividing: float | None = None
     cleanest: float | None = None
     beyond: float | None = None
+    strays: int = 0
+    zeroed: float = 0.0
     used: int | None = None
     codes: int | None = None
     reduced: bool = False
@@ -176,7 +173,7 @@ def _nearest_of(x: Floats, y: Floats, found: Regrouped, rows: NDArray[np.intp]) 
     """The share of weights that are within half a step of their codes, as of the nearest ones: of codes of many bits,
     whose steps are fine beside the rounding of weights to float32."""
     steps = spread_out(np.abs(found.params(rows)[0]), x, found.group)
-    return float(np.mean(np.abs(x - y) <= (0.5 + NEAR) * steps + np.float32(EXACT) * np.abs(x)))
+    return float(np.mean(np.abs(x - y) <= (0.5 + NEAR) * steps + np.float32(audit_scales.EXACT) * np.abs(x)))
 
 
 def _with_extremes(spans: list[TileSpan], values: Values, shape: tuple[int, int]) -> list[TileSpan]:
@@ -233,7 +230,8 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
     group, counts, at = min(found.plan.group, cols), np.zeros(1 << grid.bits, np.int64), 0
     near, scales = np.empty(x.shape, bool), np.empty((len(x), found.plan.groups), np.float32)
     offsets = np.zeros_like(scales)
-    sse, power, beyond, stepped = 0.0, 0.0, 0, grid.mode in (INTEGER, OFFSET)
+    sse, power, beyond, strays, zeroed, stepped = 0.0, 0.0, 0, 0, 0, grid.mode in (INTEGER, OFFSET, LEVELS)
+    slack = np.float32(NEAR_FLOATS if grid.mode == LEVELS else NEAR)
     points = set[float]()
     for span in spans:
         here, params = slice(at, at + span.rows), found.params(span)
@@ -249,10 +247,13 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         if grid.mode == OFFSET and params.zero is not None:
             zero, offsets[here] = spread_out(params.zero, before, group), params.zero
         own, least = np.abs(before - after), np.abs(before - nearest)
-        near[here] = own <= least + np.float32(NEAR) * (least + np.abs(after - zero) + np.abs(zero))
+        near[here] = own <= least + slack * (least + np.abs(after - zero) + np.abs(zero))
+        zeroed += int(np.count_nonzero((after == 0) & (nearest != 0)))
         if stepped:
-            steps = spread_out(scales[here], before, group)
-            beyond += int(np.count_nonzero((own > 1.05 * steps) & (least <= 0.55 * steps)))
+            steps = _steps(before, spread_out(scales[here], before, group), params)
+            inside = least <= 0.55 * steps
+            beyond += int(np.count_nonzero((own > 1.05 * steps) & inside))
+            strays += int(np.count_nonzero((own > STRAY * steps) & inside))
         errors = table.difference(before.ravel(), nearest.ravel())
         sse, power, at = sse + errors[0], power + errors[1], at + span.rows
     reduced = _is_reduced(counts, found.scheme)
@@ -262,7 +263,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
     if len(points) == 1 and grid.mode == INTEGER and scheme.granularity != "tensor":  # symmetric about another code
         scheme = changed(scheme, symmetric=True, grid=None)
     minmax, best = _references(x, y, scheme, group)
-    largest, about = _of_largest(x, scales, found, rounded=rounded)
+    largest, about = audit_scales.of_largest(x, scales, found, rounded=rounded)
     return {
         "nearest": float(near.mean()),
         "nearest_db": decibels(sse, power),
@@ -270,14 +271,26 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         "best_db": best,
         "largest": largest,
         "about": about,
-        "shifted": _shifted(x, scales, offsets, found) if grid.mode == OFFSET else None,
-        "dividing": _dividing(x, scales, found) if grid.mode == OFFSET else None,
+        "shifted": audit_scales.shifted(x, scales, offsets, found) if grid.mode == OFFSET else None,
+        "dividing": audit_scales.dividing(x, scales, found) if grid.mode == OFFSET else None,
         "cleanest": _cleanest(near),
         "beyond": beyond / near.size if stepped else None,
+        "strays": strays,
+        "zeroed": zeroed / near.size,
         "used": int(np.count_nonzero(counts)),
         "codes": len(counts) >> reduced,
         "reduced": reduced,
     }
+
+
+def _steps(x: Floats, scale: Floats, params: QuantParams) -> Floats:
+    """How far the codes on both sides of every weight are apart; scale: of each."""
+    if params.codebook is None:
+        return scale
+    levels, where = params.codebook.sorted[0], np.divide(x, scale, out=np.zeros_like(x), where=scale != 0)
+    above = np.clip(np.searchsorted(levels, where), 1, len(levels) - 1)
+    found: Floats = (levels[above] - levels[above - 1]) * scale
+    return found
 
 
 def _is_reduced(counts: NDArray[np.int64], scheme: Scheme) -> bool:
@@ -337,59 +350,3 @@ def _scaled(x: Floats, scheme: Scheme, group: int, divisor: float) -> float | No
     packed = np.empty(len(x) * row_bytes(x.shape[1], grid.bits), np.uint8)
     kernels.load().encode(_tile(x, group), params, grid, packed)
     return _sqnr(x, kernels.load().decode(packed, (len(x), x.shape[1]), group, params, grid))
-
-
-def _shifted(x: Floats, scales: Floats, offsets: Floats, found: Coded) -> float:
-    """The share of groups whose offset is neither their lowest nor their highest weight, by more than its dtype
-    explains."""
-    starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
-    away = [np.abs(offsets - f.reduceat(x, starts, axis=1)) for f in (np.minimum, np.maximum)]
-    digits = {"bfloat16": 8, "float16": 11}.get(found.scheme.scale_dtype, 24)
-    return float(np.mean(np.minimum(*away) > SHIFTED * scales + np.abs(offsets) * 2.0**-digits))
-
-
-def _dividing(x: Floats, scales: Floats, found: Coded) -> float | None:
-    """The share of groups that have the scale of MLX's affine rule (`mlx.core.quantize`): the range by the steps of the
-    codes, and then what divides the largest weight by a whole number, so that 0 is a code; scales have the dtype of the
-    weights. Counted where that is not the scale of the range itself, None where it is so everywhere."""
-    if found.scheme.storage != "plain" or found.plan.height > 1 or not found.exact_scales:
-        return None
-    dtype = dtypes.LONG_NAMES.get(found.scheme.scale_dtype, "F32")
-    weights = dtypes.rounded(x.copy(), dtype)
-    starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
-    high, low = (f.reduceat(weights, starts, axis=1) for f in (np.maximum, np.minimum))
-    ranges = (high - low) / np.float32((1 << found.scheme.bits) - 1)
-    largest = np.maximum(high, -low)
-    with np.errstate(all="ignore"):
-        divided = dtypes.rounded(largest / np.rint(largest / ranges), dtype)
-    telling = np.isfinite(divided) & (np.abs(divided - dtypes.rounded(ranges, dtype)) > EXACT * divided)
-    if not telling.any():
-        return None
-    return float(np.mean((np.abs(scales - divided) <= EXACT * divided)[telling]))
-
-
-def _of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tuple[float | None, float | None]:
-    """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all, and of
-    those within four times what rounding explains; None where scales are rounded too coarsely to tell."""
-    if found.scheme.storage != "plain" or found.plan.height > 1 or found.scheme.granularity == "tensor":
-        return None, None
-    if not found.exact_scales:
-        return None, None
-    starts = range(0, found.plan.cols, min(found.plan.group, found.plan.cols))
-    high, low = (f.reduceat(x, starts, axis=1) for f in (np.maximum, np.minimum))
-    largest = np.maximum(high, -low)
-    ranges = [largest]
-    if not found.scheme.symmetric:  # some tools give symmetric codes a zero point other than the middle
-        inner = found.scheme.zero_point == "float"
-        ranges.append(high - low if inner else np.maximum(high, 0) - np.minimum(low, 0))
-    known = (largest > 0) & (scales > 0)
-    if not known.any():
-        return None, None
-    slack = SAME_SCALE + BY_SCALES * (found.scheme.scale_dtype != "float32") + BY_WEIGHTS * rounded
-
-    def shares(whole: Floats) -> tuple[float, float]:
-        ratios = scales[known] / np.maximum(whole[known].astype(np.float64), TINY)
-        away = np.abs(ratios / np.median(ratios) - 1)
-        return float(np.mean(away <= slack)), float(np.mean(away <= 4 * slack))
-
-    return max(map(shares, ranges))

@@ -9,8 +9,9 @@ from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.passes.audit import EXTRA, MISSING, QUANTIZED, RELATED, SCALED, SHARED, UNCERTAIN, Audited
+from quantcli.passes.audit import EXTRA, MISSING, QUANTIZED, SCALED, SHARED, Audited
 from quantcli.passes.audit_kept import CAST, CHANGED, EQUAL
+from quantcli.passes.audit_method import RELATED, UNCERTAIN
 from quantcli.passes.audit_path import AuditedFile
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
 

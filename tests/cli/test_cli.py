@@ -198,7 +198,7 @@ BAD_FILES: list[tuple[str, bytes | None, str]] = [
     ("empty.safetensors", b"", "a file of 0 bytes"),
     ("pickle.bin", b"\x80\x04\x95" + bytes(50), "pickle"),
     ("model.gguf", b"GGUF" + bytes(50), "GGUF"),
-    ("model.eqx", b"\x93NUMPY\x01\x00v\x00{", "a NumPy array, whose name must end in .npy, or several in a row, which are"),
+    ("model.eqx", b"\x93NUMPY\x01\x00v\x00{", "a NumPy array, whose name must end in .npy, or several"),
     ("model.npy", b"hello", "not a NumPy array file"),
     ("model.npz", b"hello", "not a .npz file"),
     ("model.json", b"{}", "no weight_map"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from layout_parts import values
@@ -147,6 +148,37 @@ def test_models_that_other_tools_made(tool: str, doctored: Path) -> None:
     behind = {"awq": ["post_attention_layernorm"], "autoawq": ["post_attention_layernorm", "mlp.gate_proj"]}
     unproven = {f"model.layers.1.{name}.weight" for name in behind.get(tool, ())}
     assert code == 1 and problems(found).keys() == {*up, "model.norm.weight", *unproven}
+
+
+MIN_MAX = ("bitsandbytes-fp4", "mlx-mxfp8", "mxfp4", "quanto", "torchao", "w4a8")
+"""Models with the scales of largest weights: bitsandbytes 0.50's FP4; MLX 0.32's MXFP8 and llm-compressor 0.14's MXFP4,
+which make powers of two by other rules than the OCP's; optimum-quanto 0.2, which rounds ranges to bfloat16 before it
+divides them; torchao 0.18 and llm-compressor's W4A8, which hold a code of 4 bits in a byte."""
+
+
+@pytest.mark.parametrize("tool", MIN_MAX)
+def test_models_that_other_tools_made_with_min_max_scales(tool: str, doctored: Path) -> None:
+    """are consistent with their base, and not with another one; every scale proves the method"""
+    path = GOLDEN_FILES / "audits" / tool
+    code, found = audited(path, LLAMA)
+    codes = [t for t in found["tensors"] if t["became"] == "quantized"]
+    assert code == 0, problems(found)
+    assert len(codes) == 14 and {t["method"] for t in codes} == {"min-max"}
+    assert all(t["nearest_share"] > 0.95 and t["minmax_scales_share"] > 0.98 for t in codes)
+    assert {t["bits"] for t in codes} == {8 if tool == "mlx-mxfp8" else 4}
+    code, found = audited(path, doctored)
+    up = {f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)}
+    assert code == 1 and problems(found).keys() == {*up, "model.norm.weight"}
+
+
+def test_searched_powers_of_two_are_not_taken_for_a_rule(tmp_path: Path) -> None:
+    """A search finds many of the scales that clip nothing, but not all."""
+    for scheme in ("MXFP4", "MXFP8"):
+        for options, method in (([], "searched scales"), (["--calibration", "minmax"], "min-max")):
+            source, out = save(tmp_path / "a.safetensors", base()), tmp_path / "q.safetensors"
+            assert run("quantize", source, "--scheme", scheme, *options, "-o", out, "-q", "--force").code == 0
+            code, found = audited(out, source)
+            assert code == 0 and {m["method"] for m in found["methods"]} == {method}, (scheme, options)
 
 
 @pytest.mark.parametrize("target", ["gguf:Q4_K_M", "gguf:Q4_1"])
@@ -378,6 +410,99 @@ def test_a_little_noise_under_minmax_scales_shows_in_the_scales(tmp_path: Path) 
     wrong = problems(found)
     assert code == 1 and set(wrong) == {n for n, a in arrays.items() if a.ndim == 2}
     assert all("min-max scales, but" in line for line in wrong.values())
+
+
+@pytest.mark.parametrize(("kind", "part"), [("nf4", 0.05), ("fp8-e4m3", 0.02)])
+def test_noise_under_codes_that_are_not_whole_numbers(kind: str, part: float, tmp_path: Path) -> None:
+    """moves codes that no rounding of these weights gives, by more than a step now and then"""
+    arrays, rng = base(), np.random.default_rng(5)
+    source = save(tmp_path / "base.safetensors", arrays)
+    tuned = {n: noisy(a, part, rng) if a.ndim == 2 else a for n, a in arrays.items()}
+    code, found = audited(quantized(tmp_path, arrays, "own", "--type", kind), source)
+    assert code == 0, problems(found)
+    code, found = audited(quantized(tmp_path, tuned, "tuned", "--type", kind), source)
+    wrong = problems(found)
+    assert code == 1 and set(wrong) == {n for n, a in arrays.items() if a.ndim == 2}
+    assert all("the weights were" in line for line in wrong.values())
+
+
+def test_one_code_that_is_not_its_weights(tmp_path: Path) -> None:
+    """One of 32,768, in a layer whose others are the nearest ones."""
+    folder = tmp_path / "w4a8"
+    shutil.copytree(GOLDEN_FILES / "audits" / "w4a8", folder)
+    parts = {n: s.array.copy() for n, s in load(folder / "model.safetensors").items()}
+    name = "model.layers.1.mlp.down_proj.weight"
+    codes = parts[name].reshape(-1)
+    at = int(np.flatnonzero(codes == 1)[77])
+    codes[at] = -6
+    save(folder / "model.safetensors", parts, {"format": "pt"})
+    code, found = audited(folder, LLAMA)
+    assert code == 1 and set(problems(found)) == {name}
+    assert problems(found)[name].startswith("one weight of the sample changed by more than 3 steps")
+    codes[at] = 99
+    save(folder / "model.safetensors", parts, {"format": "pt"})
+    code, found = audited(folder, LLAMA)
+    assert code == 1 and problems(found) == {name: "a code or zero point is not a whole number of 4 bits"}
+
+
+def test_pruned_weights_are_named(tmp_path: Path) -> None:
+    """Of every four the two smallest are 0, as sparse tensor cores want it."""
+    arrays = base()
+    source, pruned = save(tmp_path / "base.safetensors", arrays), dict(arrays)
+    for name, a in arrays.items():
+        if a.ndim == 2:
+            fours = a.astype(np.float32).reshape(-1, 4)
+            fours[np.argsort(np.abs(fours), axis=1).argsort(axis=1) < 2] = 0
+            pruned[name] = fours.reshape(a.shape).astype(BF16)
+    code, found = audited(quantized(tmp_path, pruned, "pruned", "--bits", "4"), source)
+    assert code == 1 and all("it was pruned" in line for line in problems(found).values())
+    assert set(problems(found)) == {n for n, a in arrays.items() if a.ndim == 2}
+
+
+def with_transform(folder: Path, *places: str) -> Path:
+    """The W4A8 model with what compressed-tensors writes of a rotation in these places; rows of one matrix exchanged
+    with others, as a rotated one has."""
+    shutil.copytree(GOLDEN_FILES / "audits" / "w4a8", folder)
+    config = json.loads((folder / "config.json").read_text())
+    uses = [{"targets": ["Linear"], "location": place, "inverse": False, "ignore": []} for place in places]
+    transforms = {"config_groups": {"R1": {"type": "hadamard", "apply": uses}}}
+    config["quantization_config"]["transform_config"] = transforms
+    (folder / "config.json").write_text(json.dumps(config))
+    parts = {n: s.array.copy() for n, s in load(folder / "model.safetensors").items()}
+    codes = parts["model.layers.0.mlp.up_proj.weight"]
+    codes[:] = codes[np.random.default_rng(0).permutation(len(codes))]
+    save(folder / "model.safetensors", parts, {"format": "pt"})
+    return folder
+
+
+def test_rotated_weights_are_compared_with_no_base(tmp_path: Path) -> None:
+    """SpinQuant's rotations lie in the weights of all layers: the model decodes, but is no base's."""
+    folder = with_transform(tmp_path / "spin", "weight_input", "weight_output")
+    ran = run("audit", folder, "--source", LLAMA)
+    assert ran.code == 2 and "its weights were rotated (transform_config in config.json)" in ran.err, ran
+    assert run("dequantize", folder, "-o", tmp_path / "floats", "-q").code == 0
+
+
+def test_models_that_rotate_inputs_are_refused(tmp_path: Path) -> None:
+    """QuIP's weights do nothing without the rotations that a runtime makes: no command decodes them."""
+    folder = with_transform(tmp_path / "quip", "input", "weight_input")
+    for command in (("audit", folder, "--source", LLAMA), ("dequantize", folder, "-o", tmp_path / "floats")):
+        ran = run(*command)
+        assert ran.code == (2 if command[0] == "audit" else 1) and ran.err.count("\n") == 1, ran
+        assert "a runtime multiplies inputs or outputs of layers by R1" in ran.err
+    assert not (tmp_path / "floats").exists()
+
+
+def test_plain_casts_to_eight_bits(tmp_path: Path) -> None:
+    """Weights that were rounded to 8-bit floats without scales, as files for ComfyUI have them."""
+    arrays = base()
+    source = save(tmp_path / "base.safetensors", arrays)
+    cast = {n: a.astype(ml_dtypes.float8_e4m3fn) if a.ndim == 2 else a for n, a in arrays.items()}
+    code, found = audited(save(tmp_path / "cast.safetensors", cast), source)
+    assert code == 0 and found["became"] == {"cast": 8, "equal": 2}
+    cast["layers.3.up.weight"] = cast["layers.4.up.weight"]
+    code, found = audited(save(tmp_path / "cast.safetensors", cast), source)
+    assert code == 1 and set(problems(found)) == {"layers.3.up.weight"}
 
 
 def test_scaling_that_moves_into_the_norm_before_is_explained(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@
 
 KIND is a key of TOOLS.
 
-gptq and awq need llmcompressor 0.14.0.1 with datasets, autoround and autoround-awq auto-round 0.16.1, hqq hqq
-0.2.8.post1, mlx mlx 0.32.4, gptqmodel and gptqmodel-desc-act gptqmodel 7.2.0; all torch 2.13.0 and transformers 5.23.0.
+gptq, awq, w4a8 and mxfp4 need llmcompressor 0.14.0.1 with datasets, autoround and autoround-awq auto-round 0.16.1, hqq
+hqq 0.2.8.post1, mlx and mlx-mxfp8 mlx 0.32.4, gptqmodel and gptqmodel-desc-act gptqmodel 7.2.0, bitsandbytes-fp4
+bitsandbytes 0.50.2, torchao torchao 0.18.0 and quanto optimum-quanto 0.2.7; all torch 2.13.0 and transformers 5.23.0.
 autoawq needs autoawq 0.2.9, without its dependencies, and transformers 4.51.3. They run on a processor in a minute.
 Inputs are the text of README.md, a letter a word.
 """
@@ -43,10 +44,13 @@ def base() -> dict[str, torch.Tensor]:
     return {name: part for path in sorted(MODEL.glob("*.safetensors")) for name, part in load_file(path).items()}
 
 
-def as_folder(out: Path, tensors: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
-    """Write tensors and what is said of them in the sample's configuration."""
+def as_folder(
+    out: Path, tensors: dict[str, torch.Tensor], more: dict[str, Any], header: dict[str, str] | None = None
+) -> None:
+    """Write tensors and what is said of them in the sample's configuration, and in the header."""
     out.mkdir(parents=True)
-    save_file({name: part.contiguous() for name, part in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    kept = {name: part.contiguous() for name, part in tensors.items()}
+    save_file(kept, out / "model.safetensors", {"format": "pt", **(header or {})})
     config = json.loads((MODEL / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, **more}))
 
@@ -81,6 +85,21 @@ def llmcompressor(kind: str, out: Path) -> None:
             model=model, processor=words, dataset=data, recipe=recipe, max_seq_length=LONG,
             num_calibration_samples=SAMPLES,
         )  # fmt: skip
+    model.save_pretrained(out, save_compressed=True)
+
+
+def by_name(scheme: str, out: Path) -> None:
+    """Min-max scales of a scheme of compressed-tensors: a byte for codes of 4 bits (W4A8), or powers of two (MXFP4)."""
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
+    asked: dict[str, Any] = {"scheme": scheme}
+    if scheme == "W4A8":  # rows of the sample are shorter than its groups of 128
+        inputs = {"num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
+        asked = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": GROUP, "input_activations": inputs}}}
+    oneshot(model=model, recipe=[QuantizationModifier(targets=["Linear"], ignore=["lm_head"], **asked)])
     model.save_pretrained(out, save_compressed=True)
 
 
@@ -148,6 +167,54 @@ def mlx(out: Path) -> None:
     as_folder(out, found, {"quantization": settings})
 
 
+def mlx_mxfp8(out: Path) -> None:
+    """MLX's MXFP8, whose scales are the least powers of two that clip nothing."""
+    import mlx.core as mx
+
+    found = base()
+    for name in [n for n, t in found.items() if t.ndim == 2 and "layers" in n]:
+        codes, scales = mx.quantize(mx.array(found[name].float().numpy()).astype(mx.bfloat16), mode="mxfp8")
+        found[name] = torch.from_numpy(np.array(codes).view(np.int32)).view(torch.uint32)
+        found[name.removesuffix("weight") + "scales"] = torch.from_numpy(np.array(scales))
+    as_folder(out, found, {"quantization": {"bits": 8, "group_size": 32, "mode": "mxfp8"}})
+
+
+def bitsandbytes_fp4(out: Path) -> None:
+    """bitsandbytes' FP4, whose levels no other tool has."""
+    from bitsandbytes.functional import quantize_4bit
+
+    found = base()
+    for name in [n for n, t in found.items() if t.ndim == 2 and "layers" in n]:
+        codes, state = quantize_4bit(found[name], quant_type="fp4")
+        found[name] = codes
+        found |= {f"{name}.{key}": part for key, part in state.as_dict(packed=True).items()}
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+    as_folder(out, found, {"quantization_config": method})
+
+
+def torchao(out: Path) -> None:
+    """torchao's whole numbers of 4 bits, a byte for each, as its own functions flatten and describe them."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
+    quantize_(model.model, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
+    tensors, described = flatten_tensor_state_dict(model.state_dict())
+    as_folder(out, tensors, {"quantization_config": {"quant_method": "torchao"}}, described)
+
+
+def quanto(out: Path) -> None:
+    """optimum-quanto's whole numbers of 4 bits, whose ranges are rounded to bfloat16 before they are divided."""
+    from optimum.quanto import freeze, qint4, quantize
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
+    quantize(model, weights=qint4, exclude="lm_head")
+    freeze(model)
+    as_folder(out, model.state_dict(), {"quantization_config": {"quant_method": "quanto", "weights": "int4"}})
+
+
 def hqq(out: Path) -> None:
     """HQQ's search for zero points, in its own layout."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
@@ -173,6 +240,12 @@ TOOLS: dict[str, Callable[[Path], None]] = {
     "mlx": mlx,
     "gptqmodel": gptqmodel,
     "gptqmodel-desc-act": partial(gptqmodel, sorted_groups=True),
+    "w4a8": partial(by_name, "W4A8"),
+    "mxfp4": partial(by_name, "MXFP4"),
+    "mlx-mxfp8": mlx_mxfp8,
+    "bitsandbytes-fp4": bitsandbytes_fp4,
+    "torchao": torchao,
+    "quanto": quanto,
     "autoawq": autoawq,
     "autoawq-fault": partial(autoawq, copied=False),
 }

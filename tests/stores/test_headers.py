@@ -105,6 +105,15 @@ def test_a_pipe_is_asked_for_no_more_than_its_header(tmp_path: Path) -> None:
     source.close()
 
 
+def test_tensors_by_name_are_those_of_the_header(tmp_path: Path) -> None:
+    """A mapping says of every name whether it holds it, which `get` and `in` rely on."""
+    source = SafetensorsFile(InputFile(str(stored(tmp_path, {}))))
+    found = source.named()
+    assert all(name in found and found[name].name == name for name in found) and len(found) == len(list(found)) > 0
+    assert "none" not in found and found.get("none") is None
+    source.close()
+
+
 def test_only_our_files_have_a_document(tmp_path: Path) -> None:
     for metadata, documents in (({}, []), ({"format": "pt"}, []), ({"quantcli": "{}"}, ["{}"])):
         source = SafetensorsFile(InputFile(str(stored(tmp_path, metadata))))

@@ -161,3 +161,14 @@ def test_learned_levels_are_of_rows() -> None:
         grouping_of((64, 96), scheme)
     by_rows = Scheme(format="codebook", bits=3, granularity="channel", axis=-2)
     assert grouping_of((64, 96), by_rows).scale_shape == (64, 1)
+
+
+@pytest.mark.parametrize(("shape", "stacked", "rows", "cols"), [
+    ((8, 64, 32), True, 512, 32), ((64, 32), True, 64, 32), ((32,), True, 1, 32), ((), True, 1, 1),
+    ((64, 16, 3, 3), False, 64, 144), ((64, 32), False, 64, 32), ((32,), False, 1, 32), ((), False, 1, 1),
+])  # fmt: skip
+def test_rows_that_multiply_inputs(shape: tuple[int, ...], stacked: bool, rows: int, cols: int) -> None:
+    """A row is what one output takes of all inputs, in each expert, and has one scale."""
+    found = grouping.rows_of_inputs(shape, stacked=stacked)
+    assert (found.rows, found.cols, found.group) == (rows, cols, cols)
+    assert math.prod(found.scale_shape) == rows and found.scale_shape[-1] == 1

@@ -14,6 +14,7 @@ from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError, printable
 from quantcli.formats.nf4 import LEVELS as NF4
 from quantcli.layouts.reader import Found, Held, Read
+from quantcli.layouts.regrouped import Regrouped, plain
 from quantcli.layouts.small import looked_up, table
 from quantcli.layouts.stored import FLOATS, filled_up, floats, part, scheme_name, wrong
 from quantcli.strict import strict_json
@@ -214,6 +215,27 @@ def _held(stored: _Stored, read: Read) -> Held | str:
     )
 
 
+def _regrouped(stored: _Stored, read: Read) -> Regrouped | None:
+    """Blocks as rows, of which any number follow each other, whatever the weight's own rows are; None where the last
+    one is short."""
+    block, count = stored.block, math.prod(stored.shape) // stored.block
+    if math.prod(stored.shape) % block:
+        return None
+    starts = partial(_largest, stored, read)
+    return Regrouped(
+        shape=(count, block),
+        group=block,
+        bits=4,
+        symmetric=True,
+        single=False,
+        scale_dtype="F32",
+        params=lambda rows: (plain(1, starts, rows), None),
+        taken=partial(plain, block),
+        levels=tuple(np.unique(TABLES[stored.kind]).tolist()),
+        exact_scales=stored.nested is None,
+    )
+
+
 def _four_bits(infos: Mapping[str, TensorInfo], key: str, read: Read | None) -> Found:
     name, _, kind = key.rpartition(STATE)
     stored = _stored(infos, name, kind, read)
@@ -229,6 +251,7 @@ def _four_bits(infos: Mapping[str, TensorInfo], key: str, read: Read | None) -> 
         decode=partial(_decode, stored),
         dtype=stored.dtype,
         held=partial(_held, stored),
+        regrouped=partial(_regrouped, stored),
     )
 
 

@@ -228,7 +228,7 @@ def _bytes(stored: Stored) -> bytewise.Bytewise:
     height = stored.rows if stored.granularity == "tensor" else stored.height
     return bytewise.Bytewise(
         name=stored.name, cols=stored.cols, height=height, width=stored.group, codes=stored.codes, scale=stored.scale,
-        zero=stored.zero,
+        zero=stored.zero, bits=stored.bits if stored.bits > 1 else 8,
     )  # fmt: skip
 
 
