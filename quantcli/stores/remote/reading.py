@@ -154,6 +154,17 @@ class _Pieces:
         file.place = offset + count
         return count
 
+    def begin(self, file: RemoteFile) -> None:
+        """Ask for what comes behind the last read of a file, as much as may be held beside an upload."""
+        with self._lock:
+            at = file.place
+            for _ in range(BESIDE // PIECE - 1):
+                held = self._covering(file, at)
+                at = held.end if held is not None else at
+                if at >= file.size or (made := self._begin(file, at, PIECE, (file, at))) is None:
+                    return
+                at = made.end
+
     def forget(self, file: RemoteFile) -> None:
         """Drop the pieces of a file that nobody waits for."""
         with self._lock:
@@ -301,6 +312,10 @@ class RemoteFile(InputFile):
     def precedes(self, other: InputFile) -> None:
         """Read ahead in another file once this one comes to its end."""
         self.after = other if isinstance(other, RemoteFile) else None
+
+    def soon(self) -> None:
+        """Read ahead what comes next."""
+        _PIECES.begin(self)
 
     def interrupt(self) -> None:
         """Make waiting reads fail, because the run is over."""

@@ -194,12 +194,13 @@ def listed(prefix: str) -> dict[str, int]:
 def any_of(url: str) -> bool:
     """Whether there is an object of this URL, or one below it."""
     at = place(url)
-    with told(url):
-        for prefix in (at["Key"], f"{at['Key']}/"):
+
+    def begins(prefix: str) -> bool:
+        with told(url):
             found = client(url).list_objects_v2(Bucket=at["Bucket"], Prefix=prefix, MaxKeys=1).get("Contents", ())
-            if any(o["Key"] == at["Key"] or o["Key"].startswith(f"{at['Key']}/") for o in found):
-                return True
-    return False
+        return any(o["Key"] == at["Key"] or o["Key"].startswith(f"{at['Key']}/") for o in found)
+
+    return any(together(lambda: begins(at["Key"]), lambda: begins(f"{at['Key']}/")))
 
 
 def together(*calls: Callable[[], T]) -> list[T]:

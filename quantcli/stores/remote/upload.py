@@ -28,6 +28,19 @@ _BLOCK = 1 << 20
 COPIES = 8
 """Parts that the bucket copies at a time."""
 
+_ROOM = threading.Semaphore(FLIGHTS)
+"""Taken by every part that is sent, of all uploads of the process: one is completed while the next begins."""
+_SPARE: list[mmap.mmap] = []
+"""Parts that were sent: to be cleared takes them half as long as new pages take."""
+
+
+def _spare(size: int) -> mmap.mmap | None:
+    """A part of just this size to use again, where there is one."""
+    with contextlib.suppress(IndexError):
+        if len(content := _SPARE.pop()) == size:
+            return content
+    return None
+
 
 class Upload:
     """An object whose bytes come in any order, from several threads. shown: its name in errors; joined: whether most
@@ -39,10 +52,9 @@ class Upload:
         least = min(max(LEAST, -(-size // JOINED)), LARGEST) if joined else LEAST
         self._part = max(least, -(-size // MOST_PARTS))
         self._count = -(-size // self._part)
-        self._lock, self._room, self._moving = threading.Lock(), threading.Semaphore(FLIGHTS), threading.Lock()
+        self._lock, self._moving = threading.Lock(), threading.Lock()
         self._open: dict[int, _Gathering] = {}
         self._sent: dict[int, Future[str]] = {}
-        self._spare: list[mmap.mmap] = []  # to be cleared is half as long as new pages take
         self._failed: BaseException | None = None
         self._client, self._pool, self._begins = client(url), None, None
         if self._count > 1:
@@ -74,7 +86,7 @@ class Upload:
             number, inside = divmod(offset, self._part)
             count = min(len(view), self._size_of(number) - inside)
             if number not in self._open:
-                with self._room:  # no part is begun before one that is full can be sent
+                with _ROOM:  # no part is begun before one that is full can be sent
                     pass
             with self._lock:
                 assert number not in self._sent, "bytes are written once"
@@ -108,8 +120,7 @@ class Upload:
     def _begun(self, number: int) -> _Gathering:
         """A part of zeros, in pages of its own: the C library keeps what is freed, for each thread."""
         size = self._size_of(number)
-        if size == self._part and self._spare:
-            content = self._spare.pop()
+        if size == self._part and (content := _spare(size)) is not None:
             ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(content)), 0, size)
         else:
             content = system.pages(size)
@@ -117,9 +128,14 @@ class Upload:
 
     def _send(self, number: int, content: mmap.mmap) -> None:
         assert self._pool is not None
-        self._room.acquire()
-        with self._lock:
-            self._sent[number] = self._pool.submit(self._uploaded, number, content)
+        _ROOM.acquire()
+        try:
+            with self._lock:
+                sent = self._sent[number] = self._pool.submit(self._uploaded, number, content)
+        except BaseException:
+            _ROOM.release()
+            raise
+        sent.add_done_callback(lambda _: _ROOM.release())  # where it was cancelled, too
 
     def _uploaded(self, number: int, content: mmap.mmap) -> str:
         """Upload a part; its ETag."""
@@ -128,14 +144,12 @@ class Upload:
                 found = self._client.upload_part(
                     **place(self._url), UploadId=self._upload, PartNumber=number + 1, Body=body
                 )
-            if len(content) == self._part and len(self._spare) < FLIGHTS:
-                self._spare.append(content)
+            if len(content) == self._part and len(_SPARE) < FLIGHTS:
+                _SPARE.append(content)
             return str(found["ETag"])
         except BaseException as error:
             self._failed = self._failed or error
             raise
-        finally:
-            self._room.release()
 
     def _copied(self, number: int, source: str, tag: str | None, start: int) -> str:
         """Have the bucket copy a part, or move it through this process where the server cannot; its ETag."""
