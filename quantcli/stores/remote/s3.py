@@ -33,6 +33,9 @@ T = TypeVar("T")
 AT_ONCE = 8
 """Requests at a time that do not wait for each other."""
 
+_making = threading.Lock()
+"""Held while a client is made: two threads that need the first one would make two."""
+
 _NOT_LISTED = ("NotImplemented", "MethodNotAllowed", "NoSuchUpload", "InvalidRequest", "405", "501")
 """What servers answer that cannot list the uploads of a bucket."""
 
@@ -43,7 +46,8 @@ def client(url: str) -> Any:
     """The client of botocore for what the environment says now. Raises UsageError where it is not installed."""
     remote.need("botocore", "cloud", url)
     refusals.check_endpoints()
-    return _client(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))))
+    with _making:
+        return _client(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))))
 
 
 @lru_cache(maxsize=4)
