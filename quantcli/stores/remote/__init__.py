@@ -91,12 +91,19 @@ def store(url: str) -> Store:
     return found
 
 
-def forget() -> None:
-    """Believe no list of files and no content that was read before: something was written."""
+def forget(path: str = "") -> None:
+    """Believe no list of files and no content that was read before of a place where something was written, of what is
+    in it, or of what it is in."""
+
+    def concerns(url: str) -> bool:
+        return url.startswith(path) or path.startswith(url)
+
     with _lock:
-        _known.clear()
-        _contents.clear()
-        _there.clear()
+        for key in [key for key in _known if concerns(key[1])]:
+            del _known[key]
+        for kept in (_contents, _there):
+            for url in [url for url in kept if concerns(url)]:
+                del kept[url]
 
 
 def files(folder: str) -> Mapping[str, int | None]:

@@ -41,6 +41,7 @@ class _Hidden:
         self.path, self.folder = path, partial_of(path)
         self.keep, self._closed = True, False
         self.left: list[str] | None = None
+        self._last: list[str] | None = None
         taken = False
 
         def look() -> None:
@@ -82,17 +83,25 @@ class _Hidden:
         s3.delete([f"{self.folder}/{name}" for name in left if name != "lock"])
         self.left = None
 
+    def published(self) -> None:
+        """Say that all files have their names; what is left here is removed when it is closed."""
+        _, self._last = s3.together(
+            lambda: s3.delete([f"{self.folder}/publishing"]), lambda: list(s3.listed(f"{self.folder}/"))
+        )
+        self.keep = False
+
     def close(self) -> None:
         """Give the folder back, and remove what is in it unless that is worth keeping."""
         if self._closed:
             return
-        self._closed, self.left = True, None
+        self._closed, self.left = True, self._last
         if not self.lock.lost:
             clear = [] if self.keep else [self.clear]
             with suppress(QuantcliError):
                 s3.together(lambda: s3.abort_below(f"{self.folder}/"), *clear)
         self.lock.end()
-        remote.forget()
+        remote.forget(self.path)
+        remote.forget(self.folder)
         interrupts.forget(self.close)
 
 
@@ -158,7 +167,7 @@ class _File:
         """Complete the upload: the object can be read at `temp`."""
         self._upload.finish()
         self._there = True
-        remote.forget()
+        remote.forget(self.temp)
 
     def publish(self) -> None:
         """Have the bucket copy the object to its name."""
@@ -172,7 +181,7 @@ class _File:
             except ExistsError:
                 raise another_created(self.path) from None
         self._published = True
-        remote.forget()
+        remote.forget(self.path)
 
     def withdraw(self) -> None:
         """Remove the object that was published."""
@@ -223,7 +232,7 @@ class _Folder:
         else:
             there = [name.partition("/")[2] for name in left if name.startswith("folder/")]
         _delete_ranked(f"{self.temp}/", [name for name in there if name not in keep])
-        remote.forget()
+        remote.forget(self.temp)
         self.hold = False
 
     def make(self, name: str) -> None:
@@ -270,9 +279,9 @@ class _Folder:
             jobs |= self._copies()
         for _, same in groupby(sorted(jobs, key=_rank), key=lambda name: _rank(name)[0]):
             s3.together(*(jobs[name] for name in same))
-        s3.delete([f"{self._hidden.folder}/publishing"])
-        self._hidden.keep = self.hold = False
-        remote.forget()
+        self._hidden.published()
+        self.hold = False
+        remote.forget(self.path)
 
     def _copies(self) -> dict[str, Callable[[], object]]:
         """What copies the files to their names, where nothing is any more."""
@@ -344,7 +353,7 @@ class _Bucket:
         """Remove all objects below a folder."""
         with suppress(QuantcliError):
             _delete_below(path)
-        remote.forget()
+        remote.forget(path)
 
     def resumable(self, path: str) -> bool:
         """Whether an interrupted run has left finished files of an output folder."""

@@ -30,7 +30,7 @@ COPIED = 256 << 20
 
 T = TypeVar("T")
 
-AT_ONCE = 8
+AT_ONCE = 16
 """Requests at a time that do not wait for each other."""
 
 _making = threading.Lock()
@@ -70,7 +70,7 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
         connect_timeout=10,
         read_timeout=120,
         retries={"mode": "standard", "total_max_attempts": 7},
-        max_pool_connections=16,
+        max_pool_connections=AT_ONCE,
         # Servers of other makers do not know the newer checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

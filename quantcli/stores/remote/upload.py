@@ -28,10 +28,9 @@ _BLOCK = 1 << 20
 COPIES = 8
 """Parts that the bucket copies at a time."""
 
-_ROOM = threading.Semaphore(FLIGHTS)
-"""Taken by every part that is sent, of all uploads of the process: one is completed while the next begins."""
 _SPARE: list[mmap.mmap] = []
-"""Parts that were sent: to be cleared takes them half as long as new pages take."""
+"""Parts that were sent, of any upload, for one is completed while the next begins: to be cleared takes them half as
+long as new pages take."""
 
 
 def _spare(size: int) -> mmap.mmap | None:
@@ -52,7 +51,7 @@ class Upload:
         least = min(max(LEAST, -(-size // JOINED)), LARGEST) if joined else LEAST
         self._part = max(least, -(-size // MOST_PARTS))
         self._count = -(-size // self._part)
-        self._lock, self._moving = threading.Lock(), threading.Lock()
+        self._lock, self._room, self._moving = threading.Lock(), threading.Semaphore(FLIGHTS), threading.Lock()
         self._open: dict[int, _Gathering] = {}
         self._sent: dict[int, Future[str]] = {}
         self._failed: BaseException | None = None
@@ -86,7 +85,7 @@ class Upload:
             number, inside = divmod(offset, self._part)
             count = min(len(view), self._size_of(number) - inside)
             if number not in self._open:
-                with _ROOM:  # no part is begun before one that is full can be sent
+                with self._room:  # no part is begun before one that is full can be sent
                     pass
             with self._lock:
                 assert number not in self._sent, "bytes are written once"
@@ -128,14 +127,9 @@ class Upload:
 
     def _send(self, number: int, content: mmap.mmap) -> None:
         assert self._pool is not None
-        _ROOM.acquire()
-        try:
-            with self._lock:
-                sent = self._sent[number] = self._pool.submit(self._uploaded, number, content)
-        except BaseException:
-            _ROOM.release()
-            raise
-        sent.add_done_callback(lambda _: _ROOM.release())  # where it was cancelled, too
+        self._room.acquire()
+        with self._lock:
+            self._sent[number] = self._pool.submit(self._uploaded, number, content)
 
     def _uploaded(self, number: int, content: mmap.mmap) -> str:
         """Upload a part; its ETag."""
@@ -150,6 +144,8 @@ class Upload:
         except BaseException as error:
             self._failed = self._failed or error
             raise
+        finally:
+            self._room.release()
 
     def _copied(self, number: int, source: str, tag: str | None, start: int) -> str:
         """Have the bucket copy a part, or move it through this process where the server cannot; its ETag."""
