@@ -43,8 +43,12 @@ def forget(clean: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Signals that arrive inside are raised at the end, so that an action and its record stay together."""
+    """Signals that arrive inside are raised at the end, so that an action and its record stay together; they never
+    interrupt another thread than the main one."""
     global _depth, _waiting
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _depth += 1
     try:
         yield

@@ -25,10 +25,12 @@ from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.native.results import PackedResults
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
-from quantcli.passes.outputs import Cut, OneFile, Outgoing, Results
+from quantcli.passes.completion import Completion
+from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
+from quantcli.passes.write import Outcome
 from quantcli.planning.plan import Plan, check
-from quantcli.stores import Source, destinations
+from quantcli.stores import Source, destinations, places
 from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.destinations import OutputFolder, Part
 from quantcli.stores.folder import json_bytes
@@ -99,6 +101,8 @@ def quantized(
     """
     configs = {name: json_beside(part.source.beside, CONFIG) for name, part in parts.items()}
     asked = {name: resume.asked(part.source, part.plan, options) for name, part in parts.items()}
+    if fill is None:
+        next(iter(parts.values())).source.soon()
     with destinations.output_folder(path, force=options.force) as out:
         ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed, forget="" in parts)
         size = sum(part.model.nbytes(t.info.name) for part in parts.values() for t in part.model.tensors)
@@ -145,17 +149,25 @@ def _filled(
 def _write_files(options: Options, state: State, ledger: Ledger) -> None:
     """Write every file of weights, or take it over from an interrupted run, and record each."""
     cutter = Cutter(state.source, state.model, state.limit)
-    while state.at < cutter.count:
-        piece = cutter.piece(state.at, len(state.files) + 1)
-        if not cutter.holds(piece):
-            state.at += piece.count
-            continue
-        known = ledger.earlier.pop(state.part.named(piece.cut.name), None)
-        if known is None or not _taken_over(cutter, known, state, options, ledger):
-            ledger.out.hold = False
-            _make(cutter, piece, state, options, ledger)
-            if state.model is not cutter.model:
-                cutter = Cutter(state.source, state.model, state.limit)
+    with Completion(beside=_is_bucket(ledger.out.path)) as after:
+        while state.at < cutter.count:
+            piece = cutter.piece(state.at, len(state.files) + 1)
+            if not cutter.holds(piece):
+                state.at += piece.count
+                continue
+            if ledger.earlier:  # what is recorded of them changes
+                after.wait()
+            known = ledger.earlier.pop(state.part.named(piece.cut.name), None)
+            if known is None or not _taken_over(cutter, known, state, options, ledger):
+                ledger.out.hold = False
+                _make(cutter, piece, state, options, ledger, after)
+                if state.model is not cutter.model:
+                    cutter = Cutter(state.source, state.model, state.limit)
+
+
+def _is_bucket(path: str) -> bool:
+    """Whether a file is complete only after its server has answered several times."""
+    return places.is_url(path) and not destinations.is_sent(path)
 
 
 def _taken_over(cutter: Cutter, known: Finished, state: State, options: Options, ledger: Ledger) -> bool:
@@ -177,29 +189,42 @@ def _taken_over(cutter: Cutter, known: Finished, state: State, options: Options,
     resume.check_same(path, file, found, piece.source, options)
     state.plan, state.model = plan, model
     cutter.model = model
-    _add(state, piece, file, {name: m.result for name, m in found.items()})
+    _add(state, piece, file)
+    state.results.update({name: m.result for name, m in found.items()})
     ledger.take_over({state.part.named(piece.cut.name): known})
     return True
 
 
-def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: Ledger) -> None:
+def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: Ledger, after: Completion) -> None:
     """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
-    file = cutter.file(piece)
-    own = replace(options, force=True)
+    file, model = cutter.file(piece), state.model
+
+    def recorded(outcome: Outcome) -> None:
+        path = os.path.join(state.part.temp, piece.cut.name)
+        made = {name: resume.as_values(model.by_name[name], r) for name, r in outcome.results.items()}
+        known = Finished(piece.count, resume.file_digest(path, options.threads), made)
+        after.going()
+        state.results.update(outcome.results)
+        ledger.record({state.part.named(piece.cut.name): known})
+
     outcome = write_part(
-        piece.source, state.model, [file], state.part.temp, own, within=state.part.temp, whole=state.source
+        piece.source,
+        model,
+        [file],
+        state.part.temp,
+        replace(options, force=True),
+        within=state.part.temp,
+        whole=state.source,
+        after=after,
+        then=recorded,
     )
     if not outcome.amendments:
-        path = os.path.join(state.part.temp, piece.cut.name)
-        made = {name: resume.as_values(state.model.by_name[name], r) for name, r in outcome.results.items()}
-        known = Finished(piece.count, resume.file_digest(path, options.threads), made)
-        _add(state, piece, file, outcome.results)
-        ledger.record({state.part.named(piece.cut.name): known})
+        _add(state, piece, file)
         return
-    before = state.model
+    after.wait()
     state.plan = state.plan.amended(outcome.amendments)
     state.model = outputs.planned(state.plan, state.source, digest=options.digest)
-    if any(_differs(before, state.model, name) for f in state.files for name in f.tensors):
+    if any(_differs(model, state.model, name) for f in state.files for name in f.tensors):
         state.files, state.results, state.at = [], PackedResults(), 0
         ledger.restart(state.part)
 
@@ -210,10 +235,9 @@ def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
     return new is None or (old.outputs, old.kind) != (new.outputs, new.kind)
 
 
-def _add(state: State, piece: Piece, file: OneFile, results: Results) -> None:
-    """Take a finished file in."""
+def _add(state: State, piece: Piece, file: OneFile) -> None:
+    """Take in a file whose weights are made."""
     state.files.append(WrittenFile(piece.cut.name, file.size, file.tensors))
-    state.results.update(results)
     state.at += piece.count
 
 
@@ -319,9 +343,14 @@ def move(
         for name, export in exports.items():
             source, model, part = export.model.source, export.outgoing, Part.of(out, name)
             rounded = set[str]()
-            for shard, file in planned[name]:
-                rounded |= export.files(shard, [file], part.temp, force=True, within=part.temp).rounded
+
+            def made(outcome: Outcome, rounded: set[str] = rounded) -> None:
+                rounded |= outcome.rounded
                 out.flush()
+
+            with Completion(beside=_is_bucket(path)) as after:
+                for shard, file in planned[name]:
+                    export.files(shard, [file], part.temp, force=True, within=part.temp, after=after, then=made)
             files = [WrittenFile(file.name, file.size, file.tensors) for _, file in planned[name]]
             _describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
             found[name] = Moved(sizes[name], rounded)

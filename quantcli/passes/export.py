@@ -7,7 +7,7 @@ is measured on the bytes that were written, decoded as their reader decodes them
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,6 +19,7 @@ from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
 from quantcli.passes import outputs
+from quantcli.passes.completion import AT_ONCE, Completion
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
 from quantcli.passes.quantize import check_second
@@ -102,9 +103,17 @@ class Export:
         return decoded(self.model, self.wanted)
 
     def files(
-        self, source: Source, files: list[OneFile], folder: str, *, force: bool, within: str | None = None
+        self,
+        source: Source,
+        files: list[OneFile],
+        folder: str,
+        *,
+        force: bool,
+        within: str | None = None,
+        after: Completion = AT_ONCE,
+        then: Callable[[Outcome], None] = lambda outcome: None,
     ) -> Outcome:
-        """Write some files, and measure what was not moved as it was."""
+        """Write some files, and measure what was not moved as it was. after, then: as passes.write.write has them."""
         requantized = from_floats(self.floats, self.outgoing.by_name, "none")
 
         def produce(names: Sequence[str]) -> Iterator[Producer]:
@@ -131,6 +140,8 @@ class Export:
             progress=self.progress,
             within=within,
             check=self._measure,
+            after=after,
+            then=then,
         )
 
     def _measure(self, outcome: Outcome, homes: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from quantcli.layouts.native.document import Result
 from quantcli.layouts.native.model import Model
 from quantcli.models import view_of
 from quantcli.passes import outputs
+from quantcli.passes.completion import AT_ONCE, Completion
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import from_floats, trials_of
 from quantcli.passes.tiles import COPY, Progress
@@ -71,6 +72,7 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
     Raises QuantcliError for what the weights or the disk forbid.
     """
     folder, base = os.path.split(path)
+    source.soon()
     with ExitStack() as stack:
         own = model.to is None and not places.is_url(path)
         within = None if own else stack.enter_context(destinations.cleared(path, force=options.force))
@@ -106,8 +108,11 @@ def write_part(
     *,
     within: str | None = None,
     whole: Source | None = None,
+    after: Completion = AT_ONCE,
+    then: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
     """Quantize the tensors of some files into a folder. whole: the source of all tensors, where this one is a part.
+    after, then: as passes.write.write has them.
 
     The results are those of the stored codes; of parameters that were rounded on their way into the layout they are
     measured on the files, before these have their names.
@@ -142,6 +147,8 @@ def write_part(
         progress=options.progress,
         within=within,
         check=measured,
+        after=after,
+        then=then,
     )
 
 

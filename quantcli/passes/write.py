@@ -20,6 +20,7 @@ from quantcli import interrupts
 from quantcli.errors import QuantcliError
 from quantcli.layouts.native.results import PackedResults
 from quantcli.layouts.writer import Job, Piece
+from quantcli.passes.completion import AT_ONCE, Completion
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.producing import Produce, Producer
 from quantcli.passes.stacking import Stacked
@@ -82,11 +83,15 @@ def write(
     progress: Progress | None,
     within: str | None = None,
     check: Callable[[Outcome, Mapping[str, str]], None] = lambda outcome, homes: None,
+    after: Completion = AT_ONCE,
+    then: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
     """Write files into a folder, where they appear when all are complete. within: the hidden folder in which they are
     made, None for hidden names beside the final ones.
 
-    check: looks at what was written before it has its name, given where each tensor is. Raises QuantcliError.
+    check: looks at what was written before it has its name, given where each tensor is. after: completes the files,
+    which may go on when this returns; then: called when they are complete. Raises QuantcliError, also for files that
+    `after` has begun to complete before.
     """
     with ExitStack() as stack:
         outs = [
@@ -95,18 +100,44 @@ def write(
             )
             for f in files
         ]
-        outcome = _Pass(list(zip(files, outs)), work, progress).run(threads)
+        outcome = _Pass(list(zip(files, outs)), work, progress, after.check).run(threads)
         if outcome.amendments:
             return outcome
-        for file, out in zip(files, outs):
-            _write_between(file, out, outcome)
-        work.finished()
-        for file, out in zip(files, outs):
-            out.sync()
-            file.check(out.temp, out.path)
-        check(outcome, {name: out.temp for file, out in zip(files, outs) for name in file.tensors})
-        publish(outs, force=force)
+        after.wait()
+        open_files = stack.pop_all()
+
+        def complete() -> None:
+            with open_files:
+                _complete(list(zip(files, outs)), work, outcome, check, after.going)
+                publish(outs, force=force)
+            after.going()
+            then(outcome)
+
+        def give_up() -> None:
+            for out in outs:
+                out.discard()
+
+        after.begin(complete, give_up)
     return outcome
+
+
+def _complete(
+    written: Sequence[tuple[OneFile, OutputFile]],
+    work: Work,
+    outcome: Outcome,
+    check: Callable[[Outcome, Mapping[str, str]], None],
+    going: Callable[[], None],
+) -> None:
+    """Have files hold all their bytes, and look at them."""
+    for file, out in written:
+        _write_between(file, out, outcome)
+    work.finished()
+    for file, out in written:
+        out.sync()
+        going()
+        file.check(out.temp, out.path)
+    check(outcome, {name: out.temp for file, out in written for name in file.tensors})
+    going()
 
 
 def _write_between(file: OneFile, out: OutputFile, outcome: Outcome) -> None:
@@ -128,11 +159,17 @@ def publish(outs: Sequence[OutputFile], *, force: bool) -> None:
 
 
 class _Pass:
-    """One pass over the tensors of some files."""
+    """One pass over the tensors of some files. going_on: raises an error where the run is to end before it."""
 
-    def __init__(self, files: Sequence[tuple[OneFile, OutputFile]], work: Work, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        files: Sequence[tuple[OneFile, OutputFile]],
+        work: Work,
+        progress: Progress | None,
+        going_on: Callable[[], None],
+    ) -> None:
         self.work, self.outcome, self._turn = work, Outcome(), threading.Lock()
-        self._files = files
+        self._files, self._going_on = files, going_on
         self._names = [name for file, _ in files for name in file.tensors]
         if work.inputs is not None and not any(destinations.is_sent(out.path) for _, out in files):
             self._names = _with_same_inputs(self._names, work.inputs)
@@ -149,10 +186,11 @@ class _Pass:
         """The visits of all tensors; small ones that follow each other are one."""
         each = zip(self._names, self._sizes)
         for small, some in itertools.groupby(each, lambda one: one[1] <= SMALL):
-            if not small:
-                yield from (self._visit(*one) for one in some)
-                continue
-            while together := list(itertools.islice(some, TOGETHER)):
+            while together := list(itertools.islice(some, TOGETHER if small else 1)):
+                self._going_on()
+                if not small:
+                    yield self._visit(*together[0])
+                    continue
                 names, sizes = zip(*together)
                 yield once([partial(self._small, names, sum(sizes))])
 

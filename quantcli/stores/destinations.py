@@ -186,9 +186,9 @@ def writable(path: str) -> str:
 
 
 def prepare(path: str) -> None:
-    """Import what writes a URL while its source is looked at, where that takes long."""
+    """Import what writes a URL while an answer about its source is waited for, where that takes long."""
     if remote.scheme_of(path) == "s3":
-        importlib.import_module("quantcli.stores.remote.s3").ready(path)
+        remote.meanwhile(lambda: importlib.import_module("quantcli.stores.remote.s3").ready(path))
 
 
 def _shown(path: str) -> str:

@@ -148,6 +148,11 @@ class Source(Protocol):
         """Every file that is read: those behind it, and what its tensors are made of besides."""
         return self.files()
 
+    def soon(self) -> None:
+        """Declare that its tensors are read next, in their order."""
+        for file in self.files()[:1]:
+            file.soon()
+
     def interrupt(self) -> None:
         """Make reads that wait for data fail, because the run is over."""
         for file in self.files():

@@ -264,6 +264,24 @@ def test_nothing_is_fetched_twice_and_a_link_is_filled(monkeypatch: pytest.Monke
     assert link.sent == link.size and not link.starved
 
 
+def test_what_is_read_soon_is_fetched_before_it_is_asked_for_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an output is begun: no more than is kept beside an upload."""
+    monkeypatch.setattr(reading, "_PIECES", reading._Pieces())
+    link = _Link(64 << 20)
+    file = reading.RemoteFile("link", link)
+    file.read(0, 1000)
+    file.soon()
+    reading.give_way()
+    expected, patience = reading.FIRST + reading.BESIDE, time.monotonic() + 20
+    while link.sent < expected and time.monotonic() < patience:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert link.sent == expected
+    for start in range(1000, link.size, 2 << 20):
+        file.read(start, min(2 << 20, link.size - start))
+    assert link.sent == link.size
+
+
 def test_headers_of_shards_are_read_many_at_a_time(tmp_path: Path) -> None:
     """Quote: "header of a 300-shard repository listed in 3 s at 50 ms": 15 s one by one."""
     folder, at_once, most, lock = made(tmp_path / "model", 40, 1), 0, 0, threading.Lock()
@@ -815,9 +833,9 @@ def test_a_token_that_was_renewed_is_sent_and_one_that_expired_is_one_line(
     url, renewed = f"hf://{hub.hub.repo}", True
 
     def fault(number: int, path: str) -> None:
-        # The headers of four shards have been read: the fifth request is for weights.
+        # The headers of four shards have been read, and the weights of the first asked for, maybe before side files.
         asked = [p for p, _ in hub.log if p.endswith(".safetensors")]
-        if len(asked) == 5 and hub.hub is not None and hub.hub.token == "hf_old":
+        if len(asked) == 6 and hub.hub is not None and hub.hub.token == "hf_old":
             hub.hub.token = "hf_new"
             if renewed:
                 monkeypatch.setenv("HF_TOKEN", "hf_new")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -385,9 +386,9 @@ def test_there_is_no_such_bucket(objects: Any, model: Path) -> None:
 @pytest.fixture
 def killed_at(faulty: Callable[..., _Proxy]) -> Callable[..., list[str]]:
     """Runs the command in a process of its own that is killed at the first request that meets a condition; its requests
-    until then. That request never reaches the server."""
+    until then. That request never reaches the server. how: the signal that ends it."""
 
-    def go(reached: Callable[[str, str], bool], *words: object) -> list[str]:
+    def go(reached: Callable[[str, str], bool], *words: object, how: signal.Signals = signal.SIGKILL) -> list[str]:
         there, dead, sent = threading.Event(), threading.Event(), list[str]()
 
         def stuck(method: str, path: str) -> tuple[int, str] | None:
@@ -402,6 +403,8 @@ def killed_at(faulty: Callable[..., _Proxy]) -> Callable[..., list[str]]:
         process = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.DEVNULL)
         try:
             assert there.wait(60)
+            process.send_signal(how)
+            process.wait(20)
         finally:
             process.kill()
             process.wait(20)
@@ -411,13 +414,53 @@ def killed_at(faulty: Callable[..., _Proxy]) -> Callable[..., list[str]]:
     return go
 
 
+def completing_2(method: str, path: str, third: threading.Event) -> bool:
+    """Whether the second shard of `large` is to be completed, once there is an upload of the third."""
+    if "model-00003" in path:
+        third.set()
+    return method == "POST" and "model-00002" in path and "uploadId" in path and third.wait(30)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_ends_while_a_shard_is_completed_and_the_next_is_made_is_resumed(
+    faulty: Callable[..., _Proxy], killed_at: Callable[..., list[str]], objects: Any, large: Path, tmp_path: Path,
+    how: signal.Signals,
+) -> None:  # fmt: skip
+    """A shard is in the journal only when it is complete. After Ctrl-C no answer is waited for."""
+    assert run("quantize", large, "-o", tmp_path / "local", "-q", "--bits", 8).code == 0
+    words, third = ("quantize", large, "--bits", 8, "-o", "s3://models/w8"), threading.Event()
+    killed_at(lambda method, path: completing_2(method, path, third), *words, how=how)
+    assert not held(objects, "w8/") and len(uploads(objects)) == (2 if how == signal.SIGKILL else 0)
+    faulty(lambda method, path: None)
+    ran = run(*words, "--resume")
+    assert ran.code == 0 and "resumed after 1 finished file" in ran.err, ran.err
+    assert held(objects) == {f"w8/{name}": content for name, content in contents(tmp_path / "local").items()}
+    assert uploads(objects) == []
+
+
+def test_a_shard_that_is_refused_while_the_next_is_made_ends_the_run(
+    faulty: Callable[..., _Proxy], objects: Any, large: Path, tmp_path: Path
+) -> None:
+    assert run("quantize", large, "-o", tmp_path / "local", "-q", "--bits", 8).code == 0
+    words, third = ("quantize", large, "--bits", 8, "-o", "s3://models/w8"), threading.Event()
+    refused = 403, "AccessDenied"
+    faulty(lambda method, path: refused if completing_2(method, path, third) else None)
+    said = run(*words, "-q").err.splitlines()
+    assert len(said) == 2 and "--resume" in said[0] and "no access with these credentials (Complete" in said[1], said
+    assert not held(objects, "w8/") and uploads(objects) == []
+    faulty(lambda method, path: None)
+    ran = run(*words, "--resume")
+    assert ran.code == 0 and "resumed after 1 finished file" in ran.err, ran.err
+    assert held(objects) == {f"w8/{name}": content for name, content in contents(tmp_path / "local").items()}
+
+
 def test_killed_runs_leave_nothing_that_looks_whole_and_go_on(
     faulty: Callable[..., _Proxy], killed_at: Callable[..., list[str]], objects: Any, large: Path, tmp_path: Path
 ) -> None:
     """Quote: "kills of the process midway, then --resume"."""
     assert run("quantize", large, "-o", tmp_path / "local", "-q", "--bits", 8).code == 0
     words = ("quantize", large, "--bits", 8, "-o", "s3://models/w8")
-    killed_at(lambda method, path: "model-00003" in path and "partNumber" in path, *words)
+    killed_at(lambda method, path: method == "POST" and "model-00003" in path and "uploadId" in path, *words)
     assert not held(objects, "w8/") and len(uploads(objects)) == 1
     sent = list[str]()
     faulty(lambda method, path: sent.append(path))

@@ -63,6 +63,7 @@ _SMALL, _SMALL_FILES = 1 << 24, 64
 """Bytes of all files, and number of files, whose content is kept as long: a configuration is read by many, and so is an
 index, of 3 MB for 34,000 tensors."""
 
+_meanwhile: list[Callable[[], None]] = []
 _contents: dict[str, tuple[float, bytes]] = {}
 _there: dict[str, tuple[float, bool]] = {}
 _known: dict[tuple[str, str], tuple[float, Mapping[str, int | None]]] = {}
@@ -75,6 +76,12 @@ def scheme_of(path: str) -> str:
     return scheme if separator and scheme in SCHEMES else ""
 
 
+def meanwhile(call: Callable[[], None]) -> None:
+    """Have something begun once a server is asked what it has. Before that other modules are imported, and two threads
+    that import wait for each other at every file: it took a third more processor time."""
+    _meanwhile.append(call)
+
+
 def store(url: str) -> Store:
     """The store for a URL. Raises UsageError where it names nothing, or what reads it is not installed."""
     if not url.partition("://")[2].strip("/"):
@@ -84,12 +91,19 @@ def store(url: str) -> Store:
     return found
 
 
-def forget() -> None:
-    """Believe no list of files and no content that was read before: something was written."""
+def forget(path: str = "") -> None:
+    """Believe no list of files and no content that was read before of a place where something was written, of what is
+    in it, or of what it is in."""
+
+    def concerns(url: str) -> bool:
+        return url.startswith(path) or path.startswith(url)
+
     with _lock:
-        _known.clear()
-        _contents.clear()
-        _there.clear()
+        for key in [key for key in _known if concerns(key[1])]:
+            del _known[key]
+        for kept in (_contents, _there):
+            for url in [url for url in kept if concerns(url)]:
+                del kept[url]
 
 
 def files(folder: str) -> Mapping[str, int | None]:
@@ -101,6 +115,8 @@ def files(folder: str) -> Mapping[str, int | None]:
         at, found = _known.get(key, (0.0, {}))
     if time.monotonic() - at < _FRESH and at:
         return found
+    while _meanwhile:
+        _meanwhile.pop()()
     below = _below(folder)
     listed = store(folder).files(folder) if below is None else below
     with _lock:

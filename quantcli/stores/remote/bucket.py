@@ -14,7 +14,7 @@ takes the folder. A run that is killed while it copies leaves `publishing`, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
@@ -34,25 +34,37 @@ _COPY = 1 << 22
 
 
 class _Hidden:
-    """The hidden folder beside a destination, used by one run at a time."""
+    """The hidden folder beside a destination, used by one run at a time. found: the journal of a run that was
+    interrupted; left: the names of all that such a run has left, until that is removed."""
 
     def __init__(self, path: str, *, force: bool) -> None:
         self.path, self.folder = path, partial_of(path)
         self.keep, self._closed = True, False
+        self.left: list[str] | None = None
+        self._last: list[str] | None = None
+        taken = False
+
+        def look() -> None:
+            nonlocal taken
+            self.left, taken = list(s3.listed(f"{self.folder}/")), not force and s3.any_of(path)
+
         with interrupts.deferred():
             self.lock = Lock(f"{self.folder}/lock", path, s3)
             interrupts.remember(self.close)
         try:
-            self.found, publishing, _ = s3.together(
+            self.found, publishing, *_ = s3.together(
                 lambda: s3.get(f"{self.folder}/journal"),
                 lambda: s3.get(f"{self.folder}/publishing"),
                 lambda: s3.abort_below(f"{self.folder}/"),
+                look,
+                # There is none: who may not delete is refused now, and not when all is done.
+                lambda: s3.delete([f"{self.folder}/nothing"]),
             )
             self.keep = self.found is not None
             if publishing is not None:
                 _delete_below(path)
                 s3.delete([f"{self.folder}/publishing"])
-            elif not force and s3.any_of(path):
+            elif taken:
                 raise another_created(path)
         except BaseException:
             self.close()
@@ -67,32 +79,45 @@ class _Hidden:
     def clear(self) -> None:
         """Remove what a run that was killed has left."""
         self.keep = False
-        s3.delete([f"{self.folder}/{name}" for name in s3.listed(f"{self.folder}/") if name != "lock"])
+        left = s3.listed(f"{self.folder}/") if self.left is None else self.left
+        s3.delete([f"{self.folder}/{name}" for name in left if name != "lock"])
+        self.left = None
+
+    def published(self) -> None:
+        """Say that all files have their names; what is left here is removed when it is closed."""
+        _, self._last = s3.together(
+            lambda: s3.delete([f"{self.folder}/publishing"]), lambda: list(s3.listed(f"{self.folder}/"))
+        )
+        self.keep = False
 
     def close(self) -> None:
         """Give the folder back, and remove what is in it unless that is worth keeping."""
         if self._closed:
             return
-        self._closed = True
+        self._closed, self.left = True, self._last
         if not self.lock.lost:
             clear = [] if self.keep else [self.clear]
             with suppress(QuantcliError):
                 s3.together(lambda: s3.abort_below(f"{self.folder}/"), *clear)
         self.lock.end()
-        remote.forget()
+        remote.forget(self.path)
+        remote.forget(self.folder)
         interrupts.forget(self.close)
 
 
-def _delete_below(url: str) -> None:
-    """Delete an object and all below it; what loaders look for first."""
-    _delete_ranked(f"{url}/", s3.listed(f"{url}/"))
-    s3.delete([url])
+def _delete_below(url: str, names: Iterable[str] | None = None) -> None:
+    """Delete an object and all below it; what loaders look for first. names: of what is below it, where known."""
+    _delete_ranked(f"{url}/", s3.listed(f"{url}/") if names is None else names, [url])
 
 
-def _delete_ranked(prefix: str, names: Iterable[str]) -> None:
-    """Delete objects of a folder, all of a rank at once; what loaders look for first."""
-    for _, same in groupby(sorted(names, key=_rank, reverse=True), key=lambda name: _rank(name)[0]):
-        s3.delete([f"{prefix}{name}" for name in same])
+def _delete_ranked(prefix: str, names: Iterable[str], last: Sequence[str] = ()) -> None:
+    """Delete objects of a folder, all of a rank at once; what loaders look for first. last: URLs of others that are
+    deleted with the last of them."""
+    ranked = groupby(sorted(names, key=_rank, reverse=True), key=lambda name: _rank(name)[0])
+    waves = [[f"{prefix}{name}" for name in same] for _, same in ranked] or [[]]
+    for wave in waves[:-1]:
+        s3.delete(wave)
+    s3.delete([*waves[-1], *last])
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -142,21 +167,21 @@ class _File:
         """Complete the upload: the object can be read at `temp`."""
         self._upload.finish()
         self._there = True
-        remote.forget()
+        remote.forget(self.temp)
 
     def publish(self) -> None:
         """Have the bucket copy the object to its name."""
         if not self._stays:
-            if self._hidden is not None:
-                self._hidden.lock.check()
-            if not self.force and s3.any_of(self.path):
+            held = [self._hidden.lock.check] if self._hidden is not None else []
+            taken, *_ = s3.together(lambda: not self.force and s3.any_of(self.path), *held)
+            if taken:
                 raise another_created(self.path)
             try:
                 s3.copy(self.temp, self.path, self.size, create=not self.force)
             except ExistsError:
                 raise another_created(self.path) from None
         self._published = True
-        remote.forget()
+        remote.forget(self.path)
 
     def withdraw(self) -> None:
         """Remove the object that was published."""
@@ -198,12 +223,16 @@ class _Folder:
     def begin(self, keep: Collection[str]) -> None:
         """Start with exactly these files of the interrupted run."""
         self._hidden.keep = bool(keep)
-        if not keep:
+        left, self._hidden.left = self._hidden.left or [], None
+        if not keep and "journal" in left:
             s3.delete([f"{self._hidden.folder}/journal"])
         if self._in_place:  # of others the hidden folder, in which they are made, has been cleared
             s3.abort_below(f"{self.temp}/")
-        _delete_ranked(f"{self.temp}/", [name for name in s3.listed(f"{self.temp}/") if name not in keep])
-        remote.forget()
+            there = list(s3.listed(f"{self.temp}/"))
+        else:
+            there = [name.partition("/")[2] for name in left if name.startswith("folder/")]
+        _delete_ranked(f"{self.temp}/", [name for name in there if name not in keep])
+        remote.forget(self.temp)
         self.hold = False
 
     def make(self, name: str) -> None:
@@ -241,34 +270,42 @@ class _Folder:
 
     def publish(self) -> None:
         """Give the files their names, those last that lead loaders to the others."""
-        self._hidden.lock.check()
-        if not self._in_place:
-            self._copied()
-        for name in sorted(self._texts, key=_rank):
-            s3.put(f"{self.path}/{name}", self._texts[name])
-        s3.delete([f"{self._hidden.folder}/publishing"])
-        self._hidden.keep = self.hold = False
-        remote.forget()
+        jobs = dict[str, Callable[[], object]]()
+        for name, text in self._texts.items():
+            jobs[name] = partial(s3.put, f"{self.path}/{name}", text)
+        if self._in_place:
+            self._hidden.lock.check()
+        else:
+            jobs |= self._copies()
+        for _, same in groupby(sorted(jobs, key=_rank), key=lambda name: _rank(name)[0]):
+            s3.together(*(jobs[name] for name in same))
+        self._hidden.published()
+        self.hold = False
+        remote.forget(self.path)
 
-    def _copied(self) -> None:
-        """Copy the files to their names."""
-        if not self.force and s3.any_of(self.path):
+    def _copies(self) -> dict[str, Callable[[], object]]:
+        """What copies the files to their names, where nothing is any more."""
+        made, old = dict[str, int](), list[str]()
+        taken = False
+
+        def look() -> None:
+            nonlocal taken
+            made.update({f"{self.temp}/{name}": size for name, size in s3.listed(f"{self.temp}/").items()})
+            taken = not self.force and s3.any_of(self.path)
+
+        s3.together(self._hidden.lock.check, look, lambda: old.extend(s3.listed(f"{self.path}/")))
+        if taken:
             self._hidden.keep = self.hold = False
             raise another_created(self.path)
-        renamed = {url: name for name, url in self._from.items()}
-        made = {f"{self.temp}/{name}": size for name, size in s3.listed(f"{self.temp}/").items()}
         for url in self._from.values():
             if url not in made:
                 made[url] = s3.listed(url)[""]
-        jobs = {renamed.get(url, url[len(self.temp) + 1 :]): (url, size) for url, size in made.items()}
         s3.put(f"{self._hidden.folder}/publishing", b"")
         self._hidden.keep = True
-        _delete_below(self.path)
-        first = [name for name in jobs if _rank(name)[0] == 0]
-        calls = {name: partial(s3.copy, url, f"{self.path}/{name}", size) for name, (url, size) in jobs.items()}
-        s3.together(*(calls[name] for name in first))
-        for name in sorted(jobs.keys() - set(first), key=_rank):
-            calls[name]()
+        _delete_below(self.path, old)
+        renamed = {url: name for name, url in self._from.items()}
+        named = {renamed.get(url, url[len(self.temp) + 1 :]): url for url in made}
+        return {name: partial(s3.copy, url, f"{self.path}/{name}", made[url]) for name, url in named.items()}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -316,7 +353,7 @@ class _Bucket:
         """Remove all objects below a folder."""
         with suppress(QuantcliError):
             _delete_below(path)
-        remote.forget()
+        remote.forget(path)
 
     def resumable(self, path: str) -> bool:
         """Whether an interrupted run has left finished files of an output folder."""

@@ -114,7 +114,7 @@ class _Pieces:
         self._lock = threading.Lock()
         self._held = OrderedDict[_Piece, None]()
         self._bytes = 0
-        self.room = ROOM
+        self.room, self.flights = ROOM, FLIGHTS
         self._spare: list[Buffer] = []
         self._wanted: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
         self._threads = 0
@@ -154,6 +154,17 @@ class _Pieces:
         file.place = offset + count
         return count
 
+    def begin(self, file: RemoteFile) -> None:
+        """Ask for what comes behind the last read of a file, as much as may be held beside an upload."""
+        with self._lock:
+            at = file.place
+            for _ in range(BESIDE // PIECE):
+                held = self._covering(file, at)
+                at = held.end if held is not None else at
+                if at >= file.size or (made := self._begin(file, at, PIECE, (file, at))) is None:
+                    return
+                at = made.end
+
     def forget(self, file: RemoteFile) -> None:
         """Drop the pieces of a file that nobody waits for."""
         with self._lock:
@@ -182,7 +193,7 @@ class _Pieces:
             self._spare.pop()
         piece = _Piece(file, offset, size, buffer)
         self._keep(piece)
-        if self._threads < FLIGHTS:
+        if self._threads < self.flights:
             self._threads += 1
             threading.Thread(target=self._fetch, daemon=True).start()
         self._wanted.put(piece)
@@ -251,8 +262,9 @@ _PIECES = _Pieces()
 
 
 def give_way() -> None:
-    """Take less memory from now on, for this process uploads too."""
-    _PIECES.room = BESIDE
+    """Take less memory from now on, for this process uploads too. Nor are there more connections than pieces that fit
+    into it: one more begins slowly, and for half a second all waited for its piece."""
+    _PIECES.room, _PIECES.flights = BESIDE, BESIDE // PIECE
 
 
 class RemoteFile(InputFile):
@@ -301,6 +313,10 @@ class RemoteFile(InputFile):
     def precedes(self, other: InputFile) -> None:
         """Read ahead in another file once this one comes to its end."""
         self.after = other if isinstance(other, RemoteFile) else None
+
+    def soon(self) -> None:
+        """Read ahead what comes next."""
+        _PIECES.begin(self)
 
     def interrupt(self) -> None:
         """Make waiting reads fail, because the run is over."""

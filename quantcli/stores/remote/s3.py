@@ -30,8 +30,11 @@ COPIED = 256 << 20
 
 T = TypeVar("T")
 
-AT_ONCE = 8
+AT_ONCE = 16
 """Requests at a time that do not wait for each other."""
+
+_making = threading.Lock()
+"""Held while a client is made: two threads that need the first one would make two."""
 
 _NOT_LISTED = ("NotImplemented", "MethodNotAllowed", "NoSuchUpload", "InvalidRequest", "405", "501")
 """What servers answer that cannot list the uploads of a bucket."""
@@ -43,7 +46,8 @@ def client(url: str) -> Any:
     """The client of botocore for what the environment says now. Raises UsageError where it is not installed."""
     remote.need("botocore", "cloud", url)
     refusals.check_endpoints()
-    return _client(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))))
+    with _making:
+        return _client(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))))
 
 
 @lru_cache(maxsize=4)
@@ -66,7 +70,7 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
         connect_timeout=10,
         read_timeout=120,
         retries={"mode": "standard", "total_max_attempts": 7},
-        max_pool_connections=16,
+        max_pool_connections=AT_ONCE,
         # Servers of other makers do not know the newer checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -194,12 +198,13 @@ def listed(prefix: str) -> dict[str, int]:
 def any_of(url: str) -> bool:
     """Whether there is an object of this URL, or one below it."""
     at = place(url)
-    with told(url):
-        for prefix in (at["Key"], f"{at['Key']}/"):
+
+    def begins(prefix: str) -> bool:
+        with told(url):
             found = client(url).list_objects_v2(Bucket=at["Bucket"], Prefix=prefix, MaxKeys=1).get("Contents", ())
-            if any(o["Key"] == at["Key"] or o["Key"].startswith(f"{at['Key']}/") for o in found):
-                return True
-    return False
+        return any(o["Key"] == at["Key"] or o["Key"].startswith(f"{at['Key']}/") for o in found)
+
+    return any(together(lambda: begins(at["Key"]), lambda: begins(f"{at['Key']}/")))
 
 
 def together(*calls: Callable[[], T]) -> list[T]:

@@ -28,6 +28,18 @@ _BLOCK = 1 << 20
 COPIES = 8
 """Parts that the bucket copies at a time."""
 
+_SPARE: list[mmap.mmap] = []
+"""Parts that were sent, of any upload, for one is completed while the next begins: to be cleared takes them half as
+long as new pages take."""
+
+
+def _spare(size: int) -> mmap.mmap | None:
+    """A part of just this size to use again, where there is one."""
+    with contextlib.suppress(IndexError):
+        if len(content := _SPARE.pop()) == size:
+            return content
+    return None
+
 
 class Upload:
     """An object whose bytes come in any order, from several threads. shown: its name in errors; joined: whether most
@@ -42,7 +54,6 @@ class Upload:
         self._lock, self._room, self._moving = threading.Lock(), threading.Semaphore(FLIGHTS), threading.Lock()
         self._open: dict[int, _Gathering] = {}
         self._sent: dict[int, Future[str]] = {}
-        self._spare: list[mmap.mmap] = []  # to be cleared is half as long as new pages take
         self._failed: BaseException | None = None
         self._client, self._pool, self._begins = client(url), None, None
         if self._count > 1:
@@ -108,8 +119,7 @@ class Upload:
     def _begun(self, number: int) -> _Gathering:
         """A part of zeros, in pages of its own: the C library keeps what is freed, for each thread."""
         size = self._size_of(number)
-        if size == self._part and self._spare:
-            content = self._spare.pop()
+        if size == self._part and (content := _spare(size)) is not None:
             ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(content)), 0, size)
         else:
             content = system.pages(size)
@@ -128,8 +138,8 @@ class Upload:
                 found = self._client.upload_part(
                     **place(self._url), UploadId=self._upload, PartNumber=number + 1, Body=body
                 )
-            if len(content) == self._part and len(self._spare) < FLIGHTS:
-                self._spare.append(content)
+            if len(content) == self._part and len(_SPARE) < FLIGHTS:
+                _SPARE.append(content)
             return str(found["ETag"])
         except BaseException as error:
             self._failed = self._failed or error
