@@ -103,13 +103,10 @@ def _quiet() -> None:
     except ImportError:
         problem, hint = "the package distributed is not installed", "pip install 'quantcli[dask]'"
         raise UsageError(problem, place=[OPTION], hint=hint) from None
-    for name in ("distributed", "tornado", "asyncio", *logging.root.manager.loggerDict):
-        if name.partition(".")[0] in (
-            "distributed",
-            "tornado",
-            "asyncio",
-        ):  # distributed gives some a level of their own
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    packages = ("distributed", "tornado", "asyncio")
+    own = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in packages]
+    for name in {*packages, *own}:  # distributed gives some of its own a level
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=r"distributed(\..*)?")
 
 
