@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import accumulate, chain, repeat
 from typing import TextIO
 
 from quantcli.errors import printable, printable_line
@@ -68,15 +68,22 @@ def shape(dims: Sequence[int]) -> str:
 
 
 def shortened(name: str, width: int) -> str:
-    """A name cut in the middle to a width: both ends of a tensor's name tell something.
+    """A name cut in the middle to a width, or where that would take the number of a layer, before or after it: rows of
+    several layers are otherwise the same to the eye.
 
     >>> shortened("model.layers.10.self_attn.q_proj.weight", 20)
     'model.lay...j.weight'
+    >>> shortened("bert.encoder.layer.10.attention.self.value.weight", 34)
+    'b...10.attention.self.value.weight'
     """
     if len(name) <= width or width < 8:
         return name
-    tail = (width - 3) // 2
-    return f"{name[: width - 3 - tail]}...{name[len(name) - tail :]}"
+    kept = width - 3
+    gone, half, least = len(name) - kept, kept - kept // 2, kept // 3
+    digits = [0, *accumulate(map(str.isdigit, name))]
+    starts = (half, *range(half - 1, -1, -1), *range(half + 1, kept - least + 1))
+    start = min(starts, key=lambda at: digits[at + gone] - digits[at])
+    return f"{name[:start]}...{name[start + gone :]}"
 
 
 @dataclass(frozen=True, slots=True)
