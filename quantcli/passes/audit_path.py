@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
-from quantcli.layouts import evidence
+from quantcli.layouts import companions, evidence
 from quantcli.layouts.groups import Stated
 from quantcli.layouts.reader import SMALL_FLOATS
 from quantcli.matching import Pair, paired, under_one_name, without_left_out
-from quantcli.models import Model, open_model
+from quantcli.models import Model, View, open_model
 from quantcli.passes.audit import EXTRA, Audited, audit
 from quantcli.passes.audit_method import UNRELATED
 from quantcli.passes.tiles import Progress
 from quantcli.stores import need_file
 from quantcli.stores.pipelines import prefixing, within
+from quantcli.tensors.info import TensorInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,8 @@ def _audited(
     except DataError as error:
         raise error.within(model.path) from None
     _check_rotated(model, tensors)
+    infos = model.source.named()
+    tensors = [_with_scales_of_inputs(t, model, after, infos) for t in tensors]
     if model.source.graph is not None:
         scales = model.source.graph.parameters
         tensors = [_excused(t) if t.name in scales else t for t in tensors]
@@ -74,6 +81,23 @@ def _audited(
         return tensors, "quantcli's own"
     seen = evidence.found_in(model.source, evidence.beside(model.path)) if model.quantized else None
     return tensors, str(seen) if seen is not None else ""
+
+
+def _with_scales_of_inputs(
+    tensor: Audited, model: Model, after: Mapping[str, View], infos: Mapping[str, TensorInfo]
+) -> Audited:
+    """A tensor; named where a scale of activations beside it, which decoding does without, is no positive number."""
+    wrong = []
+    for name in after[tensor.name].unused if tensor.name in after else ():
+        info = infos[name]
+        if name.rpartition(".")[2] in companions.MARKS or not DTYPES[info.dtype].is_float:
+            continue
+        raw = np.empty(info.nbytes, np.uint8)
+        model.source.read(name, 0, raw.data)
+        values = to_float32(raw, info.dtype)
+        if not (np.isfinite(values) & (values > 0)).all():
+            wrong.append(f"{printable(name)} is not a positive number")
+    return replace(tensor, problems=(*tensor.problems, *wrong)) if wrong else tensor
 
 
 def _check_rotated(model: Model, tensors: list[Audited]) -> None:

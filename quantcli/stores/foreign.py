@@ -18,6 +18,7 @@ _MAGIC = [
     (0, b"\x80\x04", f"this is a Python pickle, not safetensors{_PICKLES}"),
     (0, b"<!DOCTYPE", "this is a web page"),
     (0, b"<html", "this is a web page"),
+    (0, b"<?xml", f"this is XML, as the graph of an OpenVINO model, which is not read{_CONVERT}"),
     (4, b"TFL3", f"this is a TensorFlow Lite model, which is not read{_CONVERT}"),
     (0, b"\x89HDF\r\n", f"this is an HDF5 file of Keras or TensorFlow, which is not read{_CONVERT}"),
 ]
@@ -30,6 +31,7 @@ _NAMES = {
     ".msgpack": "Flax",
     ".pb": "TensorFlow",
     ".tflite": "TensorFlow Lite",
+    ".xml": "OpenVINO",
 }
 _READ = (".gguf", ".npy", ".npz", ".onnx")
 

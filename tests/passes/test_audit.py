@@ -445,6 +445,19 @@ def test_one_code_that_is_not_its_weights(tmp_path: Path) -> None:
     assert code == 1 and problems(found) == {name: "a code or zero point is not a whole number of 4 bits"}
 
 
+@pytest.mark.parametrize(("scale", "good"), [(0.5, True), (np.nan, False), (0.0, False), (np.inf, False)])
+def test_scales_of_inputs_are_positive_numbers(scale: float, good: bool, tmp_path: Path) -> None:
+    """No weight needs them, but a runtime quantizes inputs with them."""
+    folder, module = tmp_path / "w4a8", "model.layers.1.mlp.up_proj"
+    shutil.copytree(GOLDEN_FILES / "audits" / "w4a8", folder)
+    parts = {n: s.array for n, s in load(folder / "model.safetensors").items()}
+    parts[f"{module}.input_scale"] = np.array(scale, np.float32)
+    save(folder / "model.safetensors", parts, {"format": "pt"})
+    code, found = audited(folder, LLAMA)
+    wrong = {} if good else {f"{module}.weight": f"{module}.input_scale is not a positive number"}
+    assert code == (not good) and problems(found) == wrong
+
+
 def test_pruned_weights_are_named(tmp_path: Path) -> None:
     """Of every four the two smallest are 0, as sparse tensor cores want it."""
     arrays = base()

@@ -207,6 +207,7 @@ HOSTILE: dict[str, bytes] = {
     "a web page": b"<!DOCTYPE html><html>Not found</html>",
     "TensorFlow Lite": bytes.fromhex("1c00000054464c3314002000") + bytes(64),  # as basic-pitch's nmp.tflite begins
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(64),
+    "OpenVINO": b'<?xml version="1.0"?>\n<net name="Model0" version="11">\n</net>\n',
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 12345\n",
 }  # fmt: skip
 
@@ -231,6 +232,7 @@ def test_a_header_of_any_length_is_a_header(length: int, tmp_path: Path) -> None
 @pytest.mark.parametrize(("name", "words"), [
     ("a GGUF file", "GGUF"), ("a pickle", "pickle"), ("a .npy", ".npy"), ("a zip", "zip"), ("a web page", "web page"),
     ("TensorFlow Lite", "convert the model to ONNX"), ("HDF5", "HDF5 file of Keras or TensorFlow, which is not read"),
+    ("OpenVINO", "the graph of an OpenVINO model, which is not read; convert the model to ONNX"),
     ("a Git LFS pointer", "git lfs pull"), ("cut short", "cut short"), ("trailing bytes", "belong to no tensor"),
     ("duplicate tensor", "duplicate key 'a'"), ("an overlap", "overlaps"), ("a hole between", "hole"),
     ("unknown dtype", "unknown dtype 'F33'"), ("only metadata", "holds no tensors"),
