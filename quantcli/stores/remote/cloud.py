@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -25,9 +26,10 @@ MOST_FILES = 100_000
 _BLOCK = 1 << 18
 """Bytes of a stream at a time: all of a piece in one would be in memory twice."""
 
-_VALID = timedelta(minutes=10)
-"""How long a link may be used; each is for one request. 1 GB through links takes 0.3 s of processor time, and 1.0 s as
-streams of obstore, whose bytes are copied three times on their way here."""
+_VALID, _USED = timedelta(minutes=10), 60.0
+"""How long a link is valid, and seconds for which it is used: to sign one takes a sixth of the time of a request. 1 GB
+through links takes 0.3 s of processor time, and 1.0 s as streams of obstore, whose bytes are copied three times on
+their way here."""
 
 
 def split(url: str) -> tuple[str, str]:
@@ -123,6 +125,7 @@ class _Object:
         self._store, self._key, self._shown, self._links = store, key, shown, links
         self.size = -1
         self.version: str | None = None
+        self._link, self._signed = "", -_USED
 
     def first(self) -> bytes:
         """Its first bytes, which tell its size too."""
@@ -185,11 +188,14 @@ class _Object:
 
         end = start + len(into)
         try:
-            link = obstore.sign(self._store, "GET", self._key, _VALID)
-            with asked(link, {"Range": f"bytes={start}-{end - 1}"}) as answer:
+            fresh = time.monotonic() - self._signed >= _USED
+            if fresh:
+                self._link, self._signed = obstore.sign(self._store, "GET", self._key, _VALID), time.monotonic()
+            with asked(self._link, {"Range": f"bytes={start}-{end - 1}"}) as answer:
                 told = answer.headers.get("ETag"), answer.headers.get("Content-Range")
                 if answer.status not in (200, 206) or told != (self.version, f"bytes {start}-{end - 1}/{self.size}"):
-                    return False
+                    self._signed = -_USED
+                    return False if fresh else self._linked(start, into)
                 filled(answer, into)
                 return True
         except PassingError:

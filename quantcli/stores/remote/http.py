@@ -19,6 +19,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
@@ -113,12 +114,17 @@ def _login(user: str | None, password: str | None) -> dict[str, str]:
 _CONNECTIONS = _Connections()
 
 
+@lru_cache(maxsize=64)
+def _parted(url: str) -> tuple[str, str, str]:
+    """The scheme of a URL, the server that it names, and what it is asked for."""
+    scheme, _, path, query, _ = urlsplit(quote(url, safe="%/:=&?~+!$,;'@()*[]"))
+    return scheme, addresses.asked_for(urlsplit(url).netloc), (path or "/") + (f"?{query}" if query else "")
+
+
 @contextlib.contextmanager
 def asked(url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
     """The answer to a request. Raises PassingError where there is none."""
-    scheme, netloc, path, query, _ = urlsplit(quote(url, safe="%/:=&?~+!$,;'@()*[]"))
-    netloc = addresses.asked_for(urlsplit(url).netloc)
-    target = (path or "/") + (f"?{query}" if query else "")
+    scheme, netloc, target = _parted(url)
     connection, used = _CONNECTIONS.take(scheme, netloc)
     proxy = _CONNECTIONS.proxies.get(connection)
     headers = {"Host": netloc, "Accept-Encoding": "identity", **headers}
