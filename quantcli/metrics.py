@@ -88,17 +88,36 @@ def decibels(sse: float, power: float) -> float | None:
 NOTHING = Metrics(0.0, 0.0, 0, 0.0, 0)
 
 
+class Sum:
+    """Metrics of several tensors, added in their order."""
+
+    __slots__ = ("_clipped", "_numel", "_power", "_sse", "_worst", "count")
+
+    def __init__(self) -> None:
+        self._sse = self._power = self._worst = 0.0
+        self._numel = self._clipped = self.count = 0
+
+    def add(self, m: Metrics) -> None:
+        """Add those of another tensor."""
+        self._sse += m.sse
+        self._power += m.power
+        self._numel += m.numel
+        self._worst = max(self._worst, m.max_abs_error)
+        self._clipped += m.clipped
+        self.count += 1
+
+    @property
+    def found(self) -> Metrics:
+        """Those of all of them."""
+        return Metrics(self._sse, self._power, self._numel, self._worst, self._clipped)
+
+
 def together(known: Iterable[Metrics]) -> Metrics:
     """Metrics of several tensors, added in their order."""
-    sse = power = worst = 0.0
-    numel = clipped = 0
+    whole = Sum()
     for m in known:
-        sse += m.sse
-        power += m.power
-        numel += m.numel
-        worst = max(worst, m.max_abs_error)
-        clipped += m.clipped
-    return Metrics(sse, power, numel, worst, clipped)
+        whole.add(m)
+    return whole.found
 
 
 def total(tiles: list[tuple[Sums, int]]) -> Metrics:

@@ -115,22 +115,32 @@ def near_misses(pattern: str, names: Iterable[str]) -> str:
     return "near it: " + ", ".join(printable(n, 80) for n in close)
 
 
-def matching(patterns: Sequence[str], names: Sequence[str], option: str) -> set[str]:
-    """The names that match any of the patterns.
+def marked(patterns: Sequence[str], names: Sequence[str], option: str) -> bytearray:
+    """For each name 1 where it matches any of the patterns, else 0.
 
     Raises UsageError, listing near misses, for a pattern that matches none of them.
+
+    >>> list(marked(["*.q_proj", "re:.*bias"], ["a.q_proj.weight", "a.bias", "b.weight"], "--include"))
+    [1, 1, 0]
+    """
+    found = bytearray(len(names))
+    for pattern in patterns:
+        test, hit = compiled(pattern, option), False
+        for number, name in enumerate(names):
+            if test(name):
+                found[number] = hit = True
+        if not hit:
+            raise UsageError(f"{pattern!r} matches no tensor", place=[option], hint=near_misses(pattern, names))
+    return found
+
+
+def matching(patterns: Sequence[str], names: Sequence[str], option: str) -> set[str]:
+    """The names that match any of the patterns. Raises UsageError as `marked` does.
 
     >>> sorted(matching(["*.q_proj", "re:.*bias"], ["a.q_proj.weight", "a.bias", "b.weight"], "--include"))
     ['a.bias', 'a.q_proj.weight']
     """
-    found: set[str] = set()
-    for pattern in patterns:
-        test = compiled(pattern, option)
-        hits = {name for name in names if test(name)}
-        if not hits:
-            raise UsageError(f"{pattern!r} matches no tensor", place=[option], hint=near_misses(pattern, names))
-        found |= hits
-    return found
+    return {name for name, mark in zip(names, marked(patterns, names, option)) if mark}
 
 
 def tied(expressions: Sequence[str], names: Sequence[str], option: str) -> dict[str, str]:

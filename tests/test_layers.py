@@ -18,7 +18,7 @@ from quantcli import registry
 PACKAGE = Path(quantcli.__file__).parent
 
 ORDER = [
-    "errors", "notebook", "interrupts", "waiting", "dtypes", "registry", "strict", "patterns", "terminal",
+    "errors", "each", "notebook", "interrupts", "waiting", "dtypes", "registry", "strict", "patterns", "terminal",
     "library", "memory", "front", "kernels", "metrics", "scheme", "formats", "scales", "calibrators", "deciding",
     "asking", "tensors", "theory", "stores", "architectures", "layouts", "experts", "models", "naming", "folding",
     "floats", "matching", "moving_records", "moving_fp4", "moving", "planning", "passes", "dasked", "reports",

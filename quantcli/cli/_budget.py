@@ -260,7 +260,7 @@ def _subject(
     from quantcli.folders import output as outputs
     from quantcli.passes.menus import Subject
     from quantcli.planning.plan import make
-    from quantcli.reports.build import unweighted
+    from quantcli.reports.cautions import unweighted
 
     source = chosen.models[name].source
     first = make(source.infos(), request)

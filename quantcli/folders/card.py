@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantcli import __version__
@@ -18,7 +19,7 @@ from quantcli.planning import recipe_writing
 from quantcli.planning.plan import Plan
 from quantcli.planning.reasons import REASONS
 from quantcli.reports import markup
-from quantcli.reports.records import TensorReport
+from quantcli.reports.gathered import Glance
 from quantcli.reports.run import RunReport, equal_line
 from quantcli.stores import places
 from quantcli.stores.places import read_small
@@ -158,10 +159,10 @@ def _overview(report: RunReport) -> list[str]:
 
 def _how(report: RunReport, plan: Plan, settings: Mapping[str, str]) -> list[str]:
     counts: dict[str, int] = {}
-    for tensor in plan.tensors:
+    for tensor, count in plan.tensors.alike():
         if tensor.scheme is not None:
             said = words(tensor.scheme)
-            counts[said] = counts.get(said, 0) + 1
+            counts[said] = counts.get(said, 0) + count
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     lines = [
         "## How it was made",
@@ -193,8 +194,8 @@ def recipe_in(text: str) -> str | None:
 
 
 def _losses(report: RunReport) -> list[str]:
-    quantized = [r for r in report.tensors if r.disposition == "quantized"]
-    worst = sorted(quantized, key=lambda r: (r.sqnr_db is None, r.sqnr_db or 0.0))[:WORST]
+    glance = report.glance or Glance.at(report.tensors)
+    worst = [r for number in glance.worst_first(WORST) if not (r := report.tensors[number]).kept]
     lines = ["## What it lost", ""]
     lines += [
         "SQNR is the power of the weights over that of the errors; a bit more is worth 6 dB. The worst tensors:",
@@ -208,19 +209,28 @@ def _losses(report: RunReport) -> list[str]:
     return lines
 
 
+@dataclass(slots=True)
+class _Kept:
+    """Tensors that are kept for one reason: the name of the first, how many they are, and their bytes."""
+
+    first: str
+    count: int = 0
+    size: int = 0
+
+
 def _kept(report: RunReport) -> list[str]:
-    kept: dict[str, list[TensorReport]] = {}
-    for r in report.tensors:
+    kept: dict[str, _Kept] = {}
+    for r in report.tensors if len(report.tensors) > report.summary.quantized else ():
         if r.kept:
-            kept.setdefault(r.reason, []).append(r)
+            found = kept.setdefault(r.reason, _Kept(r.name))
+            found.count, found.size = found.count + 1, found.size + r.bytes_in
     equal = equal_line(report)
     lines = ["## What was kept as it was", ""] if kept else []
     if kept:
         lines += ["| reason | tensors | bytes | meaning | such as |", "| --- | ---: | ---: | --- | --- |"]
-    for reason, found in sorted(kept.items(), key=lambda item: (-len(item[1]), item[0])):
-        size, name = t.size(sum(r.bytes_in for r in found)), markup.code(found[0].name)
+    for reason, found in sorted(kept.items(), key=lambda item: (-item[1].count, item[0])):
         says = REASONS[reason].says if reason in REASONS else ""
-        lines.append(f"| {reason} | {len(found)} | {size} | {says} | {name} |")
+        lines.append(f"| {reason} | {found.count} | {t.size(found.size)} | {says} | {markup.code(found.first)} |")
     if equal is not None:
         lines += [*([""] if kept else []), markup.text(equal[0].upper() + equal[1:]) + "."]
     return lines
@@ -245,7 +255,7 @@ def _loading(plan: Plan, obstacle: str) -> list[str]:
             f"transformers and vLLM do not: compressed-tensors cannot express {markup.text(obstacle)}.",
             "`quantcli dequantize` makes floating-point weights of this folder, the Python package quantcli reads it.",
         ]
-    schemes = list(dict.fromkeys(tensor.scheme for tensor in plan.tensors if tensor.scheme is not None))
+    schemes = list(dict.fromkeys(tensor.scheme for tensor, _ in plan.tensors.alike() if tensor.scheme is not None))
     lines += ["transformers loads this folder with the package compressed-tensors: `from_pretrained(FOLDER)`."]
     notes: Sequence[tuple[bool, str]] = [
         (

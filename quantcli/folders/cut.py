@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 
 from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import output_name
 from quantcli.stores.derived import Selected
+from quantcli.stores.files import InputFile
 from quantcli.stores.safetensors import HeaderTooLargeError
 
 _FIRST = 1000
@@ -19,11 +20,12 @@ _FIRST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a source that becomes one file, and how many tensors it has."""
+    """A part of a source that becomes one file, how many tensors it has, and the model that they are in."""
 
     source: Source
     cut: Cut
     count: int
+    model: Outgoing
 
 
 class Cutter:
@@ -32,13 +34,25 @@ class Cutter:
     def __init__(self, source: Source, model: Outgoing, limit: int | None) -> None:
         self.source, self.model, self.limit = source, model, limit
         self._whole = sum(file.size for file in source.files())
-        self._infos, self._bytes = source.infos(), source.stored_bytes()
-        self._homes = {info.name: shard for shard in source.shards.values() for info in shard.infos()}
+        self._infos = source.infos()
         self._shards: dict[int, tuple[str, Source]] = {}
         at = 0
         for name, shard in _shards(source, model).items():
             self._shards[at] = name, shard
             at += len(shard.infos())
+
+    @cached_property
+    def _bytes(self) -> Sequence[int]:
+        return self.source.stored_bytes()
+
+    def _files(self, first: int, last: int) -> list[InputFile]:
+        """The files of the shards that hold these tensors."""
+        found, at = list[InputFile](), 0
+        for shard in self.source.shards.values():
+            begin, at = at, at + len(shard.infos())
+            if begin < last and first < at:
+                found += shard.files()
+        return found
 
     @property
     def count(self) -> int:
@@ -49,28 +63,30 @@ class Cutter:
         """The file that begins with tensor `at`; count: how many tensors it is known to have."""
         if self.limit is None:
             name, shard = self._shards[at]
-            return self._piece(name, shard, shard.share)
+            return self._piece(name, shard, shard.share, at)
         return self._part(at, number, self._most(at) if count is None else count)
 
-    def _piece(self, name: str, source: Source, share: int) -> Piece:
+    def _piece(self, name: str, source: Source, share: int, at: int) -> Piece:
         names = tuple(info.name for info in source.infos())
-        return Piece(source, Cut(name, names, source.metadata, share), len(names))
+        return Piece(source, Cut(name, names, source.metadata, share), len(names), self.model.part(at, len(names)))
 
     def _part(self, at: int, number: int, count: int) -> Piece:
         infos = self._infos[at : at + count]
         # The headers of the source count for the first file, so that all shares together are the source.
         share = sum(self._bytes[at : at + count]) + (self._whole - sum(self._bytes) if at == 0 else 0)
-        files = [f for shard in dict.fromkeys(self._homes[info.name] for info in infos) for f in shard.files()]
+        files = self._files(at, at + count)
         part = Selected(self.source, infos, share=share, files=files, metadata=self.source.metadata)
-        return self._piece(f"part-{number:05d}.safetensors", part, share)
+        return self._piece(f"part-{number:05d}.safetensors", part, share, at)
 
     def _most(self, at: int) -> int:
         """The most tensors that stay within the limit, one at least."""
         assert self.limit is not None
         low, high = 1, self.count - at
         rest = self.limit
-        for n, info in enumerate(islice(self._infos, at, None)):  # without headers: fewer layouts to try
-            rest -= self.model.nbytes(info.name)
+        for n in range(high):  # without headers: fewer layouts to try
+            if n % _FIRST == 0:
+                model = self.model.part(at + n, _FIRST)
+            rest -= model.nbytes(self._infos[at + n].name)
             if rest < 0:
                 high = max(n, 1)
                 break
@@ -98,7 +114,7 @@ class Cutter:
 
     def file(self, piece: Piece) -> OneFile:
         """The file of a piece to the byte."""
-        return outputs.safetensors(self.model, piece.cut, self.source.path)
+        return outputs.safetensors(piece.model, piece.cut, self.source.path)
 
     def size(self, piece: Piece) -> int:
         """The exact size of a file; 0 where the layout has none of its tensors."""
@@ -106,7 +122,7 @@ class Cutter:
 
     def holds(self, piece: Piece) -> bool:
         """Whether the layout stores any of the tensors."""
-        return any(name in self.model.conversion.jobs for name in piece.cut.tensors)
+        return any(name in piece.model.conversion.jobs for name in piece.cut.tensors)
 
     def pieces(self) -> Iterator[Piece]:
         """All files as they are planned."""

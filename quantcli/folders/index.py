@@ -17,12 +17,13 @@ from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.folder import json_bytes
 from quantcli.stores.homes import without_map
+from quantcli.tensors.decisions import alike
 
 _AT_ONCE = 1000
 """Names that are packed together, and entries that are in a piece."""
 
-Held = Sequence[tuple[str, Sequence[str]]]
-"""Files by name, each with the tensors of the source that it holds."""
+Packed = Sequence[bytes]
+"""Names in order, packed."""
 
 
 def name_of(source: Source, model: Outgoing) -> str:
@@ -32,44 +33,44 @@ def name_of(source: Source, model: Outgoing) -> str:
     return index if loaded or outputs.documented(model.to) else INDEX
 
 
-def pieces(source: Source, model: Outgoing, files: Held) -> Iterator[bytes]:
-    """The index: the metadata of the old one, sizes, and the file of every tensor, in the order of their names."""
+def pieces(source: Source, model: Outgoing, files: Iterable[tuple[str, Packed]]) -> Iterator[bytes]:
+    """The index: the metadata of the old one, sizes, and the file of every tensor, in the order of their names. files:
+    their names, and those of the tensors in each."""
     found: dict[str, Any] = without_map(source.index) if source.index else {}
     said = found.get("metadata")
     metadata = {
         **(said if isinstance(said, dict) else {}),
-        "total_parameters": sum(t.info.numel for t in model.tensors),
-        "total_size": sum(model.nbytes(name) for _, tensors in files for name in tensors),
+        "total_parameters": sum(count * tensor.info.numel for tensor, count in alike(model.tensors)),
+        "total_size": model.size,
     }
     empty = '\n  "weight_map": {'
     text = json_bytes({**found, "metadata": metadata, "weight_map": {}}).decode()
     before, _, behind = text.partition(f"{empty}}}")
     yield f"{before}{empty}".encode()
-    entries, comma = _entries(model, files), ""
+    entries, comma = _entries(files), ""
     while some := ",".join(islice(entries, _AT_ONCE)):
         yield f"{comma}{some}".encode()
         comma = ","
     yield f"\n  }}{behind}".encode()
 
 
-def _entries(model: Outgoing, files: Held) -> Iterator[str]:
-    """The entries in the order of their names. The names of each file are sorted by themselves, and packed: those of
-    all outputs of a million tensors take 250 MB."""
+def packed(model: Outgoing, tensors: Iterable[str]) -> Packed:
+    """The names of all that holds these tensors of a model: those of a million tensors take 250 MB as texts."""
     stored = model.conversion.stored
-    packed = [
-        (quoted(file), [*_packed(sorted(b + e for name in tensors for b, own in stored(name) for e, _ in own))])
-        for file, tensors in files
+    names = sorted(begin + end for name in tensors for begin, own in stored(name) for end, _ in own)
+    return [
+        zlib.compress(json.dumps(names[first : first + _AT_ONCE]).encode(), 1)
+        for first in range(0, len(names), _AT_ONCE)
     ]
-    for name, file in heapq.merge(*(_unpacked(blocks, file) for file, blocks in packed)):
+
+
+def _entries(files: Iterable[tuple[str, Packed]]) -> Iterator[str]:
+    """The entries in the order of their names."""
+    for name, file in heapq.merge(*(_unpacked(names, quoted(file)) for file, names in files)):
         yield f"\n    {quoted(name)}: {file}"
 
 
-def _packed(names: Sequence[str]) -> Iterator[bytes]:
-    for first in range(0, len(names), _AT_ONCE):
-        yield zlib.compress(json.dumps(names[first : first + _AT_ONCE]).encode(), 1)
-
-
-def _unpacked(blocks: Iterable[bytes], file: str) -> Iterator[tuple[str, str]]:
+def _unpacked(blocks: Packed, file: str) -> Iterator[tuple[str, str]]:
     for block in blocks:
         for name in json.loads(zlib.decompress(block)):
             yield name, file

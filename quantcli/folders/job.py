@@ -31,6 +31,7 @@ from quantcli.reports.run import RunReport
 from quantcli.stores import Source, need_file, places
 from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.decided import Decided, Kept
+from quantcli.tensors.decisions import Decisions
 
 if TYPE_CHECKING:
     from quantcli.folders.parts import Request as SharedRequest
@@ -208,7 +209,7 @@ class Job:
         written = {}
         for name, part in self.parts.items():
             size = output.size_of_model(part.source, part.model, folder=self.folder, base=base)
-            written[name] = Written(plan=part.plan, model=part.model, results={}, size=size)
+            written[name] = Written(plan=part.plan, model=part.model, results=(), size=size)
         return self._report(written, None)
 
     def run(self, *, threads: int, progress: Progress | None) -> Outcome:
@@ -316,40 +317,42 @@ class Job:
             preset="; ".join(presets),
             warnings=[*told, *self.side.warnings(), *found.warnings],
             files=self.side.report(),
-            components=[self._component(name, found, results, read, made) for name in self.kinds],
+            components=[self._component(name, found, written.get(name), read, made) for name in self.kinds],
         )
 
     def _all(
         self, written: Mapping[str, Written]
-    ) -> tuple[Sequence[Decided], Mapping[str, Result], Callable[[str], int]]:
-        """The tensors of all models, what is known of each, and what each takes in the output, by their names."""
+    ) -> tuple[Decisions, Sequence[Result | None], Callable[[Decided], int]]:
+        """The tensors of all models, what is known of each, and what each takes in the output."""
         alone = written.get("")
         if alone is not None and not self.kept:
-            return alone.plan.tensors, alone.results, alone.model.nbytes
-        tensors, results, sizes = list[Decided](), dict[str, Result](), dict[str, int]()
+            return alone.plan.tensors, alone.results, alone.model.bytes_of
+        tensors, results, sizes = list[Decided](), list[Result | None](), dict[str, int]()
         for name, one in written.items():
             for tensor in one.plan.tensors:
                 own = within(name, tensor.info.name)
                 tensors.append(replace(tensor, info=replace(tensor.info, name=own)))
-                sizes[own] = one.model.nbytes(tensor.info.name)
-            results |= {within(name, n): result for n, result in one.results.items()}
+                sizes[own] = one.model.bytes_of(tensor)
+            results += one.results or [None] * len(one.plan.tensors)
         held = kept_tensors(self.kept)
         sizes |= {t.info.name: t.info.nbytes for t in held}
-        return [*tensors, *held], results, sizes.__getitem__
+        return Decisions.of([*tensors, *held]), [*results, *[None] * len(held)], lambda t: sizes[t.info.name]
 
     def _component(
         self,
         name: str,
         found: RunReport,
-        results: Mapping[str, Result],
+        written: Written | None,
         read: Mapping[str, int],
         made: Mapping[str, int],
     ) -> ComponentReport:
-        """What is reported of a component as a whole. read, made: bytes of each before and after."""
+        """What is reported of a component as a whole. written: what was, where it is not kept whole; read, made: bytes
+        of each before and after."""
         own = [t for t in found.tensors if t.name.startswith(within(name, ""))]
+        known = zip(own, written.results) if written is not None else ()
         one = Reported(
             tensors=own,
-            metrics={t.name: results[t.name].metrics for t in own if t.name in results},
+            metrics={t.name: result.metrics for t, result in known if result is not None},
             bytes_in=read.get(name, 0),
             bytes_out=made.get(name, 0),
             kind=self.kinds[name],
@@ -373,9 +376,10 @@ class Job:
         from quantcli.folders import card, write
 
         alone = written.get("")
+        every = (tensor for one in written.values() for tensor in one.plan.tensors)
         text = card.card(
             report,
-            alone.plan if alone is not None else Plan(tuple(t for one in written.values() for t in one.plan.tensors)),
+            alone.plan if alone is not None else Plan(Decisions.of(every)),
             settings=self.order.settings,
             obstacle=alone.obstacle if alone is not None else "",
             origin=card.hub_name(self.home or ""),

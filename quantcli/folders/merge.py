@@ -19,7 +19,7 @@ from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished
 from quantcli.folders.shares import Share
 from quantcli.folders.write import State, WrittenFile
-from quantcli.layouts.native.results import PackedResults
+from quantcli.layouts.native.results import NamedResults
 from quantcli.passes import outputs, quantize
 from quantcli.passes.outputs import OneFile, Outgoing, Results
 from quantcli.passes.quantize import Options, Written
@@ -29,6 +29,7 @@ from quantcli.stores import assembled, destinations, places
 from quantcli.stores.assembled import Run
 from quantcli.stores.destinations import OutputFile, OutputFolder
 from quantcli.stores.workspace import parts_of
+from quantcli.tensors.decisions import Decisions
 from quantcli.tensors.info import TensorInfo
 
 MISSING_SHOWN = 12
@@ -128,9 +129,9 @@ def _final(planned: Planned, pieces: Pieces, options: Options) -> Planned:
     return replace(planned, plan=plan, model=model)
 
 
-def results_of(pieces: Pieces) -> PackedResults:
+def results_of(pieces: Pieces) -> NamedResults:
     """The results of tensors that parts have written."""
-    found = PackedResults()
+    found = NamedResults()
     for name, piece in pieces.items():
         found[name] = resume.result_of(piece.values)
     return found
@@ -191,15 +192,17 @@ def _taken(file: OneFile, name: str, out: OutputFolder, runs: Mapping[str, Seque
 def fill(planned: Planned, pieces: Pieces, options: Options, state: State) -> None:
     """Put the files of a model into its part of a folder."""
     final = _final(planned, pieces, options)
-    state.plan, state.model, state.results = final.plan, final.model, results_of(pieces)
+    results = results_of(pieces)
+    state.plan, state.model = final.plan, final.model
+    state.results.append(results.in_order(info.name for info in final.source.infos()))
     for unit in shares.units(final, folder=True, base=""):
         for file in outputs.files(final.model, unit.cut, final.source.path):
             runs = _runs(file, final.model, pieces)
-            if not _taken(file, state.part.named(file.name), state.part.out, runs, state.results):
+            if not _taken(file, state.part.named(file.name), state.part.out, runs, results):
                 target = os.path.join(state.part.temp, file.name)
-                with _assembled(file, target, final.model, pieces, state.results, within=state.part.temp) as out:
+                with _assembled(file, target, final.model, pieces, results, within=state.part.temp) as out:
                     out.publish()
-            state.files.append(WrittenFile(file.name, file.size, file.tensors))
+            state.files.append(WrittenFile.of(file, final.model))
 
 
 def to_file(planned: Planned, pieces: Pieces, path: str, options: Options) -> Written:
@@ -223,16 +226,18 @@ def to_file(planned: Planned, pieces: Pieces, path: str, options: Options) -> Wr
         publish(outs, force=options.force)
     notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
     size = sum(file.size for file in files)
-    return Written(plan=final.plan, model=final.model, results=results, size=size, notes=notes)
+    known = results.in_order(info.name for info in final.source.infos())
+    return Written(plan=final.plan, model=final.model, results=known, size=size, notes=notes)
 
 
 def share_of(planned: Planned, pieces: Pieces, options: Options) -> Written:
     """What a part has written of a model: a plan of its tensors alone."""
     known = planned.model.by_name
     now = {name: resume.turned_out(known[name], piece.values) for name, piece in pieces.items()}
-    plan = replace(planned.plan, tensors=tuple(now[t.info.name] for t in planned.plan.tensors if t.info.name in now))
+    own = [info.name for info in planned.source.infos() if info.name in now]
+    plan = replace(planned.plan, tensors=Decisions.of(now[name] for name in own))
     size = sum(o.nbytes for piece in pieces.values() for o in _outputs(piece))
-    return Written(plan=plan, model=planned.model, results=results_of(pieces), size=size)
+    return Written(plan=plan, model=planned.model, results=results_of(pieces).in_order(own), size=size)
 
 
 def cleared(path: str) -> None:

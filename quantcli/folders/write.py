@@ -22,7 +22,7 @@ from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished, Ledger
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.layouts.config import json_beside, without_quantization
-from quantcli.layouts.native.results import PackedResults
+from quantcli.layouts.native.results import NamedResults, Results
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
 from quantcli.passes.completion import Completion
@@ -32,6 +32,7 @@ from quantcli.passes.write import Outcome
 from quantcli.planning.plan import Plan, check
 from quantcli.stores import Source, destinations, places
 from quantcli.stores.checkpoint import INDEX, output_name
+from quantcli.stores.compact import Joined
 from quantcli.stores.destinations import OutputFolder, Part
 from quantcli.stores.folder import json_bytes
 from quantcli.stores.pipelines import prefixed
@@ -44,11 +45,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class WrittenFile:
-    """A file that is written: its name while the work is going on, and what it holds."""
+    """A file that is written: its name while the work is going on, its first tensor, and the names that it holds."""
 
     name: str
     size: int
-    tensors: tuple[str, ...]
+    first: str
+    held: index.Packed
+
+    @classmethod
+    def of(cls, file: OneFile, model: Outgoing) -> WrittenFile:
+        """A file of a model."""
+        return cls(file.name, file.size, file.tensors[0], index.packed(model, file.tensors))
 
 
 @dataclass(slots=True)
@@ -62,7 +69,7 @@ class State:
     config: Mapping[str, Any] | None
     limit: int | None
     files: list[WrittenFile] = field(default_factory=list)
-    results: PackedResults = field(default_factory=PackedResults)
+    results: list[Results] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     at: int = 0
 
@@ -105,7 +112,7 @@ def quantized(
         next(iter(parts.values())).source.soon()
     with destinations.output_folder(path, force=options.force) as out:
         ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed, forget="" in parts)
-        size = sum(part.model.nbytes(t.info.name) for part in parts.values() for t in part.model.tensors)
+        size = sum(part.model.size for part in parts.values())
         room = side.size + (max(size - ledger.size, 0) if fill is None else 0)
         destinations.check_space(out.path, room, src, largest=lambda: max(map(_largest, parts.values())))
         side.copy_to(out)
@@ -151,8 +158,12 @@ def _write_files(options: Options, state: State, ledger: Ledger) -> None:
     cutter = Cutter(state.source, state.model, state.limit)
     with Completion(beside=_is_bucket(ledger.out.path)) as after:
         while state.at < cutter.count:
+            if state.model is not cutter.model:  # planned anew
+                cutter = Cutter(state.source, state.model, state.limit)
             piece = cutter.piece(state.at, len(state.files) + 1)
             if not cutter.holds(piece):
+                after.wait()
+                state.results.append(NamedResults().in_order(piece.cut.tensors))
                 state.at += piece.count
                 continue
             if ledger.earlier:  # what is recorded of them changes
@@ -161,8 +172,6 @@ def _write_files(options: Options, state: State, ledger: Ledger) -> None:
             if known is None or not _taken_over(cutter, known, state, options, ledger):
                 ledger.out.hold = False
                 _make(cutter, piece, state, options, ledger, after)
-                if state.model is not cutter.model:
-                    cutter = Cutter(state.source, state.model, state.limit)
 
 
 def _is_bucket(path: str) -> bool:
@@ -178,33 +187,36 @@ def _taken_over(cutter: Cutter, known: Finished, state: State, options: Options,
     ledger.out.hold = True  # a run that may not go on leaves all to one that may
     piece = cutter.piece(state.at, len(state.files) + 1, known.tensors)
     path = os.path.join(state.part.temp, piece.cut.name)
-    found = resume.made(known, state.model.by_name, piece.source.path)
+    found = resume.made(known, piece.model.by_name, piece.source.path)
     if found is None or not resume.is_intact(path, known, options.threads):
         name = state.part.named(piece.cut.name)
         state.notes.append(f"{name} of the interrupted run is damaged and was written again")
         return False
-    plan = state.plan.amended({name: m.tensor for name, m in found.items()})
-    model = outputs.planned(plan, cutter.source, digest=options.digest)
-    file = outputs.safetensors(model, piece.cut, cutter.source.path)
+    other = {name: m.tensor for name, m in found.items() if m.tensor is not piece.model.by_name[name]}
+    if other:
+        state.plan = state.plan.amended(other)
+        state.model = outputs.planned(state.plan, state.source, digest=options.digest)
+        piece = Cutter(state.source, state.model, state.limit).piece(state.at, len(state.files) + 1, known.tensors)
+    file = cutter.file(piece)
     resume.check_same(path, file, found, piece.source, options)
-    state.plan, state.model = plan, model
-    cutter.model = model
+    results = NamedResults()
+    results.update({name: m.result for name, m in found.items()})
     _add(state, piece, file)
-    state.results.update({name: m.result for name, m in found.items()})
+    state.results.append(results.in_order(piece.cut.tensors))
     ledger.take_over({state.part.named(piece.cut.name): known})
     return True
 
 
 def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: Ledger, after: Completion) -> None:
     """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
-    file, model = cutter.file(piece), state.model
+    file, model = cutter.file(piece), piece.model
 
     def recorded(outcome: Outcome) -> None:
         path = os.path.join(state.part.temp, piece.cut.name)
         made = {name: resume.as_values(model.by_name[name], r) for name, r in outcome.results.items()}
         known = Finished(piece.count, resume.file_digest(path, options.threads), made)
         after.going()
-        state.results.update(outcome.results)
+        state.results.append(outcome.results.in_order(piece.cut.tensors))
         ledger.record({state.part.named(piece.cut.name): known})
 
     outcome = write_part(
@@ -224,20 +236,21 @@ def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: 
     after.wait()
     state.plan = state.plan.amended(outcome.amendments)
     state.model = outputs.planned(state.plan, state.source, digest=options.digest)
-    if any(_differs(model, state.model, name) for f in state.files for name in f.tensors):
-        state.files, state.results, state.at = [], PackedResults(), 0
+    together = model.to is not None  # in the native layout each tensor is stored by itself
+    if together and any(_differs(model, state.model, info.name) for info in state.source.infos()[: state.at]):
+        state.files, state.results, state.at = [], [], 0
         ledger.restart(state.part)
 
 
 def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
-    """Whether a tensor is stored otherwise because another one is."""
-    old, new = before.conversion.jobs[name], after.conversion.jobs.get(name)
-    return new is None or (old.outputs, old.kind) != (new.outputs, new.kind)
+    """Whether a tensor that is stored is stored otherwise because another one is."""
+    old, new = before.conversion.jobs.get(name), after.conversion.jobs.get(name)
+    return old is not None and (new is None or (old.outputs, old.kind) != (new.outputs, new.kind))
 
 
 def _add(state: State, piece: Piece, file: OneFile) -> None:
     """Take in a file whose weights are made."""
-    state.files.append(WrittenFile(piece.cut.name, file.size, file.tensors))
+    state.files.append(WrittenFile.of(file, piece.model))
     state.at += piece.count
 
 
@@ -251,7 +264,7 @@ def _finished(state: State) -> Written:
         for file, new in zip(files, _numbered(state.source, model, len(files))):
             state.part.rename(file.name, new)
             if file.size > state.limit:
-                alone = printable(file.tensors[0])
+                alone = printable(file.first)
                 state.notes.append(f"{new} has {file.size} bytes, more than --max-shard-size: {alone} is alone in it")
             file.name = new
     added, why = dict(model.conversion.config), ""
@@ -265,7 +278,7 @@ def _finished(state: State) -> Written:
     return Written(
         plan=state.plan,
         model=model,
-        results=state.results,
+        results=Joined(state.results),
         size=sum(file.size for file in files),
         obstacle=why,
         notes=tuple(state.notes),
@@ -283,7 +296,7 @@ def _describe(
     """Write index and configuration. added: to config.json."""
     as_it_was = source.index and [f.name for f in files] == [output_name(n) for n in source.shards]
     if as_it_was or len(files) > 1:
-        part.write(index.name_of(source, model), index.pieces(source, model, [(f.name, f.tensors) for f in files]))
+        part.write(index.name_of(source, model), index.pieces(source, model, [(f.name, f.held) for f in files]))
     if config is not None:
         part.write(CONFIG, json_bytes({**without_quantization(config), **added}))
     for name, content in model.conversion.beside.items():
@@ -351,7 +364,7 @@ def move(
             with Completion(beside=_is_bucket(path)) as after:
                 for shard, file in planned[name]:
                     export.files(shard, [file], part.temp, force=True, within=part.temp, after=after, then=made)
-            files = [WrittenFile(file.name, file.size, file.tensors) for _, file in planned[name]]
+            files = [WrittenFile.of(file, model) for _, file in planned[name]]
             _describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
             found[name] = Moved(sizes[name], rounded)
         if original is not None:

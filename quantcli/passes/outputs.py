@@ -25,6 +25,7 @@ from quantcli.planning.request import Request
 from quantcli.stores import Source, open_source, seal
 from quantcli.stores.safetensors import lay_out_all
 from quantcli.tensors.decided import Decided
+from quantcli.tensors.decisions import alike, by_name
 from quantcli.tensors.info import Endings
 
 NAME = "model.safetensors"
@@ -123,7 +124,7 @@ class Outgoing:
     (`kept`), or have none. again: how the model is written again, where it is in the format of the target already.
     """
 
-    tensors: tuple[Decided, ...]
+    tensors: Sequence[Decided]
     to: str | None
     beside: Beside
     container: bool = False
@@ -136,13 +137,13 @@ class Outgoing:
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
         if self.to is None:
-            return native.convert(self.by_name)
+            return native.convert(self.tensors, self.by_name)
         return convert(self.tensors, self.to, self.beside, container=self.container, again=self.again)
 
     @cached_property
     def by_name(self) -> Mapping[str, Decided]:
         """The tensors by name."""
-        return {t.info.name: t for t in self.tensors}
+        return by_name(self.tensors)
 
     @cached_property
     def places(self) -> Mapping[str, int]:
@@ -154,17 +155,34 @@ class Outgoing:
         return {name: self.conversion.nbytes(name) for name in self.conversion.jobs}
 
     def nbytes(self, name: str) -> int:
+        """Bytes of a tensor in the output, by its name."""
+        if self.to is not None:
+            return self._sizes.get(name, 0)
+        found = self.by_name.get(name)
+        return 0 if found is None else parts.nbytes(found)
+
+    def bytes_of(self, tensor: Decided) -> int:
         """Bytes of a tensor in the output."""
-        if self.to is None:
-            return parts.nbytes(self.by_name[name]) if name in self.by_name else 0
-        return self._sizes.get(name, 0)
+        return parts.nbytes(tensor) if self.to is None else self.nbytes(tensor.info.name)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors in the output."""
+        if self.to is not None:
+            return sum(self._sizes.get(tensor.info.name, 0) for tensor in self.tensors)
+        return sum(count * parts.nbytes(tensor) for tensor, count in alike(self.tensors))
+
+    def part(self, first: int, count: int) -> Outgoing:
+        """The model of some tensors that follow each other, where each is stored by itself, so that only their records
+        are in memory; else this one."""
+        return self if self.to is not None else replace(self, tensors=self.tensors[first : first + count])
 
     def written(self) -> None:
         """Forget how the tensors are converted, but not their sizes: of many small tensors that takes more memory than
         all else. It is found out again where it is wanted again."""
         if self.to is not None:
             self._sizes  # noqa: B018 - kept
-        self.__dict__.pop("conversion")
+        self.__dict__.pop("conversion", None)
         self.__dict__.pop("places", None)
 
 
@@ -174,7 +192,7 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
     to, container = (None, False) if request is None else (request.to, request.container)
     new = documented(to) and (to is None or named(to).documents(plan.tensors))
     return Outgoing(
-        tensors=plan.tensors if new else tuple(_listed(plan, source)),
+        tensors=plan.tensors if new else _listed(plan, source),
         to=to,
         beside=source.beside,
         container=container,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,13 +54,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """An output that was written: the plan as it turned out, the model it leads to, what is known of each tensor, and
-    bytes of all its weights; for a folder why no loader of checkpoints takes it, if none does, and what else whoever
-    asked for it must know."""
+    """An output that was written: the plan as it turned out, the model it leads to, what is known of each tensor in
+    turn, and bytes of all its weights; for a folder why no loader of checkpoints takes it, if none does, and what else
+    whoever asked for it must know."""
 
     plan: Plan
     model: Outgoing
-    results: Mapping[str, Result]
+    results: Sequence[Result | None]
     size: int
     obstacle: str = ""
     notes: tuple[str, ...] = ()
@@ -77,16 +77,18 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
         own = model.to is None and not places.is_url(path)
         within = None if own else stack.enter_context(destinations.cleared(path, force=options.force))
         while True:
-            files = outputs.files(model, outputs.whole(source, model, base), source.path)
+            held = model.part(0, len(model.tensors))
+            files = outputs.files(held, outputs.whole(source, held, base), source.path)
             check_second(files, path, source, force=options.force)
             size = sum(f.size for f in files)
             most = max(f.size for f in files)
             destinations.check_space(path, size, source.path, largest=lambda: most, together=True)  # noqa: B023
-            outcome = write_part(source, model, files, folder, options, within=within)
+            outcome = write_part(source, held, files, folder, options, within=within)
             if not outcome.amendments:
                 model.written()
                 notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
-                return Written(plan=plan, model=model, results=outcome.results, size=size, notes=notes)
+                results = outcome.results.in_order(info.name for info in source.infos())
+                return Written(plan=plan, model=model, results=results, size=size, notes=notes)
             plan = plan.amended(outcome.amendments)
             check(plan)
             model = outputs.planned(plan, source, digest=options.digest)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError
-from quantcli.layouts.native.results import PackedResults
+from quantcli.layouts.native.results import NamedResults
 from quantcli.layouts.writer import Job, Piece
 from quantcli.passes.completion import AT_ONCE, Completion
 from quantcli.passes.outputs import OneFile
@@ -68,7 +68,7 @@ class Outcome:
     """What became of the tensors: results by name, those that were rounded on their way into the layout and so do not
     stand for just the numbers that were produced, and those to decide again, in which case nothing was written."""
 
-    results: PackedResults = field(default_factory=PackedResults)
+    results: NamedResults = field(default_factory=NamedResults)
     rounded: set[str] = field(default_factory=set)
     amendments: dict[str, Decided] = field(default_factory=dict)
 

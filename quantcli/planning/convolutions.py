@@ -15,6 +15,7 @@ from quantcli.architectures.experts import EXPERT
 from quantcli.asking import changed
 from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Decided
+from quantcli.tensors.decisions import alike
 from quantcli.tensors.info import TensorInfo
 
 LONGEST = 256
@@ -36,13 +37,15 @@ def rounds_by_shape(scheme: Scheme) -> bool:
     return scheme.family in ("levels", "learned") and scheme.rounding == "nearest" and scheme.storage != "super-blocks"
 
 
-def with_sums_kept(tensors: Sequence[Decided]) -> tuple[list[Decided], bool]:
+def with_sums_kept(tensors: Sequence[Decided]) -> tuple[Sequence[Decided], bool]:
     """The tensors of a plan, of which convolutions in codebooks and formats of levels keep the sums of rows; and
     whether there are such."""
-    found = [
-        replace(tensor, scheme=changed(tensor.scheme, rounding="sum-preserving"))
-        if tensor.scheme is not None and rounds_by_shape(tensor.scheme) and is_convolution(tensor.info)
-        else tensor
-        for tensor in tensors
-    ]
-    return found, any(a is not b for a, b in zip(found, tensors))
+    shaped = (t.scheme for t, _ in alike(tensors) if len(t.info.shape) > 2)
+    if not any(scheme is not None and rounds_by_shape(scheme) for scheme in shaped):
+        return tensors, False
+    found, some = list[Decided](), False
+    for tensor in tensors:
+        if tensor.scheme is not None and rounds_by_shape(tensor.scheme) and is_convolution(tensor.info):
+            tensor, some = replace(tensor, scheme=changed(tensor.scheme, rounding="sum-preserving")), True
+        found.append(tensor)
+    return found, some

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from quantcli.patterns import module_of
 from quantcli.scheme import STATIC, Scheme
 from quantcli.stores import open_source
 from quantcli.tensors.decided import Decided, Quantized
+from quantcli.tensors.decisions import alike
 from quantcli.tensors.fused import partners
 
 NAMES = (".input_scale", ".input_global_scale")
@@ -76,16 +77,17 @@ def without(scheme: Scheme, to: str | None) -> str:
     return f"use --scheme {STATIC[scheme.activations]}, which needs none"
 
 
-def with_scales(tensors: Iterable[Decided], scales: InputScales | None, to: str | None) -> list[Decided]:
+def with_scales(tensors: Sequence[Decided], scales: InputScales | None, to: str | None) -> Sequence[Decided]:
     """Tensors with the scales of their inputs; those that a runtime joins have the largest of theirs. to: the target.
     Raises UsageError where a scheme needs one that is not there, or that the native layout would not hold, and for
     scales that no scheme needs."""
-    listed = list(tensors)
-    static = {t.info.name: t for t in listed if t.scheme is not None and t.scheme.activations in STATIC}
-    found = dict[str, Decided]()
-    if scales is not None and not static:
+    if not any(t.scheme is not None and t.scheme.activations in STATIC for t, _ in alike(tensors)):
+        if scales is None:
+            return tensors
         hint = f"leave it out, or use --scheme {' or '.join(_WITH_SCALES)}"
         raise UsageError("no scheme here has measured scales of inputs", place=[OPTION], hint=hint)
+    static = {t.info.name: t for t in tensors if t.scheme is not None and t.scheme.activations in STATIC}
+    found = dict[str, Decided]()
     for name, tensor in static.items():
         assert isinstance(tensor, Quantized)
         own, near = module_of(name), without(tensor.scheme, to)
@@ -101,4 +103,4 @@ def with_scales(tensors: Iterable[Decided], scales: InputScales | None, to: str 
             raise UsageError(f"{scales.path} has no {own}{NAMES[0]}", place=[printable(name)], hint=hint)
         joined = [scales.values.get(module_of(other), 0.0) for other in partners(name, static)]
         found[name] = replace(tensor, input_scale=max(scales.values[own], *joined, -math.inf))
-    return [found.get(t.info.name, t) for t in listed]
+    return [found.get(t.info.name, t) for t in tensors]

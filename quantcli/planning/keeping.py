@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from quantcli.dtypes import DTYPES
@@ -58,10 +58,10 @@ def _by_name(name: str, vector: bool, keep_defaults: bool) -> str | None:
     return None
 
 
-def embeddings_alone(infos: Sequence[TensorInfo], reasons: Mapping[str, str | None] | None = None) -> bool:
+def embeddings_alone(infos: Sequence[TensorInfo], reasons: Sequence[str | None] | None = None) -> bool:
     """Whether the only weights among these tensors are embeddings, as in a static embedding model. reasons: the results
-    of `why_kept`, by name, where they are known."""
-    known = {info.name: why_kept(info) for info in infos} if reasons is None else reasons
-    found = {reason for info in infos if (reason := known[info.name]) != "embedding" or len(info.shape) > 1}
+    of `why_kept` for each, where they are known."""
+    known = map(why_kept, infos) if reasons is None else reasons
+    found = {reason for info, reason in zip(infos, known) if reason != "embedding" or len(info.shape) > 1}
     others = NAMED - VECTORS - {"embedding"}
     return "embedding" in found and not {None, *others} & found

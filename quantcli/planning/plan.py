@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantcli.asking import plainly_rounded, second_order, weighs
 from quantcli.dtypes import DTYPES
+from quantcli.each import Each
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.kernels.feedback import triangle_bytes
 from quantcli.layouts.native import parts as native
-from quantcli.patterns import compiled, matching, names_it, near_misses, tied
+from quantcli.patterns import compiled, marked, names_it, near_misses, tied
 from quantcli.planning import targets
 from quantcli.planning.convolutions import with_sums_kept
 from quantcli.planning.entry import quantized
@@ -22,6 +24,7 @@ from quantcli.planning.recipe_keys import HELP, IMPORTANCE, NO_MOMENTS, STATISTI
 from quantcli.planning.request import Request, Rule
 from quantcli.stores import signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
+from quantcli.tensors.decisions import Decisions
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -39,12 +42,12 @@ class NothingToQuantizeError(DataError):
 class Plan:
     """The plan of a model: one entry for every tensor, in source order, and the request it follows."""
 
-    tensors: tuple[Decided, ...]
+    tensors: Decisions
     request: Request | None = None
 
     def amended(self, changes: Mapping[str, Decided]) -> Plan:
         """This plan with some tensors planned again."""
-        return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
+        return replace(self, tensors=self.tensors.amended(changes))
 
 
 def _weighted(tensor: Decided, statistics: InputStatistics | None, request: Request) -> Decided:
@@ -111,65 +114,67 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     Raises UsageError for a pattern that matches nothing and for a name the output would hold twice,
     NothingToQuantizeError when nothing is left.
     """
-    names = [info.name for info in infos]
-    excluded = matching(request.exclude, names, request.place("exclude"))
-    included = matching(request.include, names, request.place("include")) if request.include else None
-    ruled = _ruled(request.rules, names)
-    reasons, alone = _reasons(infos, request)
-    own = targets.as_its_tools(infos, reasons, request)
-    tensors: list[Decided] = []
-    for info in infos:
-        rule = ruled.get(info.name)
-        reason = reasons[info.name]
-        quantizable = DTYPES[info.dtype].quantizable and info.numel > 0 and bool(info.shape)
-        if reason in VECTORS and rule is not None and rule.scheme is not None and not names_it(rule.pattern, info.name):
-            tensors.append(Kept(info=info, reason=reason))
-        elif rule is not None and quantizable:
-            note = rule.reason or ""
-            if rule.scheme is None:
-                tensors.append(Kept(info=info, reason="preset" if rule.preset else "excluded", note=note))
-            else:
-                tensors.append(quantized(info, rule.scheme, "rule", note=note))
-        elif info.name in excluded and quantizable:
-            tensors.append(Kept(info=info, reason="excluded"))
-        elif included is not None and info.name not in included and quantizable:
-            tensors.append(Kept(info=info, reason="not-included"))
-        elif info.name in own:
-            tensors.append(own[info.name])
-        elif reason is not None:
-            tensors.append(Kept(info=info, reason=reason))
-        else:
-            tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
-    tensors = [targets.unsplit(tensor, request) for tensor in tensors]
+    names = Each(len(infos), lambda: (info.name for info in infos))
+    decided = _decided(infos, names, request)
+    tensors: Sequence[Decided] = Decisions(infos, (targets.unsplit(tensor, request) for tensor in decided))
     if request.to is not None:
         tensors = targets.mixed(tensors, request)
         tensors = [targets.stored_by(tensor, request.to, request) for tensor in tensors]
         tensors = targets.joined(tensors, request)
     tensors = with_scales(tensors, request.inputs, request.to)
-    tensors = [_weighted(tensor, request.statistics, request) for tensor in tensors]
+    if request.statistics is not None:
+        tensors = [_weighted(tensor, request.statistics, request) for tensor in tensors]
     if request.convolution_sums is not False:
         tensors, some = with_sums_kept(tensors)
         request = replace(request, convolution_sums=True if some else request.convolution_sums)
-    plan = Plan(tuple(tensors), request)
+    plan = Plan(tensors if isinstance(tensors, Decisions) else Decisions(infos, tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan
 
 
-def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, str | None], bool]:
-    """By name the reason to keep a tensor that no rule is about, None to quantize it; and whether embeddings are all
-    the weights there are."""
+def _decided(infos: Sequence[TensorInfo], names: Sequence[str], request: Request) -> Iterator[Decided]:
+    """What rules, patterns and the tensors themselves say of each, as `make` has it."""
+    excluded = marked(request.exclude, names, request.place("exclude"))
+    included = marked(request.include, names, request.place("include")) if request.include else None
+    ruled = _ruled(request.rules, names)
+    reasons, alone = _reasons(infos, request)
+    own = targets.as_its_tools(infos, reasons, request)
+    for number, (info, reason) in enumerate(zip(infos, reasons)):
+        rule = request.rules[ruled[number] - 1] if ruled[number] else None
+        quantizable = DTYPES[info.dtype].quantizable and info.numel > 0 and bool(info.shape)
+        if reason in VECTORS and rule is not None and rule.scheme is not None and not names_it(rule.pattern, info.name):
+            yield Kept(info=info, reason=reason)
+        elif rule is not None and quantizable:
+            note = rule.reason or ""
+            if rule.scheme is None:
+                yield Kept(info=info, reason="preset" if rule.preset else "excluded", note=note)
+            else:
+                yield quantized(info, rule.scheme, "rule", note=note)
+        elif excluded[number] and quantizable:
+            yield Kept(info=info, reason="excluded")
+        elif included is not None and not included[number] and quantizable:
+            yield Kept(info=info, reason="not-included")
+        elif info.name in own:
+            yield own[info.name]
+        elif reason is not None:
+            yield Kept(info=info, reason=reason)
+        else:
+            yield quantized(info, request.scheme, "embedding-only" if alone else "default")
+
+
+def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[list[str | None], bool]:
+    """The reason to keep each tensor that no rule is about, None to quantize it; and whether embeddings are all the
+    weights there are."""
     kept_tables = request.keep_embeddings is True
-    reasons = {
-        info.name: why_kept(info, keep_defaults=request.keep_defaults, keep_embeddings=kept_tables) for info in infos
-    }
+    reasons = [why_kept(info, keep_defaults=request.keep_defaults, keep_embeddings=kept_tables) for info in infos]
     if request.keep_defaults and not kept_tables and embeddings_alone(infos, reasons):
-        tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
-        return {name: None if name in tables else reason for name, reason in reasons.items()}, True
-    if all(reason is not None for reason in reasons.values()):
+        tables = [reason == "embedding" and len(info.shape) > 1 for info, reason in zip(infos, reasons)]
+        return [None if table else reason for table, reason in zip(tables, reasons)], True
+    if None not in reasons:
         light = which(lambda reason: reason.light)
-        if not any(r in NAMED for r in reasons.values()):
-            reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
+        if not NAMED & set(reasons):
+            reasons = [None if reason in light else reason for reason in reasons]
     return reasons, False
 
 
@@ -177,8 +182,8 @@ def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
     """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself. What a preset
     keeps does not count: draft layers have experts too."""
     first: dict[str, Decided] = {}
-    keys = tied(ties, [t.info.name for t in plan.tensors], "ties")
-    for tensor in plan.tensors:
+    keys = tied(ties, [t.info.name for t in plan.tensors], "ties") if ties else {}
+    for tensor in plan.tensors if keys else ():
         key = keys.get(tensor.info.name)
         if key is not None and tensor.reason != "preset":
             other = first.setdefault(key, tensor)
@@ -188,22 +193,24 @@ def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
                 raise UsageError(f"{problem} are tied, but rules give them different schemes", place=["ties"])
 
 
-def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> dict[str, Rule]:
-    found: dict[str, Rule] = {}
-    for rule in rules:
-        test = compiled(rule.pattern, "recipe")
-        hits = [name for name in names if test(name)]
-        if not hits and not rule.optional:
+def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> array[int]:
+    """The number of the last rule about each tensor, from 1 on; 0 where there is none."""
+    found = array("I", bytes(4 * len(names)))
+    for number, rule in enumerate(rules, 1):
+        test, hit = compiled(rule.pattern, "recipe"), False
+        for place, name in enumerate(names):
+            if test(name):
+                found[place], hit = number, True
+        if not hit and not rule.optional:
             raise UsageError(
                 f"{rule.pattern!r} matches no tensor", place=[rule.place], hint=near_misses(rule.pattern, names)
             )
-        found.update((name, rule) for name in hits)
     return found
 
 
 def check(plan: Plan) -> None:
     """Raise when nothing is left to quantize or two tensors would be written under one name."""
-    if not any(t.scheme is not None for t in plan.tensors):
+    if not any(t.scheme is not None for t, _ in plan.tensors.alike()):
         count: dict[str, int] = {}
         for t in plan.tensors:
             count[t.reason] = count.get(t.reason, 0) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from quantcli.architectures import UNNAMED, Architecture
@@ -33,18 +33,16 @@ def suited(request: Request, say: Callable[[str], None]) -> Request:
     return replace(request, scheme=scheme, rules=rules)
 
 
-def as_its_tools(
-    infos: Sequence[TensorInfo], reasons: Mapping[str, str | None], request: Request
-) -> dict[str, Quantized]:
-    """Embeddings and output heads that are quantized: as the tools of the target do it, or because that is asked."""
+def as_its_tools(infos: Sequence[TensorInfo], reasons: Sequence[str | None], request: Request) -> dict[str, Quantized]:
+    """Embeddings and output heads that are quantized: as the tools of the target do it, or because that is asked.
+    reasons: to keep each tensor, where there are any."""
     found = dict[str, Quantized]()
     if request.keep_embeddings is True:
         return found
     export = named(request.to) if request.to is not None and not request.container else None
     model = request.architecture or UNNAMED
-    heads = any(reason == "lm-head" for reason in reasons.values())
-    for info in infos:
-        reason = reasons[info.name]
+    heads = "lm-head" in reasons
+    for info, reason in zip(infos, reasons):
         if reason not in TABLES or len(info.shape) < 2 or info.numel < SMALL:
             continue
         kind = "tied" if reason == "embedding" and (model.tied or not heads) else str(reason)
@@ -117,12 +115,12 @@ CHOSEN = ("excluded", "not-included")
 """Reasons of weights that are kept because that was asked for."""
 
 
-def joined(tensors: Sequence[Decided], request: Request) -> list[Decided]:
+def joined(tensors: Sequence[Decided], request: Request) -> Sequence[Decided]:
     """The plan of all tensors, those kept too that the runtimes of the target join with one that is kept for its shape
     or its place. One that is kept because that was asked for is left to be refused."""
     export = named(request.to) if request.to is not None and not request.container else None
     if export is None or not export.joins:
-        return list(tensors)
+        return tensors
     kept = {t.info.name for t in tensors if t.scheme is None and t.reason not in CHOSEN and len(t.info.shape) > 1}
     found = list[Decided]()
     for tensor in tensors:
@@ -132,11 +130,11 @@ def joined(tensors: Sequence[Decided], request: Request) -> list[Decided]:
     return found
 
 
-def mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:
+def mixed(tensors: Sequence[Decided], request: Request) -> Sequence[Decided]:
     """The plan of all tensors with the types that the kind of file gives them, where nothing else is asked."""
     export = named(request.to) if request.to is not None and not request.container else None
     if export is None or export.mix is None:
-        return list(tensors)
+        return tensors
     model, weighted = request.architecture or UNNAMED, request.statistics is not None
     schemes = export.mix([t.info for t in tensors], request.scheme, model, weighted)
     found = list[Decided]()

@@ -4,7 +4,7 @@ what is quantized that a preset for such models would keep."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -92,11 +92,6 @@ class Entry:
         return self.tensor.note
 
 
-def sized(tensors: Iterable[Decided], nbytes: Callable[[str], int]) -> list[Sized]:
-    """Planned tensors with what they take; nbytes: by name."""
-    return [Entry(t, nbytes(t.info.name)) for t in tensors]
-
-
 @dataclass(frozen=True, slots=True)
 class Group:
     """Tensors whose names differ in numbers only, kept for one reason."""
@@ -154,29 +149,53 @@ def grouped(tensors: Iterable[Sized]) -> list[Group]:
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 
 
-def mostly_kept(tensors: Sequence[Sized], request: Request | None = None, *, what: str = "the output") -> list[str]:
-    """The warning about weights that stay in floating point where they take much of the output; none else.
+class MostlyKept:
+    """The warning about weights that stay in floating point where they take much of the output.
 
     request: what was asked of these tensors, where it is known: then the line says what would change it. what: names
     the output they are in.
     """
-    wanted = which(lambda reason: reason.wanted)
-    wanted |= TABLES if request is not None and request.keep_embeddings else frozenset()
-    kept = [t for t in tensors if t.scheme is None and t.reason not in wanted]
-    whole, room = sum(t.bytes_out for t in tensors), sum(t.bytes_out for t in kept)
-    if room < FLOOR or room <= MUCH * whole:
-        return []
-    groups = [g for g in grouped(kept) if g.bytes_out > LIGHT * room][:_SHOWN]
-    others = [t.info.name for t in tensors if t.scheme is not None] if request is not None else []
-    ways = [_way(group, request, others) if request is not None else "" for group in groups]
-    rest = room - sum(g.bytes_out for g in groups)
-    more = f"; and {size(rest)} more" if rest > LIGHT * room else ""
-    if len(set(ways)) == 1:
-        shown, advice = _together(groups), f"; use {ways[0]}" if ways[0] else ""
-    else:
-        shown = "; ".join(f"{group}{f', use {way}' if way else ''}" for group, way in zip(groups, ways))
-        advice = ""
-    return [f"{100 * room / whole:.0f} % of {what} ({size(room)}) is not quantized: {shown}{more}{advice}"]
+
+    def __init__(self, request: Request | None = None, *, what: str = "the output") -> None:
+        self._request, self._what, self._whole, self._room = request, what, 0, 0
+        self._wanted = which(lambda reason: reason.wanted)
+        self._wanted |= TABLES if request is not None and request.keep_embeddings else frozenset()
+
+    def _counts(self, t: Sized) -> bool:
+        return t.scheme is None and t.reason not in self._wanted
+
+    def add(self, t: Sized) -> None:
+        """Take in a tensor."""
+        self._whole += t.bytes_out
+        if self._counts(t):
+            self._room += t.bytes_out
+
+    def lines(self, tensors: Iterable[Sized]) -> list[str]:
+        """The warning about these tensors, which were taken in; none where it is little."""
+        room, request = self._room, self._request
+        if room < FLOOR or room <= MUCH * self._whole:
+            return []
+        groups = [g for g in grouped(filter(self._counts, tensors)) if g.bytes_out > LIGHT * room][:_SHOWN]
+        others = [t.info.name for t in tensors if t.scheme is not None] if request is not None else []
+        ways = [_way(group, request, others) if request is not None else "" for group in groups]
+        rest = room - sum(g.bytes_out for g in groups)
+        more = f"; and {size(rest)} more" if rest > LIGHT * room else ""
+        if len(set(ways)) == 1:
+            shown, advice = _together(groups), f"; use {ways[0]}" if ways[0] else ""
+        else:
+            shown = "; ".join(f"{group}{f', use {way}' if way else ''}" for group, way in zip(groups, ways))
+            advice = ""
+        share = f"{100 * room / self._whole:.0f} % of {self._what} ({size(room)})"
+        return [f"{share} is not quantized: {shown}{more}{advice}"]
+
+
+def unquantized(tensors: Iterable[Sized], request: Request | None = None, *, by_rules: bool = False) -> list[str]:
+    """What `AnotherKind` and `MostlyKept` say of these tensors."""
+    other, kept = AnotherKind(by_rules=by_rules), MostlyKept(request)
+    for t in tensors:
+        other.add(t)
+        kept.add(t)
+    return [*other.lines(), *kept.lines(tensors)]
 
 
 def _together(groups: Sequence[Group]) -> str:
@@ -247,34 +266,60 @@ def _quantizes(group: Group, request: Request) -> bool:
         return False
 
 
-def of_another_kind(tensors: Sequence[Sized], *, by_rules: bool = False) -> list[str]:
+@dataclass(slots=True)
+class _Alike:
+    """Tensors whose names differ in numbers only: the name of the first, how many they are, and their bytes before and
+    after."""
+
+    first: str
+    count: int = 0
+    nbytes: int = 0
+    bytes_out: int = 0
+
+
+class AnotherKind:
     """The warning about parts of a language model that are quantized like the rest, though the preset for such models
-    keeps them: vision and audio towers, state spaces. by_rules: whether those that have a rule count too."""
-    candidates = [t for t in tensors if t.scheme is not None and (by_rules or t.reason == "default")]
-    if sum(t.info.nbytes for t in candidates) < FLOOR:
-        return []
-    rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.preset(PRESET).rules if r.scheme is None]
-    found: dict[str, list[Sized]] = {}
-    known: dict[str, Rule | None] = {}
-    for tensor in candidates:
-        name = _NUMBER.sub("0", tensor.info.name[-LONGEST:])  # no rule of the preset is about a layer by its number
-        if name not in known:
-            known[name] = next((r for r, test in rules if test(name)), None)
-        rule = known[name]
-        if rule is not None:
-            found.setdefault(rule.reason or rule.pattern, []).append(tensor)
-    parts = sum(t.bytes_out for held in found.values() for t in held)
-    if 2 * parts > sum(t.bytes_out for t in candidates):  # a vision model rather than a language model that sees
-        return []
-    return [
-        f"{_listed(held)} quantized like the rest ({why}); --recipe {PRESET} keeps {'them' if held[1:] else 'it'}"
-        for why, held in found.items()
-        if sum(t.info.nbytes for t in held) >= FLOOR
-    ]
+    keeps them: vision and audio towers, state spaces. by_rules: whether tensors that have a rule count too."""
+
+    def __init__(self, *, by_rules: bool = False) -> None:
+        self._by_rules, self._found = by_rules, dict[str, _Alike]()
+
+    def add(self, t: Sized) -> None:
+        """Take in a tensor."""
+        if t.scheme is None or not (self._by_rules or t.reason == "default"):
+            return
+        name = _NUMBER.sub("0", t.info.name[-LONGEST:])  # no rule of the preset is about a layer by its number
+        held = self._found.get(name)
+        if held is None:
+            held = self._found[name] = _Alike(t.info.name)
+        held.count, held.nbytes, held.bytes_out = (
+            held.count + 1,
+            held.nbytes + t.info.nbytes,
+            held.bytes_out + t.bytes_out,
+        )
+
+    def lines(self) -> list[str]:
+        """The warning; none where there are no such parts."""
+        if sum(held.nbytes for held in self._found.values()) < FLOOR:
+            return []
+        rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.preset(PRESET).rules if r.scheme is None]
+        parts: dict[str, list[_Alike]] = {}
+        for name, held in self._found.items():
+            rule = next((r for r, test in rules if test(name)), None)
+            if rule is not None:
+                parts.setdefault(rule.reason or rule.pattern, []).append(held)
+        whole = sum(held.bytes_out for held in self._found.values())
+        if 2 * sum(held.bytes_out for those in parts.values() for held in those) > whole:
+            return []  # a vision model rather than a language model that sees
+        return [line for why, those in parts.items() for line in _listed(those, why)]
 
 
-def _listed(tensors: Sequence[Sized]) -> str:
-    """Tensors in a few words, with what they took."""
-    first, room = printable(tensors[0].info.name, 160), size(sum(t.info.nbytes for t in tensors))
-    more = f" and {len(tensors) - 1} more ({room}) are" if len(tensors) > 1 else f" ({room}) is"
-    return first + more
+def _listed(those: Sequence[_Alike], why: str) -> list[str]:
+    """The line about tensors in a few words, with what they took; none where that is little."""
+    count, nbytes = sum(held.count for held in those), sum(held.nbytes for held in those)
+    if nbytes < FLOOR:
+        return []
+    more = f" and {count - 1} more ({size(nbytes)}) are" if count > 1 else f" ({size(nbytes)}) is"
+    them = "them" if count > 1 else "it"
+    first = printable(those[0].first, 160)
+    return [f"{first}{more} quantized like the rest ({why}); --recipe {PRESET} keeps {them}"]

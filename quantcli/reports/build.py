@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING
 
-from quantcli import registry
-from quantcli.errors import printable
-from quantcli.layouts import writer
+from quantcli.each import Again, Each
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.native.stored import StoredTensor
-from quantcli.metrics import NOTHING, Metrics
+from quantcli.metrics import Metrics, Sum
 from quantcli.planning.entry import WIDER
-from quantcli.planning.plan import UNWEIGHTED
 from quantcli.planning.reasons import LEFT_OUT, is_left_out
 from quantcli.planning.request import Request
-from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
-from quantcli.reports.joined import Reported, equal, named
+from quantcli.planning.unquantized import AnotherKind, Entry, MostlyKept
+from quantcli.reports.cautions import beaten, cautions, offset_warning, unweighted
+from quantcli.reports.gathered import Equal, Glance, Named, Told, Totals
+from quantcli.reports.joined import Reported
 from quantcli.reports.records import (
     Change,
     Comparison,
     OutputReport,
     TensorReport,
     loss_first,
-    summarize,
     tensor_report,
 )
 from quantcli.reports.run import RunReport
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from quantcli.layouts.origins import Origin
     from quantcli.models import View
     from quantcli.passes.examine import Examined
-    from quantcli.scheme import Scheme
     from quantcli.stores import Source
     from quantcli.stores.pipelines import Component
     from quantcli.tensors.second_order import Output
@@ -45,8 +42,8 @@ if TYPE_CHECKING:
 
 def of_plan(
     plan: Sequence[Decided],
-    results: Mapping[str, Result] | None,
-    nbytes: Callable[[str], int],
+    results: Sequence[Result | None],
+    nbytes: Callable[[Decided], int],
     *,
     command: str,
     source: str,
@@ -56,46 +53,86 @@ def of_plan(
     seconds: float | None,
     request: Request | None = None,
 ) -> RunReport:
-    """The report on a plan, carried out (with results) or not. nbytes: of a tensor in the output, by name. request:
-    what it follows, where that is known."""
-    planned, unquantized = _of_decisions(plan, nbytes, request)
-    nothing, known = Result(None, None), results or {}
-    tensors, whole = list[TensorReport](), NOTHING
-    for t in plan:
-        r = known.get(t.info.name, nothing)
-        tensors.append(_planned(t, r, nbytes(t.info.name)))
-        whole = whole if r.metrics is None else whole + r.metrics
-    warnings = [
-        *named(
-            "float32 scales, because float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
-        ),
-        *named(
-            "left in floating point, because they hold NaN or infinity",
-            [t.name for t in tensors if t.reason == "nonfinite"],
-        ),
-        *planned,
-        *_beaten(tensors),
-        *unquantized,
-    ]
-    measured = None if whole is NOTHING else whole
+    """The report on a plan, carried out (with results) or not. nbytes: of a tensor in the output. request: what it
+    follows, where that is known. What it says of each tensor is made when it is asked for."""
+
+    def made() -> Iterator[tuple[Decided, TensorReport, Metrics | None]]:
+        for tensor, result in zip(plan, results or repeat(None)):
+            found = result or _NOT_WRITTEN
+            yield tensor, _planned(tensor, found, nbytes(tensor)), found.metrics
+
+    def one(number: int) -> TensorReport:
+        tensor = plan[number]
+        return _planned(tensor, (results[number] if results else None) or _NOT_WRITTEN, nbytes(tensor))
+
+    def told(number: int) -> Told:
+        info, result = plan[number].info, results[number] if results else None
+        return info.nbytes, info.dtype, info.shape, result.digest if result is not None else None
+
+    whole = _Whole(plan, request)
+    for tensor, t, metrics in made():
+        whole.add(tensor, t, metrics)
     return RunReport(
         command=command,
         source=source,
         output=output,
-        tensors=tensors,
-        warnings=warnings,
-        equal=equal(tensors),
-        summary=summarize(tensors, measured, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+        tensors=Each(len(plan), lambda: (t for _, t, _ in made()), one),
+        warnings=whole.warnings(lambda: ((tensor, t) for tensor, t, _ in made())),
+        equal=whole.equal.found(told, lambda number: plan[number].info.name),
+        summary=whole.totals.summary(
+            whole.metrics.found if whole.metrics.count else None,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            seconds=seconds,
+        ),
+        glance=whole.glance,
     )
 
 
-def _of_decisions(
-    plan: Sequence[Decided], nbytes: Callable[[str], int], request: Request | None
-) -> tuple[list[str], list[str]]:
-    """The warnings about what a plan does to tensors, and about what it leaves in floating point or does not."""
-    entries = [t for t in sized(plan, nbytes) if not is_left_out(t.info, t.bytes_out)]
-    left = [*of_another_kind(entries), *mostly_kept(entries, request)]
-    return [*unweighted(plan), *_offset_warning(plan, request), *_cautions(plan)], left
+class _Whole:
+    """What is said of all tensors of a plan together."""
+
+    def __init__(self, plan: Sequence[Decided], request: Request | None) -> None:
+        self._plan, self._request = plan, request
+        self.totals, self.equal, self.metrics, self.glance = Totals(), Equal(), Sum(), Glance()
+        self._wider = Named("float32 scales, because float16 would not hold them")
+        self._nonfinite = Named("left in floating point, because they hold NaN or infinity")
+        self._other, self._kept, self._beaten = AnotherKind(), MostlyKept(request), list[str]()
+
+    def add(self, tensor: Decided, t: TensorReport, metrics: Metrics | None) -> None:
+        """Take in a tensor, what is reported of it, and its errors."""
+        self.totals.add(t)
+        self.equal.add(t)
+        self.glance.add(t)
+        self._beaten += beaten(t)
+        if metrics is not None:
+            self.metrics.add(metrics)
+        if t.note.startswith(WIDER):
+            self._wider.add(t.name)
+        if t.reason == "nonfinite":
+            self._nonfinite.add(t.name)
+        if t.reason != LEFT_OUT:
+            entry = Entry(tensor, t.bytes_out)
+            self._other.add(entry)
+            self._kept.add(entry)
+
+    def warnings(self, again: Callable[[], Iterable[tuple[Decided, TensorReport]]]) -> list[str]:
+        """The warnings about what a plan does to tensors, and about what it leaves in floating point or does not.
+        again: goes through the tensors once more."""
+        entries = Again(lambda: (Entry(tensor, t.bytes_out) for tensor, t in again() if t.reason != LEFT_OUT))
+        return [
+            *self._wider.lines(),
+            *self._nonfinite.lines(),
+            *unweighted(self._plan),
+            *offset_warning(self._plan, self._request),
+            *cautions(self._plan),
+            *self._beaten,
+            *self._other.lines(),
+            *self._kept.lines(entries),
+        ]
+
+
+_NOT_WRITTEN = Result(None, None)
 
 
 def _planned(t: Decided, r: Result, bytes_out: int) -> TensorReport:
@@ -138,55 +175,10 @@ def with_source(report: RunReport, source: Source, component: str = "") -> RunRe
     return replace(
         report,
         tensors=[recorded(t) for t in report.tensors] if earlier or notes else report.tensors,
+        glance=None if earlier or notes else report.glance,
         decoded_from=joined(report.decoded_from, source.decoded_from),
         arranged=joined(report.arranged, source.arranged),
     )
-
-
-def unweighted(plan: Sequence[Decided]) -> list[str]:
-    """The warning about tensors that a file of importances or statistics says nothing of, if there are any."""
-    found = [(note, [t.info.name for t in plan if note in t.note]) for note in UNWEIGHTED.values()]
-    return [line for note, names in found for line in named(f"{note}, all columns count the same", names)]
-
-
-def _offset_warning(plan: Sequence[Decided], request: Request | None) -> list[str]:
-    if request is not None and request.to is not None and writer.named(request.to).offsets_only:
-        return []
-    own = [t.scheme for t in plan if t.scheme is not None and t.scheme.storage != "super-blocks"]  # which has no others
-    if any(scheme.zero_point == "float" for scheme in own):
-        return ["float offsets: 0 is not representable, and the constant error adds up over a row"]
-    return []
-
-
-def _cautions(plan: Sequence[Decided]) -> list[str]:
-    """What is doubtful about a method for the size of a tensor's groups."""
-    found: dict[str, list[str]] = {}
-    for t in plan:
-        if t.scheme is not None and t.scheme.calibration != "auto":
-            doubt = _doubt(t.scheme, t.info.numel // t.grouping.sets)
-            if doubt is not None:
-                found.setdefault(doubt, []).append(printable(t.info.name))
-    return [line for doubt, names in found.items() for line in named(doubt, names)]
-
-
-@lru_cache(maxsize=256)
-def _doubt(scheme: Scheme, count: int) -> str | None:
-    """What is doubtful about a scheme for groups of so many weights."""
-    caution = registry.get("calibrators", scheme.calibration).caution
-    return caution(scheme, count) if caution is not None else None
-
-
-def _beaten(tensors: Sequence[TensorReport]) -> list[str]:
-    """Tensors on which min-max would have cost less, with both figures."""
-    lines = []
-    for t in tensors:
-        if t.minmax_sqnr_db is not None and (t.sqnr_db is not None and t.sqnr_db < t.minmax_sqnr_db - 5e-5):
-            method = f"{t.calibration}{' with sum-preserving rounding' if t.rounding == 'sum-preserving' else ''}"
-            lines.append(
-                f"{printable(t.name)}: {method} is worse than min-max, {t.sqnr_db:.2f} dB instead of "
-                f"{t.minmax_sqnr_db:.2f} dB"
-            )
-    return lines
 
 
 def of_stored(
@@ -218,10 +210,13 @@ def of_stored(
         )
         for s, m, e in zip(stored, metrics, examined or [None] * len(stored))
     ]
+    kept = MostlyKept(what=what)
+    for s in stored:
+        kept.add(s)
     return Reported(
         tensors=tensors,
         metrics={s.info.name: m for s, m in zip(stored, metrics)},
-        warnings=[*_beaten(tensors), *mostly_kept(stored, what=what)],
+        warnings=[*(line for t in tensors for line in beaten(t)), *kept.lines(stored)],
         bytes_in=bytes_in,
         bytes_out=bytes_out,
     )

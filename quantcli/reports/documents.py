@@ -7,16 +7,15 @@ or parts are shown by every rendering that takes these.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, Protocol, TypeAlias, TypeVar, cast, overload, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
+from quantcli.each import Each
 from quantcli.terminal import Table
 
 SCHEMA_VERSION = 1
-
-T = TypeVar("T")
 
 PEOPLE_ONLY: Mapping[str, bool] = {"people_only": True}
 """Metadata of a field that is not among the plain values."""
@@ -107,28 +106,6 @@ def document(command: str, record: Any) -> dict[str, Any]:
 
 IF_ANY: Mapping[str, bool] = {"if_any": True}
 """Metadata of a field that is among the plain values where it is not None."""
-
-
-class Each(Sequence[T]):
-    """A list whose items are made each time that they are asked for: those of a million tensors take 400 MiB."""
-
-    __slots__ = ("_count", "_make")
-
-    def __init__(self, count: int, make: Callable[[], Iterable[T]]) -> None:
-        self._count, self._make = count, make
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, number: int) -> T: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[T]: ...
-    def __getitem__(self, number: int | slice) -> T | list[T]:
-        return [*self][number]
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self._make())
 
 
 _LEAVES = frozenset((str, int, bool, type(None)))

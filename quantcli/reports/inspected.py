@@ -10,12 +10,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from quantcli import terminal as t
+from quantcli.each import Each
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence
 from quantcli.passes import statistics
 from quantcli.passes.statistics import Statistics
 from quantcli.passes.tiles import default_threads
-from quantcli.reports.documents import IF_ANY, PEOPLE_ONLY, SCHEMA_VERSION, Display, Each, Line, Part, outline, plain
+from quantcli.reports.documents import IF_ANY, PEOPLE_ONLY, SCHEMA_VERSION, Display, Line, Part, outline, plain
 from quantcli.stores import is_stream, need_file
 from quantcli.stores.pipelines import within
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 from quantcli.errors import printable
 from quantcli.metrics import Metrics, together
-from quantcli.reports.records import Comparison, ComponentReport, TensorReport, loss_first, summarize
+from quantcli.reports.gathered import equal, named, summarize
+from quantcli.reports.records import Comparison, ComponentReport, TensorReport, loss_first
 from quantcli.reports.run import RunReport
 from quantcli.stores.pipelines import prefixed, within
 
@@ -96,25 +95,6 @@ def counted(tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | Non
     found = codes or [metrics[name] for name in changed] or metrics.values()
     known = [m for m in found if m is not None]
     return together(known) if known else None
-
-
-def equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
-    """Names of tensors of one dtype, shape and digest: tied weights, as a head that is the embedding, or copies."""
-    found: dict[tuple[Any, ...], list[TensorReport]] = {}
-    seen = Counter(t.digest for t in tensors)  # a list for each of many tensors takes more memory than their digests
-    for t in tensors:
-        if t.digest is not None and seen[t.digest] > 1 and t.bytes_in:
-            found.setdefault((t.digest, t.dtype, *t.shape), []).append(t)
-    groups = sorted((g for g in found.values() if len(g) > 1), key=lambda g: -g[0].bytes_in)
-    return [[t.name for t in g] for g in groups]
-
-
-def named(what: str, names: Sequence[str]) -> list[str]:
-    """A warning about these tensors, the first few by name; none where there are none."""
-    if not names:
-        return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what}: {', '.join(names[:3])}{more}"]
 
 
 def _compared(found: Mapping[str, Comparison | None]) -> Comparison | None:

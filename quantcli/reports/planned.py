@@ -162,8 +162,7 @@ def report_of(
         uniform=Uniform(cost=float(planned.uniform[0]), scheme=planned.uniform[1]) if planned.uniform else None,
         tensors=[tensor for unit in units for tensor in unit.tensors],
         warnings=[
-            *unquantized.of_another_kind(sized, by_rules=True),
-            *unquantized.mostly_kept(sized, planned.requests.get("")),
+            *unquantized.unquantized(sized, planned.requests.get(""), by_rules=True),
         ],
         units=units,
         advice=_advice(planned) if explain else None,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
-from operator import add, attrgetter
+from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from quantcli.metrics import Metrics, decibels
@@ -283,7 +281,7 @@ def tensor_report(
         note=note,
         **_of_scheme(scheme),
         scale_dtype=scale_dtype or None,
-        **_errors(metrics),
+        **errors(metrics),
         exact=scheme is None or bool(metrics and metrics.exact),
         minmax_sqnr_db=minmax,
         bits_per_weight=_bits(bytes_out, info.numel),
@@ -320,47 +318,6 @@ def _of_scheme(scheme: Scheme | None) -> Mapping[str, Any]:
     }
 
 
-def _errors(metrics: Metrics | None) -> Mapping[str, Any]:
+def errors(metrics: Metrics | None) -> Mapping[str, Any]:
     """Figures that tensors and the whole model have in common; None where nothing was measured."""
     return dict(zip(_OF_METRICS, _figures(metrics))) if metrics else _UNMEASURED
-
-
-def summarize(
-    tensors: Sequence[TensorReport],
-    whole: Metrics | None,
-    *,
-    bytes_in: int,
-    bytes_out: int,
-    seconds: float | None,
-) -> Summary:
-    """The summary of these tensors. whole: the errors of all that were measured, None where none was."""
-    parameters = covered = written = 0
-    kept = Counter[str]()
-    for t in tensors:
-        if t.disposition != LEFT_OUT:
-            size = math.prod(t.shape)
-            parameters, written = parameters + size, written + 1
-            covered += size if t.disposition == "quantized" else 0
-            kept.update([t.reason] if t.kept else ())
-    return Summary(
-        parameters=parameters,
-        tensors=written,
-        quantized=written - sum(kept.values()),
-        kept=dict(kept),
-        coverage=covered / parameters if parameters else 0.0,
-        bits_per_weight=8 * bytes_out / parameters if parameters else 0.0,
-        **_errors(whole),
-        exact=whole is not None and whole.exact,
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        ratio=bytes_in / bytes_out if bytes_out else 0.0,
-        seconds=seconds,
-        weighted=sum(t.weighted for t in tensors),
-        output=_outputs(tensors),
-    )
-
-
-def _outputs(tensors: Sequence[TensorReport]) -> OutputReport | None:
-    """What errors cost in the outputs of all layers for which that is known."""
-    found = [Output(t.output.error, t.output.plain_error, t.output.power) for t in tensors if t.output is not None]
-    return OutputReport.of(reduce(add, found)) if found else None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.layouts.reader import is_published
 from quantcli.notebook import table
 from quantcli.planning import kinds
 from quantcli.reports import run_tables
-from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, outline, plain
+from quantcli.reports.documents import PEOPLE_ONLY, SCHEMA_VERSION, Display, Line, Part, outline, plain
+from quantcli.reports.gathered import Glance
 from quantcli.reports.records import (
     LEFT_OUT,
     Comparison,
@@ -52,7 +51,8 @@ class RunReport:
     quantized already. arranged: what was done to experts that are stored in another arrangement than the target's.
     preset: the one that was chosen for the model, empty where none was. evaluation: the figure of the user's own
     evaluation, where one was asked for. files: of the source, where it is a folder and
-    one is made from it. components: of a pipeline, whose tensors have names such as `unet/conv_in.weight`."""
+    one is made from it. components: of a pipeline, whose tensors have names such as `unet/conv_in.weight`. glance:
+    at the tensors, where there was one already."""
 
     command: str
     source: str
@@ -63,13 +63,14 @@ class RunReport:
     passed: bool | None = None
     summary: Summary
     gates: list[GateResult] = field(default_factory=list)
-    tensors: list[TensorReport]
+    tensors: Sequence[TensorReport]
     comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
-    equal: list[list[str]] = field(default_factory=list)
+    equal: Sequence[Sequence[str]] = field(default_factory=list)
     files: list[FileReport] = field(default_factory=list)
     components: list[ComponentReport] = field(default_factory=list)
     evaluation: float | None = None
+    glance: Glance | None = field(default=None, metadata=PEOPLE_ONLY)
 
     @property
     def name(self) -> str:
@@ -106,20 +107,22 @@ class RunReport:
     def parts(self, display: Display) -> Iterator[Part]:
         """The verdict, what changed since a baseline, every tensor with the worst first, and theory where it was asked
         for; of two models that are compared, what changed and what only one holds comes last."""
-        yield from _head(self)
+        glance = self.glance or Glance.at(self.tensors)
+        yield from _head(self, glance)
         if self.components:
             yield from run_tables.components(self.components)
         found, compared = self.comparison, self.command == "compare"
         if found is not None and not compared:
             yield from run_tables.changes(found, display, alone=("new", "vanished"), named=10)
         yield Line()
-        rows = sorted(self.tensors, key=lambda r: (r.kept, math.inf if r.sqnr_db is None else r.sqnr_db))
-        seen = rows if display.limit is None else rows[: max(1, display.limit)]
-        yield from run_tables.tensors(seen, rows[len(seen) :], display)
+        order = glance.worst_first(display.limit)
+        seen, named = [self.tensors[number] for number in order], set(order)
+        rest = (r for number, r in enumerate(self.tensors) if number not in named)
+        yield from run_tables.tensors(seen, rest if len(seen) < len(self.tensors) else (), display)
         if found is not None and compared and (found.changes or found.new or found.vanished):
             alone = f"only in {printable(self.name, 200)}", f"only in {printable(self.source, 200)}"
             yield from run_tables.changes(found, display, alone=alone, named=3)
-        if any(r.theory is not None for r in rows):
+        if glance.theory:
             yield Line()
             yield run_tables.theory(seen)
             yield Line()
@@ -218,12 +221,7 @@ def origin_lines(report: RunReport) -> list[str]:
     ]
 
 
-def _is_coded(scheme: str | None) -> bool:
-    """Whether a tensor was decoded from codes that are an approximation of an original."""
-    return scheme is not None and not is_published(scheme)
-
-
-def _head(report: RunReport) -> Iterator[Line]:
+def _head(report: RunReport, glance: Glance) -> Iterator[Line]:
     """What it is about, the figures of the whole model, and every gate."""
     s = report.summary
     output = f" -> {printable(report.output, 200)}" if report.output else ""
@@ -240,12 +238,12 @@ def _head(report: RunReport) -> Iterator[Line]:
         yield Line(f"evaluation {report.evaluation:.6g}")
     counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
     kept = "kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts) if counts else ""
-    left = f"left out: {report.left_out}, which the target does not use" if report.left_out else ""
+    left = f"left out: {glance.left_out}, which the target does not use" if glance.left_out else ""
     if kept or left:
         yield Line("; ".join(line for line in (kept, left) if line))
     if report.command == "report" and s.sqnr_db is None and not s.exact:
         yield Line("the file stores no errors: --against ORIGINAL measures them")
-    if any(r.scheme and r.source_sqnr_db is None and _is_coded(r.source_scheme) for r in report.tensors):
+    if glance.decoded:
         yield Line("errors against what was decoded; what its codes had cost is not stored: compare with the original")
     equal = equal_line(report)
     if equal is not None:

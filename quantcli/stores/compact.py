@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from itertools import accumulate, chain
 from typing import TypeVar, overload
@@ -16,14 +16,18 @@ _LAST = (1 << 63) - 1
 """The last place in a file that there can be. What a damaged file has beyond it begins there."""
 
 
+_NARROW = (1 << 32) - 1
+"""The last place in a text that a number of 4 bytes says."""
+
+
 class Names(Sequence[str]):
-    """Names in order, each once: their UTF-8 one after another, and numbers of 4 and 8 bytes. As texts in a dict they
+    """Names in order, each once: their UTF-8 one after another, and numbers of 4 bytes. As texts in a dict they
     take 150 bytes more for each."""
 
     __slots__ = ("_ends", "_slots", "_text")
 
     def __init__(self) -> None:
-        self._text, self._ends = bytearray(), array("Q", [0])
+        self._text, self._ends = bytearray(), array("I", [0])
         self._slots = array("I", bytes(4 * 64))  # numbers, from 1 on, at the hash of their names or behind it
 
     def add(self, name: str) -> bool:
@@ -32,6 +36,8 @@ class Names(Sequence[str]):
         if self._slots[at]:
             return False
         self._text += name.encode("utf-8", "surrogatepass")
+        if len(self._text) > _NARROW and self._ends.typecode == "I":
+            self._ends = array("Q", self._ends)
         self._ends.append(len(self._text))
         self._slots[at] = len(self)
         if 2 * len(self) > len(self._slots):
@@ -73,14 +79,20 @@ class Names(Sequence[str]):
     def __getitem__(self, number: slice) -> list[str]: ...
     def __getitem__(self, number: int | slice) -> str | list[str]:
         if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+            wanted = range(len(self))[number]
+            if wanted.step == 1:
+                return [*self._between(wanted.start, wanted.stop)]
+            return [self[one] for one in wanted]
         at = range(len(self))[number]
         return self._text[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        text, begin = self._text, 0
-        for number in range(1, len(self._ends)):
-            end = self._ends[number]
+        return self._between(0, len(self))
+
+    def _between(self, first: int, last: int) -> Iterator[str]:
+        """The names from one number to another."""
+        text, begin = self._text, self._ends[first]
+        for end in self._ends[first + 1 : last + 1]:
             yield text[begin:end].decode("utf-8", "surrogatepass")
             begin = end
 
@@ -149,36 +161,42 @@ class Tensors(Sequence[TensorInfo]):
     def __getitem__(self, number: slice) -> list[TensorInfo]: ...
     def __getitem__(self, number: int | slice) -> TensorInfo | list[TensorInfo]:
         if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+            return [TensorInfo(name, *self._known[kind]) for name, kind in zip(self.names[number], self._kinds[number])]
         return TensorInfo(self.names[number], *self._known[self._kinds[number]])
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return (TensorInfo(name, *self._known[kind]) for name, kind in zip(self.names, self._kinds))
 
 
-class Joined(Sequence[TensorInfo]):
-    """Tensors of several files, one after another."""
+class Joined(Sequence[T]):
+    """What there is of the tensors of several files, one file after another."""
 
     __slots__ = ("_parts", "_starts")
 
-    def __init__(self, parts: Sequence[Sequence[TensorInfo]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[T]]) -> None:
         self._parts, self._starts = parts, [0, *accumulate(map(len, parts))]
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     @overload
-    def __getitem__(self, number: int) -> TensorInfo: ...
+    def __getitem__(self, number: int) -> T: ...
     @overload
-    def __getitem__(self, number: slice) -> list[TensorInfo]: ...
-    def __getitem__(self, number: int | slice) -> TensorInfo | list[TensorInfo]:
+    def __getitem__(self, number: slice) -> list[T]: ...
+    def __getitem__(self, number: int | slice) -> T | list[T]:
         if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+            wanted = range(len(self))[number]
+            if wanted.step != 1:
+                return [self[one] for one in wanted]
+            first = bisect_right(self._starts, wanted.start) - 1
+            last = bisect_left(self._starts, wanted.stop)
+            parts = zip(self._starts[first:last], self._parts[first:last])
+            return [one for at, part in parts for one in part[max(wanted.start - at, 0) : max(wanted.stop - at, 0)]]
         at = range(len(self))[number]
         part = bisect_right(self._starts, at) - 1
         return self._parts[part][at - self._starts[part]]
 
-    def __iter__(self) -> Iterator[TensorInfo]:
+    def __iter__(self) -> Iterator[T]:
         return chain.from_iterable(self._parts)
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from quantcli import Scheme
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.native.results import PackedResults
+from quantcli.layouts.native.results import NamedResults, Results
 from quantcli.metrics import Metrics
+from quantcli.stores.compact import Joined
 from quantcli.tensors.second_order import Output
 
 SCHEMES = [None, Scheme(bits=4), Scheme(bits=8, granularity="channel"), Scheme(format="nf4", group_size=64)]
@@ -30,7 +31,7 @@ results = st.builds(
 @given(st.dictionaries(st.text(), results))
 def test_results_come_back_as_they_were_given(given: dict[str, Result]) -> None:
     """What is reported is measured on the stored codes: to the last digit, and in the order of the tensors."""
-    held = PackedResults()
+    held = NamedResults()
     held.update(given)
     assert list(held.items()) == list(given.items())
     for name in given:
@@ -41,9 +42,32 @@ def test_results_come_back_as_they_were_given(given: dict[str, Result]) -> None:
     assert len(held) == 0
 
 
+@given(st.lists(st.lists(st.none() | results, max_size=6), max_size=4))
+def test_results_of_files_one_after_another(files: list[list[Result | None]]) -> None:
+    """What is reported is measured on the stored codes: in the order of the tensors, over all files."""
+    parts = [Results() for _ in files]
+    for own, file in zip(parts, files):
+        for result in file:
+            own.append(result)
+        assert list(own) == file
+    given = [result for file in files for result in file]
+    held = Joined(parts)
+    assert list(held) == given and held[: len(given)] == given
+    assert [held[n] for n in range(-len(given), 0)] == given
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), results), st.permutations("abcdefg"))
+def test_results_in_the_order_of_tensors(given: dict[str, Result], names: list[str]) -> None:
+    """Threads end in any order; reports have the order of the source."""
+    held = NamedResults()
+    held.update(given)
+    assert list(held.in_order(names)) == [given.get(name) for name in names]
+    assert list(held.in_order(given)) == list(given.values())
+
+
 def test_a_sum_that_is_no_number_is_not_taken_for_one_that_was_not_made() -> None:
     """Files refuse it (`is not JSON`), which a sum that is missing would pass."""
-    held = PackedResults()
+    held = NamedResults()
     held["w"] = Result(Metrics(1.0, 1.0, 1, 1.0, 0), None, minmax_sse=math.nan)
     assert held["w"].minmax_sse is not None
     with pytest.raises(KeyError):

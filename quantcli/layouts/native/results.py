@@ -1,75 +1,160 @@
-"""What is known of the tensors of a file that is written, by name.
+"""What is known of the tensors of a model that is written.
 
 As records the results of 100,000 small tensors would take 38 MiB, more than all else that is known of them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, MutableMapping
+from array import array
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from itertools import count
+from operator import eq
 from struct import Struct
+from typing import overload
 
 from quantcli.layouts.native.document import Result
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
 
-_FIGURES = Struct("<ddddqqi")
-"""Squared error, power, largest error, squared error of min-max (NaN: not compared), weights, clipped ones, and the
-scheme by its number. The bytes of the digest follow."""
+_FIGURES = Struct("<ddddq")
+"""Squared error, power, largest error, squared error of min-max, and clipped weights."""
 
 
-class PackedResults(MutableMapping[str, Result]):
-    """Results by the names of tensors, in the order in which they are given; a record of one is made when it is asked
-    for.
+_Kind = tuple["Scheme | None", "int | None", bool, bool]
+"""What the results of many tensors have in common."""
 
-    >>> found = PackedResults()
-    >>> found["w"] = Result(Metrics(1.0, 4.0, 16, 0.5, 2), "00ff", None, minmax_sse=2.0)
-    >>> found["w"]
+
+class Results(Sequence["Result | None"]):
+    """Results in the order of tensors, None for those that have none; a record of one is made when it is asked for.
+
+    >>> found = Results()
+    >>> found.append(Result(Metrics(1.0, 4.0, 16, 0.5, 2), "00ff", None, minmax_sse=2.0))
+    >>> found[0]
     Result(metrics=Metrics(sse=1.0, power=4.0, numel=16, max_abs_error=0.5, clipped=2), digest='00ff', scheme=None, \
 minmax_sse=2.0, output=None)
     """
 
-    __slots__ = ("_held", "_numbers", "_schemes")
+    __slots__ = ("_digests", "_figures", "_kinds", "_known", "_numbers", "_others", "_width")
 
     def __init__(self) -> None:
-        self._held: dict[str, bytes | Result] = {}  # records of kept tensors, and of the few whose outputs are known
-        self._schemes = list[Scheme | None]()
-        self._numbers = dict[int, int]()  # by the id of a scheme
+        self._figures, self._digests, self._numbers = bytearray(), bytearray(), array("I")
+        self._known, self._kinds = list[_Kind](), dict[tuple[int, int | None, bool, bool], int]()
+        self._others = dict[int, Result | None]()  # the few whose outputs are known, or that are not of the usual form
+        self._width = 0  # bytes of a digest
 
-    def __setitem__(self, name: str, result: Result) -> None:
-        self._held[name] = self._packed(result) or result
+    def append(self, result: Result | None) -> None:
+        """Add a result at the end."""
+        number, figures, digest = self._packed(len(self._numbers), result)
+        self._numbers.append(number)
+        self._figures += figures
+        self._digests += digest
 
-    def __getitem__(self, name: str) -> Result:
-        held = self._held[name]
-        if isinstance(held, Result):
-            return held
-        sse, power, largest, minmax, numel, clipped, number = _FIGURES.unpack_from(held)
-        return Result(
-            Metrics(sse, power, numel, largest, clipped),
-            held[_FIGURES.size :].hex() or None,
-            self._schemes[number],
-            None if math.isnan(minmax) else minmax,
-        )
+    def put(self, place: int, result: Result) -> None:
+        """Set a result in place of another one."""
+        self._others.pop(place, None)
+        self._numbers[place], figures, digest = self._packed(place, result)
+        self._figures[place * len(figures) : (place + 1) * len(figures)] = figures
+        self._digests[place * len(digest) : (place + 1) * len(digest)] = digest
 
-    def __delitem__(self, name: str) -> None:
-        del self._held[name]
+    def _packed(self, place: int, result: Result | None) -> tuple[int, bytes, bytes]:
+        """What a result has in common with others, by its number, and its figures and digest as bytes."""
+        if result is None:
+            return self._apart(place, result)
+        m, digest, other = result.metrics, result.digest, result.minmax_sse
+        raw = b"" if digest is None else bytes.fromhex(digest)
+        if raw and not self._width:
+            self._widen(len(raw))
+        if result.output is not None or (raw and len(raw) != self._width):
+            return self._apart(place, result)
+        number = self._number(result.scheme, None if m is None else m.numel, other is not None, bool(raw))
+        minmax, digits = 0.0 if other is None else other, raw or bytes(self._width)
+        if m is None:
+            return number, _FIGURES.pack(0, 0, 0, minmax, 0), digits
+        return number, _FIGURES.pack(m.sse, m.power, m.max_abs_error, minmax, m.clipped), digits
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._held
+    def _number(self, scheme: Scheme | None, numel: int | None, compared: bool, digested: bool) -> int:
+        """The number of what results have in common: the scheme, the number of weights (None where nothing was
+        measured), and whether there are a squared error of min-max and a digest."""
+        number = self._kinds.setdefault((id(scheme), numel, compared, digested), len(self._known))
+        if number == len(self._known):
+            self._known.append((scheme, numel, compared, digested))
+        return number
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+    def _apart(self, place: int, result: Result | None) -> tuple[int, bytes, bytes]:
+        """Keep a result as it is, beside a place that holds nothing."""
+        self._others[place] = result
+        return 0, bytes(_FIGURES.size), bytes(self._width)
+
+    def _widen(self, width: int) -> None:
+        """Make room for digests of so many bytes."""
+        self._width, self._digests = width, bytearray(width * len(self._numbers))
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._numbers)
 
-    def _packed(self, result: Result) -> bytes | None:
-        """A result as bytes; None for one that does not fit."""
-        m, other = result.metrics, math.nan if result.minmax_sse is None else result.minmax_sse
-        if m is None or result.output is not None or (result.minmax_sse is not None and math.isnan(other)):
-            return None
-        digest = bytes.fromhex(result.digest) if result.digest is not None else b""
-        number = self._numbers.setdefault(id(result.scheme), len(self._schemes))
-        if number == len(self._schemes):
-            self._schemes.append(result.scheme)
-        return _FIGURES.pack(m.sse, m.power, m.max_abs_error, other, m.numel, m.clipped, number) + digest
+    @overload
+    def __getitem__(self, number: int) -> Result | None: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Result | None]: ...
+    def __getitem__(self, number: int | slice) -> Result | list[Result | None] | None:
+        if isinstance(number, slice):
+            return [self[one] for one in range(len(self))[number]]
+        return self._at(range(len(self))[number])
+
+    def __iter__(self) -> Iterator[Result | None]:
+        return map(self._at, range(len(self)))
+
+    def _at(self, place: int) -> Result | None:
+        if self._others and place in self._others:
+            return self._others[place]
+        scheme, numel, compared, digested = self._known[self._numbers[place]]
+        sse, power, largest, minmax, clipped = _FIGURES.unpack_from(self._figures, place * _FIGURES.size)
+        return Result(
+            None if numel is None else Metrics(sse, power, numel, largest, clipped),
+            self._digests[place * self._width : (place + 1) * self._width].hex() if digested else None,
+            scheme,
+            minmax if compared else None,
+        )
+
+
+class NamedResults(MutableMapping[str, Result]):
+    """Results by the names of tensors, in the order in which they are given."""
+
+    __slots__ = ("_held", "_places")
+
+    def __init__(self) -> None:
+        self._held, self._places = Results(), dict[str, int]()
+
+    def in_order(self, names: Iterable[str]) -> Results:
+        """The results of these tensors, none where nothing is known of one."""
+        wanted = array("q", (self._places.get(name, -1) for name in names))
+        if len(wanted) == len(self._held) and all(map(eq, wanted, count())):
+            return self._held
+        found = Results()
+        for place in wanted:
+            found.append(self._held[place] if place >= 0 else None)
+        return found
+
+    def __setitem__(self, name: str, result: Result) -> None:
+        place = self._places.setdefault(name, len(self._held))
+        if place < len(self._held):
+            self._held.put(place, result)
+        else:
+            self._held.append(result)
+
+    def __getitem__(self, name: str) -> Result:
+        found = self._held[self._places[name]]
+        assert found is not None
+        return found
+
+    def __delitem__(self, name: str) -> None:
+        del self._places[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

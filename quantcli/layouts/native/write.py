@@ -22,6 +22,7 @@ from quantcli.scales import Store
 from quantcli.scheme import IN_SUPER_BLOCKS, Scheme
 from quantcli.tensors import digits, packing
 from quantcli.tensors.decided import Decided, Quantized
+from quantcli.tensors.decisions import alike
 from quantcli.tensors.rows import Grouping, TileSpan
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ def check_scheme(scheme: Scheme, place: str = "") -> None:
         raise UsageError(problem, place=where, hint="add --to comfyui")
 
 
-def convert(tensors: Mapping[str, Decided]) -> Conversion:
-    """The native writer: every tensor by itself, whatever its scheme. tensors: by name. Raises UsageError as
+def convert(tensors: Sequence[Decided], by_name: Mapping[str, Decided]) -> Conversion:
+    """The native writer: every tensor by itself, whatever its scheme. by_name: the same tensors. Raises UsageError as
     `check_scheme` does."""
-    for tensor in tensors.values():
+    for tensor, _ in alike(tensors):
         if tensor.scheme is not None:
             check_scheme(tensor.scheme, tensor.info.name)
-    return Conversion(jobs=_Jobs(tensors), endings=lambda name: endings(tensors[name]))
+    return Conversion(jobs=_Jobs(by_name), endings=lambda name: endings(by_name[name]))
 
 
 class _Jobs(Mapping[str, Job]):

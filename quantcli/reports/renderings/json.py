@@ -11,7 +11,8 @@ from functools import lru_cache
 from json import JSONEncoder
 from typing import Any, TextIO
 
-from quantcli.reports.documents import Display, Document, Each, Outlined, plain
+from quantcli.each import Each
+from quantcli.reports.documents import Display, Document, Outlined, plain
 from quantcli.reports.renderings import Rendering
 
 
