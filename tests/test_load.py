@@ -56,7 +56,7 @@ def test_tensors(tmp_path: Path) -> None:
 
 
 def test_tensors_in_shards(tmp_path: Path) -> None:
-    """Of a folder, 1.3 KiB for each tensor, and the same time as in one file."""
+    """Of a folder, 0.2 KiB for each tensor and 3 for those of a shard, and not much more time than in one file."""
     counts, found = ((25_000, 100_000) if ALL else (4_000, 16_000)), []
     for count in counts:
         (folder := tmp_path / f"m{count}").mkdir()
@@ -66,7 +66,7 @@ def test_tensors_in_shards(tmp_path: Path) -> None:
         found.append(measured("quantize", folder, *words))
         assert contents_of(tmp_path / f"o{count}") == {f"layers.{i}.w" for i in range(count)}
     (few, less), (more, most) = found
-    assert more < 4 * few * 1.3 + 0.5 and most - less < (counts[1] - counts[0]) * 1.8 / 1024 + 8, found
+    assert more < 4 * few * 1.3 + 0.5 and most - less < (counts[1] - counts[0]) * (0.2 + 3 / 10) / 1024 + 8, found
 
 
 def contents_of(folder: Path) -> set[str]:
@@ -147,13 +147,13 @@ if ALL:
         assert done.returncode == 1 and done.stderr.count("\n") == 1 and "1,000,000 tensors" in done.stderr
 
     def test_a_million_tensors_in_shards(tmp_path: Path) -> None:
-        """1.4 GiB, and 0.1 ms a tensor of an idle machine."""
+        """256 MiB, and 0.1 ms a tensor of an idle machine."""
         (folder := tmp_path / "m").mkdir()
         for at in range(100):
             many(folder / f"model-{at + 1:05d}-of-00100.safetensors", 10_000, first=at * 10_000)
         assert measured("inspect", folder)[1] < 192
         _, most = measured("quantize", folder, "--include", "*", "--group-size", "64", "-q", "-o", tmp_path / "o")
-        assert most < 1500
+        assert most < 256
 
 
 def test_a_tensor_of_holes(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Names(Sequence[str]):
             self._ends = array("Q", self._ends)
         self._ends.append(len(self._text))
         self._slots[at] = len(self)
-        if 2 * len(self) > len(self._slots):
+        if 4 * len(self) > 3 * len(self._slots):
             self._grow()
         return True
 
