@@ -87,7 +87,8 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
             if not outcome.amendments:
                 model.written()
                 notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
-                results = outcome.results.in_order(info.name for info in source.infos())
+                planned = plan.tensors if held is model else held.tensors  # whose records are there already
+                results = outcome.results.in_order(t.info.name for t in planned)
                 return Written(plan=plan, model=model, results=results, size=size, notes=notes)
             plan = plan.amended(outcome.amendments)
             check(plan)
