@@ -14,11 +14,11 @@ from quantcli.cli import _help, options
         ("quantcli verify model-w4g128 --statement model.intoto.json", "is it the model that this is about"),
     ),
 )
-@click.argument("dst", metavar="DST", type=_help.FILE)
+@click.argument("dst", metavar="DST", type=_help.MODEL)
 @_help.option(
     "--source",
     metavar="SRC",
-    type=_help.FILE,
+    type=_help.MODEL,
     help="The model it was made from, whose files are named.",
     group="Common",
 )
@@ -41,14 +41,14 @@ from quantcli.cli import _help, options
     "--source-uri",
     metavar="URI",
     help="Where the source is from.",
-    show_default="what the folder of a download tells",
+    show_default="what a URL of the hub or the folder of a download tells",
     group="Output",
 )
 @_help.option(
     "--revision",
     metavar="COMMIT",
     help="The commit of the source.",
-    show_default="what the folder of a download tells",
+    show_default="what a URL of the hub or the folder of a download tells",
     group="Output",
 )
 @options.threads
@@ -79,7 +79,7 @@ def command(
         options.check_outputs([output], [dst, source, recipe])
         attest.check_place(output, [path for path in (dst, source) if path is not None])
     for path in filter(None, (dst, source)):
-        attest.files_of(path)  # what is no file at hand is refused before the weights are read
+        attest.files_of(path)  # what has no files to name is refused before the weights are read
     if source is not None:
         with console.bar("checking the source") as bar:
             checked = check_source(dst, source, threads=count, progress=bar)

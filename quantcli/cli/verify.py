@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @_help.option(
     "--statement",
     metavar="FILE",
-    type=_help.FILE,
+    type=_help.MODEL,
     help="The statement of quantcli attest: compare the files with it, and with --source make them again.",
     group="Common",
 )

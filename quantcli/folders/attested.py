@@ -16,7 +16,7 @@ from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.folders import attest
 from quantcli.passes.findings import Finding, Verified
 from quantcli.passes.tiles import Progress
-from quantcli.stores import workspace
+from quantcli.stores import places, workspace
 from quantcli.stores.places import read_small
 from quantcli.strict import strict_json
 
@@ -156,7 +156,7 @@ def _made_again(
     with _folder() as folder:
         place, out = (
             os.path.join(folder, "recipe.yaml"),
-            os.path.join(folder, "again", os.path.basename(path.rstrip("/"))),
+            os.path.join(folder, "again", os.path.basename(places.to_write(path).rstrip("/"))),
         )
         os.mkdir(os.path.dirname(out))
         with open(place, "w", encoding="utf-8") as file:
