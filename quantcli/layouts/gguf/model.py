@@ -63,20 +63,27 @@ class GgufModel:
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a model. Raises UsageError for other models, with a list of those supported."""
+    """The family of a model. Raises UsageError for other models, with the classes of nearest names."""
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     known = classes()
     if not isinstance(name, str) or name not in known:
         what = f"{printable(name, 60)} is" if isinstance(name, str) else "models without architectures are"
         problem = f"{what} not supported by --to gguf"
-        raise UsageError(problem, place=["config.json"], hint=supported())
+        raise UsageError(problem, place=["config.json"], hint=supported(name if isinstance(name, str) else ""))
     return known[name]
 
 
-def supported() -> str:
-    """The families, for hints."""
-    return f"supported: {', '.join(sorted({family.architecture for family in classes().values()}))}"
+def supported(name: str = "") -> str:
+    """Where the families are listed, for hints, with classes of the same model as one that is not supported.
+
+    >>> supported("T5Model")
+    'near it: T5EncoderModel, T5ForConditionalGeneration; quantcli help targets lists all that are supported'
+    """
+    model = re.sub(r"(?:For|Model|LMHead).*", "", name)
+    near = sorted((known for known in classes() if model and known.startswith(model)), key=len)[:3]
+    listed = "quantcli help targets lists all that are supported"
+    return f"near it: {', '.join(near)}; {listed}" if near else listed
 
 
 def _settings(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> Config:

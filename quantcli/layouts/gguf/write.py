@@ -118,8 +118,10 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, file_type: int | None 
     config = config or alone
     if config is None:
         check_names({t.info.name for t in tensors})
-        hint = f"name the checkpoint folder of a model ({supported()}), or the file of one for ComfyUI"
-        hint += f" ({image_models()}); {INSIST}"
+        hint = (
+            f"name the checkpoint folder of a model, or the file of one for ComfyUI ({image_models()}); {supported()}"
+        )
+        hint += f"; {INSIST}"
         raise UsageError("it needs the model's config.json", place=["--to gguf"], hint=hint)
     try:
         model = model_of(config, [t.info for t in tensors])
