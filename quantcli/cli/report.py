@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 @_help.option(
     "--like",
     metavar="OTHER",
-    type=_help.FILE,
+    type=_help.MODEL,
     help="Another quantized model in place of a baseline, such as that of the main branch: measured as FILE is.",
     group="Common",
 )

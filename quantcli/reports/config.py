@@ -22,11 +22,12 @@ from typing import Any
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.patterns import compiled
 from quantcli.reports.gates import NAMES, TENSOR_GATES, GateRule, Gates, parsed
-from quantcli.stores.places import read_small
+from quantcli.stores.places import is_url, local, pinned, read_small
 from quantcli.strict import LIMIT, mapping, plain
 
 NAME = "quantcli.yaml"
-_PATHS = ("file", "against", "baseline", "like", "statistics")
+_PATHS, _MODELS = ("file", "against", "baseline", "like", "statistics"), ("file", "against", "like")
+"""Keys that hold paths, and those of models, which may be URLs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,11 @@ def _model(value: Any, place: str, folder: str, gates: Gates) -> ModelEntry:
     for key, path in fields.items():
         if not isinstance(path, str) or not path:
             raise UsageError("it is not a path", place=[place, key])
-        paths[key] = os.path.join(folder, path)
+        try:
+            found = pinned(path) if key in _MODELS else local(path)
+        except UsageError as error:
+            raise error.within(f"{place}: {key}") from None
+        paths[key] = found if is_url(found) else os.path.join(folder, found)
     if paths["file"] is None:
         raise UsageError("it has no file", place=[place])
     return ModelEntry(

@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from making import ROOT, one_line, run, save, to
+from remote_parts import serving
 from strategies import gaussian
 
 import quantcli
@@ -43,6 +44,25 @@ def test_another_model_is_a_baseline_like_its_report(place: Path) -> None:
     ]
     assert documents[0] == documents[1]
     assert run("report", "d8.safetensors", "--like", "d4.safetensors", "--max-regression", "0").code == 0
+
+
+def test_another_model_may_be_a_url_in_the_configuration_too(place: Path) -> None:
+    words = ["report", "--max-regression", "0.5", "--json"]
+    known = run(*words, "d3.safetensors", "--like", "d4.safetensors")
+    with serving(place) as served:
+        (place / "folder").mkdir()
+        entry = f"file: {served.url}/d3.safetensors, like: {served.url}/d4.safetensors"
+        (place / "folder" / "q.yaml").write_text(f"models: [{{{entry}}}]\n")
+        for ran in (
+            run(*words, "d3.safetensors", "--like", f"{served.url}/d4.safetensors"),
+            run(*words, "--config", "folder/q.yaml"),
+        ):
+            assert ran.code == known.code == 1, ran
+            assert ran.json["comparison"]["changes"] == known.json["comparison"]["changes"] != []
+            assert served.url in ran.json["comparison"]["baseline"]
+        (place / "folder" / "q.yaml").write_text("models: [{file: a, statistics: 'https://h/a'}]\n")
+        line = one_line(run(*words, "--config", "folder/q.yaml"), 2)
+        assert "models[0]: statistics: https://h/a: this must be a file on this machine, not a URL" in line
 
 
 def test_a_model_of_another_layout_is_measured_against_the_original(place: Path) -> None:
