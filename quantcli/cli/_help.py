@@ -19,14 +19,18 @@ from quantcli.front import Example, wants_colour, write_examples, write_heading,
 
 
 class _File(click.Path):
-    """A file of this machine, which no URL is."""
+    """A file of this machine, which no URL is. written: whether it is one to write."""
+
+    def __init__(self, *, written: bool = False) -> None:
+        super().__init__(path_type=str)
+        self.written = written
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value:
             from quantcli.stores.places import local
 
             try:
-                local(value)
+                local(value, written=self.written)
             except UsageError as error:
                 raise error.within(param.opts[0]) if isinstance(param, click.Option) else error from None
         return super().convert(value, param, ctx)
@@ -50,8 +54,11 @@ class _Output(click.Path):
 OUTPUT = _Output(path_type=str)
 """The type of an option that takes the name of a model to write."""
 
-FILE = _File(path_type=str)
-"""The type of an option that takes the name of a file."""
+FILE = _File()
+"""The type of an option that takes the name of a file to read."""
+
+WRITTEN = _File(written=True)
+"""The type of an option that takes the name of a file to write, which is no model."""
 
 
 class _Model(click.Path):
@@ -87,7 +94,7 @@ class Option(click.Option):
     def __init__(self, *names: Any, group: str, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.group = group
-        if self.metavar is None and (self.words or self.type in (FILE, MODEL, OUTPUT)):
+        if self.metavar is None and (self.words or self.type in (FILE, WRITTEN, MODEL, OUTPUT)):
             self.metavar = "NAME" if self.words else "FILE"
 
     @property

@@ -32,7 +32,7 @@ def repeated(ctx: click.Context, *, without: Collection[str], absolute: bool = T
 
 def _said(parameter: click.Parameter, value: Any, absolute: bool) -> Iterator[str]:
     """A value as it is typed."""
-    if absolute and isinstance(value, str) and parameter.type in (_help.FILE, _help.MODEL):
+    if absolute and isinstance(value, str) and parameter.type in (_help.FILE, _help.WRITTEN, _help.MODEL):
         # A recipe may be a preset's name, a source a URL.
         value = os.path.abspath(value) if os.path.exists(value) or parameter.name == "output" else value
     if not isinstance(parameter, click.Option):

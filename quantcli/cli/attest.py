@@ -32,7 +32,7 @@ from quantcli.cli import _help, options
 @_help.option(
     "-o",
     "--output",
-    type=_help.FILE,
+    type=_help.WRITTEN,
     help="The file to write, replacing it.",
     show_default="standard output",
     group="Common",

@@ -86,11 +86,11 @@ _private = _help.option(
 output = _help.options(_written(_help.OUTPUT), _private)
 """-o, --force and --private, of a model that may be written to a URL."""
 
-local_output = _written(_help.FILE)
+local_output = _written(_help.WRITTEN)
 """-o and --force, of a file of this machine."""
 
 document = _output(
-    "Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.", _help.FILE
+    "Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.", _help.WRITTEN
 )
 """-o, for a file of what the command prints."""
 
@@ -180,7 +180,7 @@ _CONSOLE = _help.options(
     _help.option("-v", "--verbose", is_flag=True, help="Print more on standard error.", group="Run"),
     _help.option(
         "--log-file",
-        type=_help.FILE,
+        type=_help.WRITTEN,
         help="Write what was asked, decided and found to a file, in lines of JSON.",
         group="Run",
     ),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     group="Common",
 )
 @options.container
-@_help.option("-o", "--output", metavar="RECIPE", type=_help.FILE, help="Write the recipe.", group="Common")
+@_help.option("-o", "--output", metavar="RECIPE", type=_help.WRITTEN, help="Write the recipe.", group="Common")
 @_help.option(
     "--explain", is_flag=True, help="Price what would be bought or sold next around the budget.", group="Output"
 )

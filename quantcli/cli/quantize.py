@@ -47,7 +47,7 @@ MUCH = 64 << 20
 @_asking.recipe
 @_asking.statistics
 @_asking.selection
-@_help.option("--save-recipe", type=_help.FILE, help="Write the recipe of this run.", group="Output")
+@_help.option("--save-recipe", type=_help.WRITTEN, help="Write the recipe of this run.", group="Output")
 @_help.option(
     "--target-size",
     metavar="SIZE",

@@ -59,13 +59,15 @@ def pinned(path: str) -> str:
     return path
 
 
-def local(path: str) -> str:
-    """A path of this machine. Raises UsageError for a URL, and leaves out what may be secret in it."""
+def local(path: str, *, written: bool = False) -> str:
+    """A path of this machine. written: whether it is one to write. Raises UsageError for a URL, and leaves out what may
+    be secret in it."""
     if not is_url(path):
         return path
     shown = re.sub("://[^/@]*@", "://", path.partition("?")[0])
-    problem = "models are read from URLs, but nothing else, and nothing is written to them"
-    raise UsageError(problem, place=[shown], hint="name a path, and copy from there")
+    problem = "this must be a file on this machine, not a URL"
+    hint = "name a path, and upload the file from there" if written else "download it, and name the copy"
+    raise UsageError(problem, place=[shown], hint=hint)
 
 
 def look_up(path: str) -> None:

@@ -366,6 +366,13 @@ def test_outputs_and_files_of_options_are_no_urls(tmp_path: Path) -> None:
     for option in (["-o", "https://me:secret@host/a?secret"], ["--importance", "https://host/a?secret"]):
         ran = run("quantize", made_of, *option)
         assert "URL" in one_line(ran, 2) and "secret" not in ran.err
+    problem = "this must be a file on this machine, not a URL"
+    ways = {
+        "--importance": "download it, and name the copy",
+        "--save-recipe": "name a path, and upload the file from there",
+    }
+    for name, way in ways.items():
+        assert f"{name}: s3://bucket/a: {problem}; {way}\n" in run("quantize", made_of, name, "s3://bucket/a").err
     with pytest.raises(UsageError, match="nothing is written to https") as raised:
         quantcli.quantize_file(str(made_of), "https://me:secret@host/a?secret", bits=4)
     assert "secret" not in str(raised.value)
