@@ -26,6 +26,7 @@ INSTRUCTIONS = {
 
 EXTRAS = {
     "onnx": "quantcli observe runs ONNX models",
+    "gguf": "GGUF files, for which no packages are needed",
     "hub": "models of the Hugging Face hub by hf:// addresses",
     "cloud": "models in buckets by s3://, gs:// and az:// addresses",
     "dask": "a model quantized on several machines of a Dask cluster",
