@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from quantcli.tensors.second_order import Output
 
 
+HELD = 20_000
+"""Tensors up to which a report holds its rows, some 10 MB: to make them each time takes 8 microseconds a row."""
+
+
 def of_plan(
     plan: Sequence[Decided],
     results: Sequence[Result | None],
@@ -54,7 +58,7 @@ def of_plan(
     request: Request | None = None,
 ) -> RunReport:
     """The report on a plan, carried out (with results) or not. nbytes: of a tensor in the output. request: what it
-    follows, where that is known. What it says of each tensor is made when it is asked for."""
+    follows, where that is known. What it says of each of many tensors is made when it is asked for."""
 
     def made() -> Iterator[tuple[Decided, TensorReport, Metrics | None]]:
         for tensor, result in zip(plan, results or repeat(None)):
@@ -69,15 +73,18 @@ def of_plan(
         info, result = plan[number].info, results[number] if results else None
         return info.nbytes, info.dtype, info.shape, result.digest if result is not None else None
 
-    whole = _Whole(plan, request)
+    whole, held = _Whole(plan, request), list[TensorReport]()
     for tensor, t, metrics in made():
         whole.add(tensor, t, metrics)
+        if len(plan) <= HELD:
+            held.append(t)
+    tensors: Sequence[TensorReport] = held or Each(len(plan), lambda: (t for _, t, _ in made()), one)
     return RunReport(
         command=command,
         source=source,
         output=output,
-        tensors=Each(len(plan), lambda: (t for _, t, _ in made()), one),
-        warnings=whole.warnings(lambda: ((tensor, t) for tensor, t, _ in made())),
+        tensors=tensors,
+        warnings=whole.warnings(lambda: zip(plan, tensors)),
         equal=whole.equal.found(told, lambda number: plan[number].info.name),
         summary=whole.totals.summary(
             whole.metrics.found if whole.metrics.count else None,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import ROOT, run
 
 from quantcli.planning.reasons import REASONS
+from quantcli.reports import build
 from quantcli.reports.gathered import equal, named
 from quantcli.reports.records import TensorReport, tensor_report
 from quantcli.tensors.info import TensorInfo
@@ -41,3 +47,15 @@ def test_a_warning_names_three() -> None:
     """Of a million tensors too."""
     assert named("odd", []) == [] and named("odd", ["a"]) == ["odd: a"]
     assert named("odd", map(str, range(1_000))) == ["odd: 0, 1, 2 and 997 more"]
+
+
+def test_rows_that_are_made_again_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of few tensors, whose rows are held, is said of many too."""
+    command = "quantize", ROOT / "sample_models" / "tiny-llama", "-o", tmp_path / "w4", "--group-size", "32", "--force"
+    found = []
+    for held in (build.HELD, 0):
+        monkeypatch.setattr(build, "HELD", held)
+        document = json.loads(run(*command, "--json").out)
+        document["summary"]["seconds"] = None
+        found.append((document, (tmp_path / "w4" / "README.md").read_text()))
+    assert found[0] == found[1] and found[0][0]["tensors"]
