@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar, overload
@@ -9,7 +10,7 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 
-class Again(Iterable[T]):
+class Remade(Iterable[T]):
     """Items that are made each time that they are gone through, however many they are."""
 
     __slots__ = ("_make",)
@@ -21,7 +22,42 @@ class Again(Iterable[T]):
         return iter(self._make())
 
 
-class Each(Sequence[T]):
+class Numbered(Sequence[T]):
+    """A list that makes the item of a number. What is one has its length, `at`, and where that is faster for items that
+    follow each other, `between`.
+
+    >>> class Squares(Numbered[int]):
+    ...     __len__ = lambda self: 4
+    ...     at = lambda self, number: number * number
+    >>> list(Squares()), Squares()[-1], Squares()[1:3], Squares()[::-1]
+    ([0, 1, 4, 9], 9, [1, 4], [9, 4, 1, 0])
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def at(self, number: int) -> T:
+        """The item of a number from 0 on."""
+
+    def between(self, first: int, last: int) -> Iterable[T]:
+        """The items from number `first` to the one before `last`."""
+        return map(self.at, range(first, last))
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[T]: ...
+    def __getitem__(self, number: int | slice) -> T | list[T]:
+        if not isinstance(number, slice):
+            return self.at(range(len(self))[number])
+        wanted = range(len(self))[number]
+        return [*(self.between(wanted.start, wanted.stop) if wanted.step == 1 else map(self.at, wanted))]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.between(0, len(self)))
+
+
+class Each(Numbered[T]):
     """A list whose items are made each time that they are asked for: those of a million tensors take 400 MiB.
 
     make: makes all, in order; one: makes that of a number, where that takes less than to make those before it.
@@ -39,15 +75,13 @@ class Each(Sequence[T]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, number: int) -> T: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[T]: ...
-    def __getitem__(self, number: int | slice) -> T | list[T]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(self._count)[number]] if self._one is not None else [*self][number]
-        at = range(self._count)[number]
-        return self._one(at) if self._one is not None else next(islice(self._make(), at, None))
+    def at(self, number: int) -> T:
+        """The item of a number."""
+        return self._one(number) if self._one is not None else next(islice(self._make(), number, None))
+
+    def between(self, first: int, last: int) -> Iterable[T]:
+        """Items that follow each other."""
+        return islice(self._make(), first, last) if self._one is None else map(self._one, range(first, last))
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._make())

@@ -31,9 +31,9 @@ def check_model(output: str | None, to: str | None, *, private: bool = False) ->
     """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target, and
     for one that is to be private and is in no repository of the hub."""
     if private:
-        from quantcli.stores import destinations
+        from quantcli.folders.prepare import check_private
 
-        destinations.make_private(output or "", dry_run=True)
+        check_private(output or "")
     if output is None or output == "-":
         return
     from quantcli.layouts.writer import named

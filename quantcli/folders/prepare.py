@@ -22,7 +22,7 @@ from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.scopes import scope
-from quantcli.stores import Source, destinations, places
+from quantcli.stores import Source, destinations, places, remote
 from quantcli.stores.pipelines import prefixed
 
 
@@ -102,8 +102,15 @@ def destination(
     if told is not None:
         destinations.check_card(real, told)
     if private and not dry_run:
-        destinations.make_private(real, dry_run=False)
+        check_private(real)
+        destinations.make_private(real)
     return real, side
+
+
+def check_private(output: str) -> None:
+    """Raise UsageError for an output that is to be private and is in no repository of the hub."""
+    if remote.scheme_of(output) != "hf":
+        raise UsageError("only repositories of the hub are private", place=["--private"], hint="leave it out")
 
 
 def ready(

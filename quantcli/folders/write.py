@@ -22,7 +22,7 @@ from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished, Ledger
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.layouts.config import json_beside, without_quantization
-from quantcli.layouts.native.results import NamedResults, Results
+from quantcli.layouts.native.results import Results
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
 from quantcli.passes.completion import Completion
@@ -163,7 +163,7 @@ def _write_files(options: Options, state: State, ledger: Ledger) -> None:
             piece = cutter.piece(state.at, len(state.files) + 1)
             if not cutter.holds(piece):
                 after.wait()
-                state.results.append(NamedResults().in_order(piece.cut.tensors))
+                state.results.append(Results.of(None for _ in piece.cut.tensors))
                 state.at += piece.count
                 continue
             if ledger.earlier:  # what is recorded of them changes
@@ -199,10 +199,9 @@ def _taken_over(cutter: Cutter, known: Finished, state: State, options: Options,
         piece = Cutter(state.source, state.model, state.limit).piece(state.at, len(state.files) + 1, known.tensors)
     file = cutter.file(piece)
     resume.check_same(path, file, found, piece.source, options)
-    results = NamedResults()
-    results.update({name: m.result for name, m in found.items()})
     _add(state, piece, file)
-    state.results.append(results.in_order(piece.cut.tensors))
+    known_of = {name: m.result for name, m in found.items()}
+    state.results.append(Results.of(map(known_of.get, piece.cut.tensors)))
     ledger.take_over({state.part.named(piece.cut.name): known})
     return True
 

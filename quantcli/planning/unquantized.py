@@ -292,11 +292,9 @@ class AnotherKind:
         held = self._found.get(name)
         if held is None:
             held = self._found[name] = _Alike(t.info.name)
-        held.count, held.nbytes, held.bytes_out = (
-            held.count + 1,
-            held.nbytes + t.info.nbytes,
-            held.bytes_out + t.bytes_out,
-        )
+        held.count += 1
+        held.nbytes += t.info.nbytes
+        held.bytes_out += t.bytes_out
 
     def lines(self) -> list[str]:
         """The warning; none where there are no such parts."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from quantcli.each import Again, Each
+from quantcli.each import Each, Remade
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.native.stored import StoredTensor
 from quantcli.metrics import Metrics, Sum
@@ -84,7 +84,7 @@ def of_plan(
         source=source,
         output=output,
         tensors=tensors,
-        warnings=whole.warnings(lambda: zip(plan, tensors)),
+        warnings=whole.warnings(tensors),
         equal=whole.equal.found(told, lambda number: plan[number].info.name),
         summary=whole.totals.summary(
             whole.metrics.found if whole.metrics.count else None,
@@ -123,16 +123,17 @@ class _Whole:
             self._other.add(entry)
             self._kept.add(entry)
 
-    def warnings(self, again: Callable[[], Iterable[tuple[Decided, TensorReport]]]) -> list[str]:
+    def warnings(self, tensors: Sequence[TensorReport]) -> list[str]:
         """The warnings about what a plan does to tensors, and about what it leaves in floating point or does not.
-        again: goes through the tensors once more."""
-        entries = Again(lambda: (Entry(tensor, t.bytes_out) for tensor, t in again() if t.reason != LEFT_OUT))
+        tensors: what is reported of each."""
+        plan = self._plan
+        entries = Remade(lambda: (Entry(d, t.bytes_out) for d, t in zip(plan, tensors) if t.reason != LEFT_OUT))
         return [
             *self._wider.lines(),
             *self._nonfinite.lines(),
-            *unweighted(self._plan),
-            *offset_warning(self._plan, self._request),
-            *cautions(self._plan),
+            *unweighted(plan),
+            *offset_warning(plan, self._request),
+            *cautions(plan),
             *self._beaten,
             *self._other.lines(),
             *self._kept.lines(entries),

@@ -25,6 +25,7 @@ def unweighted(plan: Sequence[Decided]) -> list[str]:
 
 
 def offset_warning(plan: Sequence[Decided], request: Request | None) -> list[str]:
+    """The warning about float offsets, unless the target that was asked for has no others."""
     if request is not None and request.to is not None and writer.named(request.to).offsets_only:
         return []
     own = [t.scheme for t, _ in alike(plan) if t.scheme is not None and t.scheme.storage != "super-blocks"]

@@ -161,9 +161,7 @@ def report_of(
         optimal=allocation.optimal,
         uniform=Uniform(cost=float(planned.uniform[0]), scheme=planned.uniform[1]) if planned.uniform else None,
         tensors=[tensor for unit in units for tensor in unit.tensors],
-        warnings=[
-            *unquantized.unquantized(sized, planned.requests.get(""), by_rules=True),
-        ],
+        warnings=unquantized.unquantized(sized, planned.requests.get(""), by_rules=True),
         units=units,
         advice=_advice(planned) if explain else None,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import accumulate, chain
-from typing import TypeVar, overload
+from typing import TypeVar
 
+from quantcli.each import Numbered
 from quantcli.tensors.info import Kind, TensorInfo
 
 T = TypeVar("T")
@@ -15,12 +16,11 @@ T = TypeVar("T")
 _LAST = (1 << 63) - 1
 """The last place in a file that there can be. What a damaged file has beyond it begins there."""
 
-
 _NARROW = (1 << 32) - 1
 """The last place in a text that a number of 4 bytes says."""
 
 
-class Names(Sequence[str]):
+class Names(Numbered[str]):
     """Names in order, each once: their UTF-8 one after another, and numbers of 4 bytes. As texts in a dict they
     take 150 bytes more for each."""
 
@@ -32,7 +32,7 @@ class Names(Sequence[str]):
 
     def add(self, name: str) -> bool:
         """Add a name at the end; whether it is a new one."""
-        at = self._at(name)
+        at = self._slot(name)
         if self._slots[at]:
             return False
         self._text += name.encode("utf-8", "surrogatepass")
@@ -46,9 +46,9 @@ class Names(Sequence[str]):
 
     def find(self, name: str) -> int:
         """The number of a name; -1 where it is none of these."""
-        return self._slots[self._at(name)] - 1
+        return self._slots[self._slot(name)] - 1
 
-    def _at(self, name: str) -> int:
+    def _slot(self, name: str) -> int:
         """The slot of a name: the one with its number, or an empty one."""
         raw, slots, ends = name.encode("utf-8", "surrogatepass"), self._slots, self._ends
         last, size = len(slots) - 1, len(raw)
@@ -73,23 +73,11 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[str]: ...
-    def __getitem__(self, number: int | slice) -> str | list[str]:
-        if isinstance(number, slice):
-            wanted = range(len(self))[number]
-            if wanted.step == 1:
-                return [*self._between(wanted.start, wanted.stop)]
-            return [self[one] for one in wanted]
-        at = range(len(self))[number]
-        return self._text[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
+    def at(self, number: int) -> str:
+        """The name of a number."""
+        return self._text[self._ends[number] : self._ends[number + 1]].decode("utf-8", "surrogatepass")
 
-    def __iter__(self) -> Iterator[str]:
-        return self._between(0, len(self))
-
-    def _between(self, first: int, last: int) -> Iterator[str]:
+    def between(self, first: int, last: int) -> Iterator[str]:
         """The names from one number to another."""
         text, begin = self._text, self._ends[first]
         for end in self._ends[first + 1 : last + 1]:
@@ -100,7 +88,7 @@ class Names(Sequence[str]):
         return isinstance(name, str) and self.find(name) >= 0
 
 
-class Tensors(Sequence[TensorInfo]):
+class Tensors(Numbered[TensorInfo]):
     """Tensors in order, each of another name, and where each begins. What describes one is made when it is asked for;
     dtype and shape are shared by all that have the same."""
 
@@ -155,20 +143,17 @@ class Tensors(Sequence[TensorInfo]):
     def __len__(self) -> int:
         return len(self._begins)
 
-    @overload
-    def __getitem__(self, number: int) -> TensorInfo: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[TensorInfo]: ...
-    def __getitem__(self, number: int | slice) -> TensorInfo | list[TensorInfo]:
-        if isinstance(number, slice):
-            return [TensorInfo(name, *self._known[kind]) for name, kind in zip(self.names[number], self._kinds[number])]
-        return TensorInfo(self.names[number], *self._known[self._kinds[number]])
+    def at(self, number: int) -> TensorInfo:
+        """The tensor of a number."""
+        return TensorInfo(self.names.at(number), *self._known[self._kinds[number]])
 
-    def __iter__(self) -> Iterator[TensorInfo]:
-        return (TensorInfo(name, *self._known[kind]) for name, kind in zip(self.names, self._kinds))
+    def between(self, first: int, last: int) -> Iterator[TensorInfo]:
+        """The tensors from one number to another."""
+        each = zip(self.names.between(first, last), self._kinds[first:last])
+        return (TensorInfo(name, *self._known[kind]) for name, kind in each)
 
 
-class Joined(Sequence[T]):
+class Joined(Numbered[T]):
     """What there is of the tensors of several files, one file after another."""
 
     __slots__ = ("_parts", "_starts")
@@ -179,22 +164,16 @@ class Joined(Sequence[T]):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    @overload
-    def __getitem__(self, number: int) -> T: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[T]: ...
-    def __getitem__(self, number: int | slice) -> T | list[T]:
-        if isinstance(number, slice):
-            wanted = range(len(self))[number]
-            if wanted.step != 1:
-                return [self[one] for one in wanted]
-            first = bisect_right(self._starts, wanted.start) - 1
-            last = bisect_left(self._starts, wanted.stop)
-            parts = zip(self._starts[first:last], self._parts[first:last])
-            return [one for at, part in parts for one in part[max(wanted.start - at, 0) : max(wanted.stop - at, 0)]]
-        at = range(len(self))[number]
-        part = bisect_right(self._starts, at) - 1
-        return self._parts[part][at - self._starts[part]]
+    def at(self, number: int) -> T:
+        """What there is of the tensor of a number."""
+        part = bisect_right(self._starts, number) - 1
+        return self._parts[part][number - self._starts[part]]
+
+    def between(self, first: int, last: int) -> Iterable[T]:
+        """What there is of the tensors from one number to another."""
+        touched = slice(bisect_right(self._starts, first) - 1, bisect_left(self._starts, last))
+        parts = zip(self._starts[touched], self._parts[touched])
+        return (one for begin, part in parts for one in part[max(first - begin, 0) : max(last - begin, 0)])
 
     def __iter__(self) -> Iterator[T]:
         return chain.from_iterable(self._parts)

@@ -288,7 +288,7 @@ def is_sent(path: str) -> bool:
 def check_parts(path: str, *option: str) -> None:
     """Raise UsageError for an output that cannot be made of parts, or by several processes. option: what asks for
     that."""
-    if places.is_url(path) and remote.scheme_of(path) not in IN_STEPS:
+    if is_sent(path):
         problem = f"outputs of {remote.scheme_of(path)}:// are made by one process, not of parts"
         raise UsageError(problem, place=[path, *option], hint="name a folder or s3://, and copy the result")
 
@@ -296,7 +296,7 @@ def check_parts(path: str, *option: str) -> None:
 def resuming(path: str) -> str | None:
     """What --resume does not do for an output folder; None where it continues after finished files. Raises UsageError
     where it does nothing."""
-    if not places.is_url(path) or remote.scheme_of(path) in IN_STEPS:
+    if not is_sent(path):
         return None
     if remote.scheme_of(path) == "hf":
         return f"{path}: all is computed again, and what the hub has already is not uploaded again"
@@ -304,15 +304,12 @@ def resuming(path: str) -> str | None:
     raise UsageError(problem, place=[path, "--resume"], hint="leave it out, or name a folder or s3://")
 
 
-def make_private(path: str, *, dry_run: bool) -> None:
-    """Make the repository of an output, private, where there is none. Raises UsageError for an output that is in none,
-    or in a public one, QuantcliError where it cannot be made."""
-    if not places.is_url(path) or remote.scheme_of(path) != "hf":
-        raise UsageError("only repositories of the hub are private", place=["--private"], hint="leave it out")
-    if not dry_run:
-        from quantcli.stores.remote.hub_writing import HubSink
+def make_private(path: str) -> None:
+    """Make the repository of an output on the hub, private, where there is none. Raises UsageError for one that is
+    public, QuantcliError where it cannot be made."""
+    from quantcli.stores.remote.hub_writing import HubSink
 
-        HubSink(path, folder=True).make_private()
+    HubSink(path, folder=True).make_private()
 
 
 def check_card(path: str, content: bytes) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
-from typing import overload
 
-from quantcli.tensors.decided import Decided, Kept, Quantized
+from quantcli.each import Numbered
+from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 
 
-class Decisions(Sequence[Decided]):
+class Decisions(Numbered[Decided]):
     """What was decided for tensors, in order: the record of one is made when it is asked for. As records they take 350
     bytes each; what is decided is the same for most tensors of a kind.
 
     infos: the tensors; tensors: what was decided for each of them.
 
+    >>> from quantcli.tensors.decided import Kept
     >>> infos = [TensorInfo("a.bias", "F32", (8,)), TensorInfo("b.bias", "F32", (8,))]
     >>> found = Decisions(infos, [Kept(info=info, reason="bias") for info in infos])
     >>> found[1].info.name, len(found), [(first.info.name, count) for first, count in found.alike()]
@@ -54,14 +56,13 @@ class Decisions(Sequence[Decided]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, number: int) -> Decided: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Decided]: ...
-    def __getitem__(self, number: int | slice) -> Decided | list[Decided]:
-        if isinstance(number, slice):
-            return [*self._made(self._infos[number], self._numbers[number])]
+    def at(self, number: int) -> Decided:
+        """What was decided for the tensor of a number."""
         return self._makers[self._numbers[number]](info=self._infos[number])
+
+    def between(self, first: int, last: int) -> Iterator[Decided]:
+        """What was decided for tensors that follow each other."""
+        return self._made(self._infos[first:last], self._numbers[first:last])
 
     def __iter__(self) -> Iterator[Decided]:
         return self._made(self._infos, self._numbers)
@@ -82,18 +83,8 @@ def _kind(tensor: Decided) -> Hashable:
 
 def _maker(first: Decided) -> Callable[..., Decided]:
     """What makes the record of a tensor for which the same was decided."""
-    if first.scheme is None:
-        return partial(Kept, reason=first.reason, note=first.note)
-    return partial(
-        Quantized,
-        reason=first.reason,
-        scheme=first.scheme,
-        grouping=first.grouping,
-        scale_dtype=first.scale_dtype,
-        note=first.note,
-        columns=first.columns,
-        input_scale=first.input_scale,
-    )
+    names = [field.name for field in fields(first) if field.name != "info"]
+    return partial(type(first), **{name: getattr(first, name) for name in names})
 
 
 def alike(tensors: Sequence[Decided]) -> Iterable[tuple[Decided, int]]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.architectures import EXPERTS, Architecture
-from quantcli.each import Again
+from quantcli.each import Remade
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.compressed_tensors import runtimes
@@ -84,7 +84,7 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
     One scheme targets every Linear but the ignored ones; several name their modules, more bits first, because a
     loader that takes the first for all then fails loudly instead of decoding wrongly.
     """
-    own = Again(lambda: (tensor for tensor in tensors if tensor.scheme is not None))
+    own = Remade(lambda: (tensor for tensor in tensors if tensor.scheme is not None))
     model = model.of_file(module_of(tensor.info.name) for tensor in tensors)
     for tensor in own:
         why = obstacle(tensor, model)

@@ -6,12 +6,12 @@ As records the results of 100,000 small tensors would take 38 MiB, more than all
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping
 from itertools import count
 from operator import eq
 from struct import Struct
-from typing import overload
 
+from quantcli.each import Numbered
 from quantcli.layouts.native.document import Result
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
@@ -24,7 +24,7 @@ _Kind = tuple["Scheme | None", "int | None", bool, bool]
 """What the results of many tensors have in common."""
 
 
-class Results(Sequence["Result | None"]):
+class Results(Numbered["Result | None"]):
     """Results in the order of tensors, None for those that have none; a record of one is made when it is asked for.
 
     >>> found = Results()
@@ -41,6 +41,14 @@ minmax_sse=2.0, output=None)
         self._known, self._kinds = list[_Kind](), dict[tuple[int, int | None, bool, bool], int]()
         self._others = dict[int, Result | None]()  # the few whose outputs are known, or that are not of the usual form
         self._width = 0  # bytes of a digest
+
+    @classmethod
+    def of(cls, results: Iterable[Result | None]) -> Results:
+        """Such a list of these results."""
+        found = cls()
+        for result in results:
+            found.append(result)
+        return found
 
     def append(self, result: Result | None) -> None:
         """Add a result at the end."""
@@ -92,26 +100,15 @@ minmax_sse=2.0, output=None)
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, number: int) -> Result | None: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Result | None]: ...
-    def __getitem__(self, number: int | slice) -> Result | list[Result | None] | None:
-        if isinstance(number, slice):
-            return [self[one] for one in range(len(self))[number]]
-        return self._at(range(len(self))[number])
-
-    def __iter__(self) -> Iterator[Result | None]:
-        return map(self._at, range(len(self)))
-
-    def _at(self, place: int) -> Result | None:
-        if self._others and place in self._others:
-            return self._others[place]
-        scheme, numel, compared, digested = self._known[self._numbers[place]]
-        sse, power, largest, minmax, clipped = _FIGURES.unpack_from(self._figures, place * _FIGURES.size)
+    def at(self, number: int) -> Result | None:
+        """The result of the tensor of a number."""
+        if self._others and number in self._others:
+            return self._others[number]
+        scheme, numel, compared, digested = self._known[self._numbers[number]]
+        sse, power, largest, minmax, clipped = _FIGURES.unpack_from(self._figures, number * _FIGURES.size)
         return Result(
             None if numel is None else Metrics(sse, power, numel, largest, clipped),
-            self._digests[place * self._width : (place + 1) * self._width].hex() if digested else None,
+            self._digests[number * self._width : (number + 1) * self._width].hex() if digested else None,
             scheme,
             minmax if compared else None,
         )
@@ -130,10 +127,7 @@ class NamedResults(MutableMapping[str, Result]):
         wanted = array("q", (self._places.get(name, -1) for name in names))
         if len(wanted) == len(self._held) and all(map(eq, wanted, count())):
             return self._held
-        found = Results()
-        for place in wanted:
-            found.append(self._held[place] if place >= 0 else None)
-        return found
+        return Results.of(self._held.at(place) if place >= 0 else None for place in wanted)
 
     def __setitem__(self, name: str, result: Result) -> None:
         place = self._places.setdefault(name, len(self._held))

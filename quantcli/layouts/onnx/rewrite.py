@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli.each import Numbered
 from quantcli.errors import DataError, UsageError
 from quantcli.layouts.onnx import forms
 from quantcli.layouts.onnx.floating import floating
@@ -57,7 +58,7 @@ def suited(info: TensorInfo, scheme: Scheme, chosen: bool, graph: Graph) -> tupl
 # ---- the files --------------------------------------------------------------------------------------------------
 
 
-class _Pieces(Sequence[tuple[int, bytes]]):
+class _Pieces(Numbered[tuple[int, bytes]]):
     """The bytes of a file between its tensors; long runs of the source are read when they are asked for."""
 
     def __init__(self, source: InputFile, parts: Sequence[tuple[int, bytes | Range]]) -> None:
@@ -66,10 +67,9 @@ class _Pieces(Sequence[tuple[int, bytes]]):
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __getitem__(self, at):  # type: ignore[no-untyped-def]
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        offset, part = self._parts[at]
+    def at(self, number: int) -> tuple[int, bytes]:
+        """Where a run begins, and its bytes."""
+        offset, part = self._parts[number]
         return offset, part if isinstance(part, bytes) else self._source.read(part.begin, part.size)
 
 

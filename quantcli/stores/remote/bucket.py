@@ -42,21 +42,16 @@ class _Hidden:
         self.keep, self._closed = True, False
         self.left: list[str] | None = None
         self._last: list[str] | None = None
-        taken = False
-
-        def look() -> None:
-            nonlocal taken
-            self.left, taken = list(s3.listed(f"{self.folder}/")), not force and s3.any_of(path)
-
         with interrupts.deferred():
             self.lock = Lock(f"{self.folder}/lock", path, s3)
             interrupts.remember(self.close)
         try:
-            self.found, publishing, *_ = s3.together(
+            self.found, publishing, self.left, taken, *_ = s3.together(
                 lambda: s3.get(f"{self.folder}/journal"),
                 lambda: s3.get(f"{self.folder}/publishing"),
+                lambda: list(s3.listed(f"{self.folder}/")),
+                lambda: not force and s3.any_of(path),
                 lambda: s3.abort_below(f"{self.folder}/"),
-                look,
                 # There is none: who may not delete is refused now, and not when all is done.
                 lambda: s3.delete([f"{self.folder}/nothing"]),
             )
@@ -285,18 +280,16 @@ class _Folder:
 
     def _copies(self) -> dict[str, Callable[[], object]]:
         """What copies the files to their names, where nothing is any more."""
-        made, old = dict[str, int](), list[str]()
-        taken = False
-
-        def look() -> None:
-            nonlocal taken
-            made.update({f"{self.temp}/{name}": size for name, size in s3.listed(f"{self.temp}/").items()})
-            taken = not self.force and s3.any_of(self.path)
-
-        s3.together(self._hidden.lock.check, look, lambda: old.extend(s3.listed(f"{self.path}/")))
+        here, old, taken, _ = s3.together(
+            lambda: s3.listed(f"{self.temp}/"),
+            lambda: s3.listed(f"{self.path}/"),
+            lambda: not self.force and s3.any_of(self.path),
+            self._hidden.lock.check,
+        )
         if taken:
             self._hidden.keep = self.hold = False
             raise another_created(self.path)
+        made = {f"{self.temp}/{name}": size for name, size in here.items()}
         for url in self._from.values():
             if url not in made:
                 made[url] = s3.listed(url)[""]

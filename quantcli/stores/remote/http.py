@@ -211,13 +211,13 @@ def _placed(place: str) -> Iterator[None]:
 
 
 class Ranges:
-    """Ranges of the file at a URL, wherever that leads. shown: its name in errors; headers: of every request to its own
-    server, such as a token, as they are now; size: where it is known already."""
+    """Ranges of the file at a URL, wherever that leads. shown: its name in errors; login: the headers, as they are now,
+    that tell its own server who asks, None where it is told nothing; size: where it is known already."""
 
-    def __init__(self, url: str, shown: str, headers: Callable[[], Mapping[str, str]] = dict, size: int = -1) -> None:
+    def __init__(self, url: str, shown: str, login: Callable[[], Mapping[str, str]] | None, size: int = -1) -> None:
         self.url, self.shown, self.size = url, shown, size
-        self._asked_headers = headers
-        self._headers = dict(headers())
+        self._login = login
+        self._headers = self._latest()
         self._leads_to = url
         self.version: str | None = None
         self._whole: bytes | None = None
@@ -292,9 +292,13 @@ class Ranges:
                 return
         raise QuantcliError("it leads from one address to the next without end", place=[self.shown])
 
+    def _latest(self) -> dict[str, str]:
+        """The headers that log in now."""
+        return {} if self._login is None else dict(self._login())
+
     def _renewed(self) -> bool:
         """Whether there is another token than the one that was sent: it is sent from now on."""
-        before, self._headers = self._headers, dict(self._asked_headers())
+        before, self._headers = self._headers, self._latest()
         return self._headers != before
 
     def _check(self, answer: http.client.HTTPResponse, start: int, size: int) -> None:
@@ -313,7 +317,7 @@ class Ranges:
                 hint = "log in again with hf auth login, or set HF_TOKEN"
                 raise QuantcliError("the token has expired or was withdrawn", place=[self.shown], hint=hint)
             what, hint = "no access", ""
-            if status == 401 and self._asked_headers is dict:
+            if status == 401 and self._login is None:
                 what, hint = "a login is needed", "web servers are sent none: download the file, and name the copy"
             elif status == 401 and "Authorization" not in self._headers:
                 what = "a token is needed"
@@ -388,7 +392,7 @@ class _Web:
         below = FILE.search(clean.partition("://")[2].partition("/")[2].rpartition("/")[0])
         if below or (mark and digits not in self._queries):  # nothing is below a file
             raise MissingError(url)
-        ranges = Ranges(f"{clean}?{self._queries[digits]}" if mark else url, url)
+        ranges = Ranges(f"{clean}?{self._queries[digits]}" if mark else url, url, None)
         return RemoteFile(url, ranges, ranges.first())
 
 

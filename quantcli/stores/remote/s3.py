@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from quantcli.errors import QuantcliError
@@ -27,8 +27,6 @@ FLIGHTS = 2
 COPIED = 256 << 20
 """Bytes that S3 copies by itself in one request: more may take longer than an answer is waited for."""
 
-
-T = TypeVar("T")
 
 AT_ONCE = 16
 """Requests at a time that do not wait for each other."""
@@ -207,7 +205,7 @@ def any_of(url: str) -> bool:
     return any(together(lambda: begins(at["Key"]), lambda: begins(f"{at['Key']}/")))
 
 
-def together(*calls: Callable[[], T]) -> list[T]:
+def together(*calls: Callable[[], Any]) -> list[Any]:
     """What calls return that do not wait for each other. All have ended before an error is raised."""
     with ThreadPoolExecutor(min(AT_ONCE, len(calls) or 1)) as pool:
         return [made.result() for made in [pool.submit(call) for call in calls]]
