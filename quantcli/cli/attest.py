@@ -87,7 +87,8 @@ def command(
             console.inform(f"{dst} holds no digests of the weights it was made from: {source} is taken at your word")
     known = attest.recipe_in(dst, recipe)
     if known is None:
-        console.inform(f"nothing in {dst} tells that quantcli made it, and how: you say so; --recipe names its recipe")
+        told = f"nothing in {dst} tells that quantcli made it: the statement says so on your word"
+        console.inform(f"{told}; --recipe names the recipe it was made by")
     with console.bar("reading") as bar:
         found = attest.statement(
             dst,
