@@ -37,6 +37,10 @@ LOCAL = re.compile(r"local(?::([1-9][0-9]{0,2}))?")
 PATIENCE = 15
 """Seconds to wait for a scheduler, and for its first worker."""
 
+CONNECTIONS = 5
+"""How often a scheduler is asked for a connection: Dask's client asserts that the first message it is sent comes alone,
+and gives up where one that the scheduler sends to all clients, for another run's sake, comes with it."""
+
 RETRIES = 2
 """How often work is tried again whose worker met an error that quantcli does not know, such as one of the system."""
 
@@ -178,7 +182,10 @@ def _connected(stack: contextlib.ExitStack, address: str) -> Client:
         raise UsageError("not a number of workers from 1 to 999", place=place, hint=hint)
 
     def connected() -> Client:
-        return Client(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
+        for _ in range(CONNECTIONS):
+            with contextlib.suppress(AssertionError):
+                return Client(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
+        raise QuantcliError("the scheduler is busy with other runs", place=place, hint="try again later")
 
     try:  # where something else than a scheduler answers, Dask waits without end, whatever time it is given
         client: Client = stack.enter_context(interruptible(connected, seconds=PATIENCE + 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -30,7 +31,7 @@ from quantcli.stores import destinations
 
 pytest.importorskip("distributed")
 
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler, SchedulerPlugin
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -254,6 +255,31 @@ def test_two_drivers_on_one_destination(models: tuple[Path, Path], scheduler: st
         ran = run("quantize", models[0], "--bits", 4, "-o", tmp_path / "out", "--dask", scheduler)
     assert "another run is writing it; wait until it has ended" in one_line(ran, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+class Interrupts(SchedulerPlugin):
+    """Tells all clients of work that another one gave up, in the moment in which one is connected."""
+
+    left = 0
+
+    def add_client(self, scheduler: Scheduler, client: str) -> None:
+        if self.left:
+            self.left -= 1
+            message = {"op": "cancelled-keys", "keys": ["another run's"], "reason": "", "msg": ""}
+            asyncio.get_running_loop().call_soon(scheduler.report, message)
+
+
+def test_another_run_ends_while_this_one_connects(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """What a scheduler tells all clients comes with its greeting then, and Dask's client gives up."""
+    with cluster_of(1) as cluster:
+        plugin = Interrupts()
+        cluster.scheduler.add_plugin(plugin)
+        for times in (2, dasked.CONNECTIONS):
+            plugin.left = times
+            ran = run("compare", *models, "--dask", cluster.scheduler_address)
+            assert plugin.left == 0
+            assert ran.code == 0 or times > 2, ran
+    assert "the scheduler is busy with other runs" in one_line(ran, 2)
 
 
 def test_an_address_at_which_something_else_answers(
