@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -377,6 +378,11 @@ def test_a_bucket_holds_the_bytes_of_a_local_run(objects: Any, tmp_path: Path, s
     local = {f"a/w4/{name}": content for name, content in contents(tmp_path / "local").items()}
     assert weights(listed(objects)) == weights(local) and set(listed(objects)) == set(local)
     assert run("verify", f"{scheme}://bucket/a/w4", "--source", folder).code == 0
+    said = tmp_path / "w4.intoto.json"
+    said.write_text(run("attest", f"{scheme}://bucket/a/w4", "--source", folder, "-q").out, encoding="utf-8")
+    by_hand = {n.removeprefix("a/w4/"): hashlib.sha256(c).hexdigest() for n, c in listed(objects).items()}
+    assert {f["name"]: f["digest"]["sha256"] for f in json.loads(said.read_bytes())["subject"]} == by_hand
+    assert run("verify", f"{scheme}://bucket/a/w4", "--statement", said, "--source", folder).code == 0
     assert "the output exists" in one_line(quantized(folder, f"{scheme}://bucket/a/w4"), 2)
     assert quantized(folder, f"{scheme}://bucket/a/w4", "--force", "--max-shard-size", "20kB").code == 0
     assert quantized(folder, tmp_path / "cut", "--max-shard-size", "20kB").code == 0
