@@ -183,8 +183,15 @@ def _connected(stack: contextlib.ExitStack, address: str) -> Client:
 
     def connected() -> Client:
         for _ in range(CONNECTIONS):
-            with contextlib.suppress(AssertionError):
-                return Client(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
+            # One that fails is held and closed: garbage is closed at any moment, and if that is the start of the next
+            # one, in the same thread, both wait for the same lock of Dask without end.
+            client: Client = Client.__new__(Client)
+            try:
+                client.__init__(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[misc]
+            except AssertionError:
+                client.close()  # type: ignore[no-untyped-call]
+            else:
+                return client
         raise QuantcliError("the scheduler is busy with other runs", place=place, hint="try again later")
 
     try:  # where something else than a scheduler answers, Dask waits without end, whatever time it is given
