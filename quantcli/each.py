@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar, overload
@@ -85,3 +86,38 @@ class Each(Numbered[T]):
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._make())
+
+
+class Reordered(Numbered[T]):
+    """The items of another list in another order. order: the number of each in that list.
+
+    >>> list(Reordered("abcdef", array("I", [0, 2, 4, 1, 3, 5])))
+    ['a', 'c', 'e', 'b', 'd', 'f']
+    """
+
+    __slots__ = ("_items", "_order")
+
+    def __init__(self, items: Sequence[T], order: array[int]) -> None:
+        self._items, self._order = items, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def at(self, number: int) -> T:
+        """The item of a number."""
+        return self._items[self._order[number]]
+
+    def between(self, first: int, last: int) -> Iterator[T]:
+        """Items that follow each other; those that do so in the other list too are asked for together."""
+        for begin in range(first, last, _TOGETHER):
+            wanted = self._order[begin : min(begin + _TOGETHER, last)]
+            least, most = min(wanted), max(wanted)
+            if most - least < _APART * len(wanted):
+                held = self._items[least : most + 1]
+                yield from (held[number - least] for number in wanted)
+            else:
+                yield from (self._items[number] for number in wanted)
+
+
+_TOGETHER, _APART = 1000, 8
+"""Items that are asked for together, and how many times as many lie between the first and the last of them at most."""

@@ -171,8 +171,9 @@ class Architecture:
         >>> of({"model_type": "whisper"}).heads(["model.decoder.embed_tokens"])
         ['proj_out']
         """
-        present = {name for module in modules for name in self.names(module)}
-        present |= {name.removeprefix(self.prefix) for name in present}
+        wanted = {name for pair in self.shared.items() for name in pair}
+        called = (name for module in modules for name in self.names(module))
+        present = {own for name in called for own in (name, name.removeprefix(self.prefix)) if own in wanted}
         absent = {m: f for m, f in self.shared.items() if not {m, f} & present}
         return list(dict.fromkeys(name for pair in absent.items() for name in pair))
 

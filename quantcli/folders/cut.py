@@ -122,7 +122,7 @@ class Cutter:
 
     def holds(self, piece: Piece) -> bool:
         """Whether the layout stores any of the tensors."""
-        return any(name in piece.model.conversion.jobs for name in piece.cut.tensors)
+        return any(map(piece.model.conversion.holds, piece.cut.tensors))
 
     def pieces(self) -> Iterator[Piece]:
         """All files as they are planned."""
@@ -140,7 +140,7 @@ def _shards(source: Source, model: Outgoing) -> Mapping[str, Source]:
     shards = {output_name(name): shard for name, shard in source.shards.items()}
     if outputs.documented(model.to):
         return shards
-    held = [s for s in source.shards.values() if any(i.name in model.conversion.jobs for i in s.infos())]
+    held = [s for s in source.shards.values() if any(model.conversion.holds(i.name) for i in s.infos())]
     names = {s: outputs.loadable(n, held.index(s), len(held)) for n, s in shards.items() if s in held}
     return {names.get(shard, name): shard for name, shard in shards.items()}
 

@@ -56,8 +56,8 @@ def pieces(source: Source, model: Outgoing, files: Iterable[tuple[str, Packed]])
 
 def packed(model: Outgoing, tensors: Iterable[str]) -> Packed:
     """The names of all that holds these tensors of a model: those of a million tensors take 250 MB as texts."""
-    stored = model.conversion.stored
-    names = sorted(begin + end for name in tensors for begin, own in stored(name) for end, _ in own)
+    held = map(model.by_name.__getitem__, tensors)
+    names = sorted(begin + end for t in held for begin, own in model.conversion.stored(t) for end, _ in own)
     return [
         zlib.compress(json.dumps(names[first : first + _AT_ONCE]).encode(), 1)
         for first in range(0, len(names), _AT_ONCE)

@@ -106,7 +106,7 @@ def pieces_of(files: Sequence[tuple[str, Mapping[str, Finished]]], model: str) -
 
 def _final(planned: Planned, pieces: Pieces, options: Options) -> Planned:
     """A model with what its tensors turned out to be. Raises DataError where that changes how others are stored."""
-    gone = [name for name in planned.model.conversion.jobs if name in planned.model.by_name and name not in pieces]
+    gone = [name for name in planned.model.jobs if name in planned.model.by_name and name not in pieces]
     if gone:
         raise DataError("no part has written it", place=[planned.source.path, printable(gone[0])])
     known = planned.model.by_name
@@ -118,7 +118,7 @@ def _final(planned: Planned, pieces: Pieces, options: Options) -> Planned:
         check(plan)
         model = outputs.planned(plan, planned.source, digest=options.digest)
     for name, piece in pieces.items():
-        job = model.conversion.jobs.get(name)
+        job = model.jobs.get(name)
         if job is None or (list(job.outputs), job.kind) != (_outputs(piece), piece.values["kind"]):
             other = next((n for n in amended if n != name), name)
             raise DataError(
@@ -167,7 +167,7 @@ def _runs(file: OneFile, model: Outgoing, pieces: Pieces) -> dict[str, list[Run]
     runs = dict[str, list[Run]]()
     for name in file.tensors:
         piece = pieces[name]
-        held = zip(model.conversion.jobs[name].outputs, piece.values["outputs"])
+        held = zip(model.jobs[name].outputs, piece.values["outputs"])
         for number, (output, (*_, home, start)) in enumerate(held):
             at = file.place(name, number)
             assert at is not None, f"{output.name}: in another file"

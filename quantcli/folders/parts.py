@@ -332,7 +332,7 @@ def make(planned: Planned, unit: Unit, task: Task, folder: str, options: Options
     for file in files:
         values = {}
         for name in file.tensors:
-            job = model.conversion.jobs[name]
+            job = model.jobs[name]
             placed = [
                 [o.name, o.dtype, list(o.shape), at.name, place]
                 for number, o in enumerate(job.outputs)
@@ -358,7 +358,7 @@ def _files(files: Sequence[OneFile], task: Task, packed: Outgoing | None) -> lis
     def cut(file: OneFile, names: tuple[str, ...]) -> OneFile:
         if packed is None:
             return file.fragment(names)
-        jobs = packed.conversion.jobs
+        jobs = packed.jobs
         return file.packed({name: [o.nbytes for o in jobs[name].outputs] for name in names})
 
     return [file if names == file.tensors else cut(file, names) for file, names in held if names]

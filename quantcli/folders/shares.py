@@ -174,14 +174,13 @@ def units(planned: Planned, *, folder: bool, base: str) -> list[Unit]:
     """The files of weights of a model, as they are planned. folder: whether the output is one; base: the name of a
     single file."""
     source, model = planned.source, planned.model
-    jobs = model.conversion.jobs
     if not folder:
         cut = outputs.whole(source, model, base)
         found = outputs.files(model, cut, source.path)
         return [Unit(source, cut, tuple(name for file in found for name in file.tensors))]
     cutter = Cutter(source, model, planned.request.max_shard_size)
     pieces = [piece for piece in cutter.pieces() if cutter.holds(piece)]
-    return [Unit(p.source, p.cut, tuple(n for n in p.cut.tensors if n in jobs)) for p in pieces]
+    return [Unit(p.source, p.cut, tuple(filter(model.conversion.holds, p.cut.tensors))) for p in pieces]
 
 
 def tasks(parts: Mapping[str, Planned], found: Mapping[str, list[Unit]], share: Share) -> list[Task]:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from quantcli import architectures
@@ -26,6 +27,7 @@ from quantcli.layouts.native.results import Results
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
 from quantcli.passes.completion import Completion
+from quantcli.passes.converting import stored_otherwise
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.passes.write import Outcome
@@ -235,16 +237,16 @@ def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: 
     after.wait()
     state.plan = state.plan.amended(outcome.amendments)
     state.model = outputs.planned(state.plan, state.source, digest=options.digest)
-    together = model.to is not None  # in the native layout each tensor is stored by itself
-    if together and any(_differs(model, state.model, info.name) for info in state.source.infos()[: state.at]):
+    if _differ(cutter.model, state.model, state.at):
         state.files, state.results, state.at = [], [], 0
         ledger.restart(state.part)
 
 
-def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
-    """Whether a tensor that is stored is stored otherwise because another one is."""
-    old, new = before.conversion.jobs.get(name), after.conversion.jobs.get(name)
-    return old is not None and (new is None or (old.outputs, old.kind) != (new.outputs, new.kind))
+def _differ(before: Outgoing, after: Outgoing, count: int) -> bool:
+    """Whether one of the first tensors, which are stored, is stored otherwise because another one is."""
+    if before.to is None:  # in the native layout each tensor is stored by itself
+        return False
+    return stored_otherwise(before.conversion, after.conversion, islice(zip(before.tensors, after.tensors), count))
 
 
 def _add(state: State, piece: Piece, file: OneFile) -> None:
@@ -390,6 +392,6 @@ def _files_of(export: Export) -> list[tuple[Source, OneFile]]:
 def _cut_of(name: str, shard: Source, model: Outgoing) -> Cut:
     """What of a native model is in a shard, and stored by the layout."""
     held = {info.name for info in shard.infos()}
-    jobs = model.conversion.jobs
+    jobs = model.jobs
     own = [t.info.name for t in model.tensors if {t.info.name, f"{t.info.name}_packed"} & held]
     return Cut(name, tuple(n for n in own if n in jobs), shard.metadata, 0, outputs.intact(shard))

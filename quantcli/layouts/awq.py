@@ -18,7 +18,7 @@ the weight, and scales of whole rows where that gives groups that every reader s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -277,12 +277,12 @@ def _job(weight: Weight, group: int) -> Job:
     return Job(outputs=outputs, pieces=pieces)
 
 
-def _group(weights: Sequence[Weight]) -> int:
+def _group(weights: Iterable[Weight]) -> int:
     """The size of the groups of a model; for whole rows the largest that every reader supports, if there is one."""
     found = one_group(weights, GROUPS)
     if found != -1:
         return found
-    return finer(math.gcd(*(facts(w)[1].cols for w in weights)), COMMON) or -1
+    return finer(math.gcd(*{facts(w)[1].cols for w in weights}), COMMON) or -1
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
@@ -299,7 +299,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "modules_to_not_convert": kept,
     }
     return Conversion(
-        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t, group) for t in tensors},
+        job=lambda t: plain(t.info) if t.scheme is None else _job(t, group),
+        stem=module_of,
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},
         notes=[

@@ -272,7 +272,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "modules_to_not_convert": kept,
     }
     return Conversion(
-        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
+        job=lambda t: plain(t.info) if t.scheme is None else _job(t),
+        stem=module_of,
         config={"quantization_config": settings},
         notes=[*unknown(model), *loads_experts(tensors, model), *_renamed(model), *unjoined(tensors)],
     )

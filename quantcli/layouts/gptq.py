@@ -322,7 +322,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     if not symmetric or bits not in (4, 8):
         notes.append("vLLM loads only symmetric weights of 4 or 8 bits")
     return Conversion(
-        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t, group, VERSIONS[version]) for t in tensors},
+        job=lambda t: plain(t.info) if t.scheme is None else _job(t, group, VERSIONS[version]),
+        stem=module_of,
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},
         notes=notes,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
+from quantcli.each import Remade
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.writer import Weight
 from quantcli.patterns import module_of
-from quantcli.tensors.fused import together
+from quantcli.tensors.decisions import alike
+from quantcli.tensors.fused import is_fused, partners, together
 
 
 def refuse_mixed(tensors: Sequence[Weight]) -> None:
     """Raise UsageError where vLLM and SGLang would join weights of several schemes, or one with a kept one."""
-    by_name = {tensor.info.name: tensor for tensor in tensors if len(tensor.info.shape) > 1}
+    by_name = _beside_others(tensors)
     for name, tensor in by_name.items():
         if tensor.scheme is None:
             continue
@@ -29,6 +32,20 @@ def refuse_mixed(tensors: Sequence[Weight]) -> None:
             hint = f"quantize with {way} 're:.*\\.({'|'.join(words)})\\.weight', or --to native"
             place = module_of(name).rpartition(".")[0]
             raise UsageError(problem, place=[printable(place, 120)] if place else [], hint=hint)
+
+
+def _beside_others(tensors: Sequence[Weight]) -> dict[str, Weight]:
+    """By their names the matrices that have another scheme than most, and those that runtimes would join with them:
+    few, where all of a million tensors would take 500 MB."""
+    counts = Counter[str]()
+    for tensor, count in alike(tensors):
+        counts[_scheme(tensor)] += count if len(tensor.info.shape) > 1 else 0
+    (usual, _), *others = counts.most_common()
+    if not others:
+        return {}
+    matrices = Remade(lambda: (t for t in tensors if len(t.info.shape) > 1))
+    own = {t.info.name for t in matrices if _scheme(t) != usual and is_fused(t.info.name)}
+    return {t.info.name: t for t in matrices if t.info.name in own or partners(t.info.name, own)} if own else {}
 
 
 def _last(tensor: Weight) -> str:
@@ -50,15 +67,16 @@ JOINED = re.compile(r".*\b(?:q_proj|k_proj|gate_proj|w1)\.weight")
 
 def unjoined(tensors: Sequence[Weight]) -> list[str]:
     """The note on weights in blocks that runtimes cannot join with others, as those end within a block."""
-    found = [
-        tensor.info
-        for tensor in tensors
-        if tensor.scheme is not None
-        and tensor.scheme.granularity == "block"
-        and tensor.info.shape[0] % tensor.scheme.group_size
-        and JOINED.fullmatch(tensor.info.name)
-    ]
-    if not found:
+    if not any(map(_uneven, (tensor for tensor, _ in alike(tensors)))):
         return []
-    why = f"{printable(found[0].name, 120)} has {found[0].shape[0]} rows, not whole blocks"
+    found = next((t.info for t in tensors if _uneven(t) and JOINED.fullmatch(t.info.name)), None)
+    if found is None:
+        return []
+    why = f"{printable(found.name, 120)} has {found.shape[0]} rows, not whole blocks"
     return [f"vLLM and SGLang do not load this model: they join q, k and v, and gate and up, and {why}"]
+
+
+def _uneven(tensor: Weight) -> bool:
+    """Whether the last block of rows of a weight in blocks is not whole."""
+    scheme = tensor.scheme
+    return scheme is not None and scheme.granularity == "block" and bool(tensor.info.shape[0] % scheme.group_size)

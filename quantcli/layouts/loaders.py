@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 
 from quantcli import architectures
 from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOADABLE, UNNAMED, Architecture
@@ -91,25 +92,25 @@ def unknown(model: Architecture) -> list[str]:
     ]
 
 
-def modules(tensors: Sequence[Weight], *, quantized: bool) -> list[str]:
-    """Modules whose matrix is quantized, or those whose matrix is kept."""
-    return [
+def modules(tensors: Sequence[Weight], *, quantized: bool) -> Iterator[str]:
+    """Modules whose matrix is quantized, or those whose matrix is kept, one after another."""
+    return (
         module_of(t.info.name)
         for t in tensors
         if (t.scheme is not None) == quantized and t.info.name.endswith(".weight") and len(t.info.shape) == 2
-    ]
+    )
 
 
 def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = False) -> list[str]:
     """Modules whose matrix is kept, under all their names, and Linear layers that have no tensor in the file because
     they share one. linear: only modules that may be Linear layers."""
-    kept = modules(tensors, quantized=False)
+    kept = list(modules(tensors, quantized=False))
     model = model.of_file(module_of(tensor.info.name) for tensor in tensors)
     layers = (None, DIRECT, INITIALIZED)
     if not model.known and model.library == "diffusers":  # an embedder may be a Linear layer
         linear = False
     named = [n for m in kept if not linear or model.holder(m) in layers for n in model.names(m)]
-    return list(dict.fromkeys([*named, *model.heads([*kept, *modules(tensors, quantized=True)])]))
+    return list(dict.fromkeys([*named, *model.heads(chain(kept, modules(tensors, quantized=True)))]))
 
 
 def refuse_skipped(tensors: Sequence[Weight], kept: Sequence[str], skips: Callable[[str, str], bool]) -> None:

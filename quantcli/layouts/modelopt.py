@@ -172,13 +172,14 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     kept = ignored(tensors, model)
     refuse_skipped(tensors, kept, lambda name, module: name in module)
     algorithm = ALGORITHMS[next(iter(schemes))]
-    size = {} if algorithm.startswith("FP8") else {"group_size": facts(quantized(tensors)[0])[0].group_size}
+    size = {} if algorithm.startswith("FP8") else {"group_size": facts(next(iter(quantized(tensors))))[0].group_size}
     producer = {"name": "quantcli", "version": __version__}
     own = {"quant_algo": algorithm, "kv_cache_quant_algo": None, **size, "exclude_modules": kept}
     settings = {"quant_method": "modelopt", "quant_algo": algorithm, **size, "ignore": kept, "producer": producer}
     document = json.dumps({"producer": producer, "quantization": own}, indent=2) + "\n"
     return Conversion(
-        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
+        job=lambda t: plain(t.info) if t.scheme is None else _job(t),
+        stem=module_of,
         config={"quantization_config": settings},
         beside={"hf_quant_config.json": document.encode()},
         notes=[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.dtypes import DTYPES, from_float32, to_float32
+from quantcli.each import Remade
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.kernels import BlockScales, joined_blocks, row_bytes
 from quantcli.layouts.writer import Codes, Job, Piece, Raw, Weight, Write
@@ -215,14 +216,18 @@ def pack_rows(values: NDArray[Any], bits: int) -> NDArray[Any]:
     return packing.pack(np.ascontiguousarray(values), bits).view("<u4")
 
 
-def one_group(weights: Sequence[Weight], sizes: Sequence[int]) -> int:
+def one_group(weights: Iterable[Weight], sizes: Sequence[int]) -> int:
     """The size of the groups all weights can be stored in, -1 for whole rows: a common divisor of their own sizes that
     rows longer than it are multiples of. Raises UsageError when the target supports none."""
-    plans = [(weight, *facts(weight)) for weight in weights]
-    own = {scheme.group_size or plan.group: w.info.name for w, scheme, plan in plans if scheme.granularity == "group"}
+    own, rows = dict[int, str](), set[int]()
+    for weight in weights:
+        scheme, plan = facts(weight)
+        rows.add(plan.cols)
+        if scheme.granularity == "group":
+            own[scheme.group_size or plan.group] = weight.info.name
     if not own:
         return -1
-    size, rows = math.gcd(*own), {plan.cols for _, _, plan in plans}
+    size = math.gcd(*own)
     while uneven := [cols for cols in rows if cols > size and cols % size]:
         size = math.gcd(size, *uneven)
     found = finer(size, sizes)
@@ -233,7 +238,7 @@ def one_group(weights: Sequence[Weight], sizes: Sequence[int]) -> int:
     return found
 
 
-def same_bits(weights: Sequence[Weight]) -> int:
+def same_bits(weights: Iterable[Weight]) -> int:
     """The bits of all weights. Raises UsageError when they have several."""
     found = {facts(w)[0].bits: w.info.name for w in weights}
     if len(found) > 1:
@@ -243,9 +248,9 @@ def same_bits(weights: Sequence[Weight]) -> int:
     return next(iter(found))
 
 
-def quantized(tensors: Sequence[Weight]) -> list[Weight]:
-    """The quantized tensors among these."""
-    return [t for t in tensors if t.scheme is not None]
+def quantized(tensors: Sequence[Weight]) -> Iterable[Weight]:
+    """The quantized tensors among these, each time that they are gone through."""
+    return Remade(lambda: (t for t in tensors if t.scheme is not None))
 
 
 def element(dtype: str) -> int:

@@ -8,7 +8,7 @@ conversion, rename, permute or cast them: a target may be a container format (`f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -118,33 +118,47 @@ class Job:
 class Conversion:
     """The conversion of a model.
 
-    jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. beside: further
-    small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds these tensors.
-    files(base, text, limit): for a container format, its files, the one that refers to the others first; base is the
-    name of the output, limit the most bytes of a file, for targets with shards, and text goes into its metadata under
-    KEY. endings(name): of a layout that names what holds a tensor after it, how these names end, which is known without
-    its job. notes: limits of the loaders, for the user; in_folder: what they want of a folder into which a single file
-    is put.
+    job(tensor): the work on a tensor, made when it is asked for: of many small tensors it takes more memory than all
+    else. holds(name): whether there is such work on a tensor, by its original name. config: keys for config.json.
+    beside: further small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds
+    these tensors. files(base, text, limit): for a container format, its files, the one that refers to the others first;
+    base is the name of the output, limit the most bytes of a file, for targets with shards, and text goes into its
+    metadata under KEY. stem(name): of a layout that names what holds a tensor after it, what of its name these begin
+    with: what follows there, and what it describes, is the same for all tensors of which the rest of the name, dtype,
+    shape and scheme are. notes: limits of the loaders, for the user; in_folder: what they want of a folder into which a
+    single file is put.
     """
 
-    jobs: Mapping[str, Job]
+    job: Callable[[Weight], Job]
+    holds: Callable[[str], bool] = lambda name: True
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, bytes] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
     files: Callable[[str, str, int | None], Sequence[ContainerFile]] | None = None
-    endings: Callable[[str], Endings] | None = None
+    stem: Callable[[str], str] | None = None
     notes: Sequence[str] = ()
     in_folder: Sequence[str] = ()
+    _endings: dict[Hashable, Endings] = field(default_factory=dict, init=False)
 
-    def stored(self, name: str) -> Sequence[tuple[str, Endings]]:
+    def stored(self, tensor: Weight) -> Sequence[tuple[str, Endings]]:
         """The tensors that hold one, by what their names begin with, and how they end."""
-        if self.endings is not None:
-            return [(name, self.endings(name))]
-        return [(output.name, alone(output.dtype, output.shape)) for output in self.jobs[name].outputs]
+        begin = "" if self.stem is None else self.stem(tensor.info.name)
+        if not begin:
+            return [(output.name, alone(output.dtype, output.shape)) for output in self.job(tensor).outputs]
+        info, rest = tensor.info, tensor.info.name[len(begin) :]
+        plan = tensor.grouping, tensor.scale_dtype, tensor.input_scale is None
+        key = rest, info.dtype, info.shape, tensor.scheme, plan
+        found = self._endings.get(key)
+        if found is None:
+            outputs = self.job(tensor).outputs
+            assert all(output.name.startswith(begin) for output in outputs), f"{info.name}: other names than {begin}"
+            found = tuple((output.name[len(begin) :], (output.dtype, output.shape)) for output in outputs)
+            self._endings[key] = found
+        return [(begin, found)]
 
-    def nbytes(self, name: str) -> int:
+    def nbytes(self, tensor: Weight) -> int:
         """Bytes of the tensors that hold one."""
-        return self.jobs[name].nbytes if self.endings is None else bytes_of(self.endings(name))
+        return sum(bytes_of(own) for _, own in self.stored(tensor))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -125,7 +125,7 @@ class Export:
 
         work = Work(
             source=self.model.source.path,
-            jobs=self.outgoing.conversion.jobs,
+            jobs=self.outgoing.jobs,
             nbytes=self.outgoing.nbytes,
             produce=produce,
             amend=partial(_unsuited, self.model.source.path),

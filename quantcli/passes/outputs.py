@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from quantcli import __version__
-from quantcli.architectures import Architecture
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import DataError
 from quantcli.layouts import origins
-from quantcli.layouts.config import architecture
-from quantcli.layouts.joined import refuse_mixed
 from quantcli.layouts.native import document, parts
 from quantcli.layouts.native import write as native
 from quantcli.layouts.native.document import KEY as NATIVE_KEY
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.writer import KEY, Again, Beside, Conversion, Job, Weight, Writer, named, refusal
+from quantcli.layouts.writer import KEY, Again, Beside, Conversion, Job, named
+from quantcli.passes.converting import convert
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
 from quantcli.stores import Source, open_source, seal
 from quantcli.stores.safetensors import lay_out_all
 from quantcli.tensors.decided import Decided
-from quantcli.tensors.decisions import alike, by_name
+from quantcli.tensors.decisions import Decisions, alike, by_name
 from quantcli.tensors.info import Endings
 
 NAME = "model.safetensors"
@@ -37,68 +36,15 @@ Pieces = Iterable[tuple[int, bytes]]
 Results = Mapping[str, Result]
 
 
-# ---- what can be stored ---------------------------------------------------------------------------------------------
-
-
-def obstacle(weight: Weight, export: Writer, model: Architecture, again: Again | None = None) -> str | None:
-    """Why a target cannot store a weight, or its loader takes none in its place in such a model; None when it does."""
-    assert weight.scheme is not None
-    return export.accepts.obstacle(weight.scheme) or export.unstored(weight, model, again)
-
-
-def convert(
-    tensors: Sequence[Decided],
-    to: str,
-    beside: Beside,
-    *,
-    container: bool = False,
-    again: Again | None = None,
-) -> Conversion:
-    """What becomes of a model in a target of another tool; container: as a container of its tensors, which
-    nothing runs. again: how it is written again, where it is in the format of the target already.
-
-    Raises UsageError for what the target does not support, DataError where two tensors would be written under one
-    name.
-    """
-    export = named(to)
-    make = export.container if container else export.convert
-    if make is None:
-        raise UsageError(f"{to} has no containers, only models", place=["--container"], hint="leave it out")
-    if not any(t.scheme is not None for t in tensors):
-        raise DataError("it holds no quantized tensor to export")
-    model = architecture(beside)
-    for tensor in tensors:
-        if tensor.scheme is not None and (why := obstacle(tensor, export, model, again)) is not None:
-            raise refusal(tensor.info.name, tensor.scheme, why, to)
-    try:
-        if export.joins and not container:
-            refuse_mixed(tensors)
-        found = make(tensors, beside) if again is None else again.convert(tensors)
-    except UsageError as error:
-        if error.place:
-            raise
-        problem = f"{to} cannot store them together: {error.problem}"
-        raise UsageError(problem, hint=error.hint) from None
-    owner: dict[str, str] = {}
-    for name, job in found.jobs.items():
-        for output in job.outputs:
-            if output.name in owner:
-                both = f"{printable(owner[output.name])} and {printable(name)}"
-                raise DataError(f"{both} would both be written as {printable(output.name)}")
-            owner[output.name] = name
-    return found
-
-
 def documented(to: str | None) -> bool:
     """Whether files of a target hold the native document."""
     return to is None or named(to).keeps_document
 
 
-def in_file_order(tensors: Sequence[Decided]) -> list[Decided]:
-    """Tensors in the order in which a native file holds them, which is the order other layouts list them in."""
-    outputs = [(-DTYPES[output.dtype].bits, output.name) for t in tensors for output in parts.outputs(t)]
-    place = {name: (wide, at) for at, (wide, name) in enumerate(outputs)}
-    return sorted(tensors, key=lambda t: min(place[output.name] for output in parts.outputs(t)))
+def _narrow(tensor: Decided) -> int:
+    """What grows where elements are narrower: a native file holds tensors in the order of the widest of what holds
+    each."""
+    return -max(DTYPES[dtype].bits for _, (dtype, _) in parts.endings(tensor))
 
 
 def notes(model: Outgoing, *, folder: bool) -> list[str]:
@@ -119,12 +65,15 @@ def notes(model: Outgoing, *, folder: bool) -> list[str]:
 class Outgoing:
     """A model as it will be written: what was decided for its tensors, and where they go.
 
-    to: the target, None for the native layout. request, digest: what the native document says of how it was made.
-    document: whether its files get a native document (`new`), keep the one they have, for codes are only moved
-    (`kept`), or have none. again: how the model is written again, where it is in the format of the target already.
+    ends: the number of the tensor behind the last one of each shard, where those of a shard are written in the order of
+    a native file; none where all are in the order of `tensors`. to: the target, None for the native layout. request,
+    digest: what the native document says of how it was made. document: whether its files get a native document (`new`),
+    keep the one they have, for codes are only moved (`kept`), or have none. again: how the model is written again,
+    where it is in the format of the target already. whole: the model of which this one is a part.
     """
 
     tensors: Sequence[Decided]
+    ends: Sequence[int] = ()
     to: str | None
     beside: Beside
     container: bool = False
@@ -132,13 +81,31 @@ class Outgoing:
     digest: str = "none"
     document: Literal["new", "kept", "none"] = "none"
     again: Again | None = None
+    whole: Outgoing | None = None
 
     @cached_property
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
+        if self.whole is not None:
+            return self.whole.conversion
         if self.to is None:
-            return native.convert(self.tensors, self.by_name)
-        return convert(self.tensors, self.to, self.beside, container=self.container, again=self.again)
+            return native.convert(self.tensors)
+        return convert(self.in_order, self.to, self.beside, container=self.container, again=self.again)
+
+    @property
+    def in_order(self) -> Sequence[Decided]:
+        """The tensors as they are written."""
+        if not self.ends:
+            return self.tensors
+        if isinstance(self.tensors, Decisions):
+            return self.tensors.sorted_within(self.ends, _narrow)
+        runs = (self.tensors[first:last] for first, last in pairwise([0, *self.ends]))
+        return [tensor for run in runs for tensor in sorted(run, key=_narrow)]
+
+    @cached_property
+    def jobs(self) -> Mapping[str, Job]:
+        """The work on each tensor that the target holds, made when it is asked for."""
+        return _Jobs(self)
 
     @cached_property
     def by_name(self) -> Mapping[str, Decided]:
@@ -146,44 +113,66 @@ class Outgoing:
         return by_name(self.tensors)
 
     @cached_property
-    def places(self) -> Mapping[str, int]:
-        """Where each tensor stands among all."""
-        return {t.info.name: place for place, t in enumerate(self.tensors)}
-
-    @cached_property
     def _sizes(self) -> Mapping[str, int]:
-        return {name: self.conversion.nbytes(name) for name in self.conversion.jobs}
+        """Bytes of each tensor by name, where names do not follow from that of the tensor."""
+        return {t.info.name: self.conversion.nbytes(t) for t in self.tensors if self.conversion.holds(t.info.name)}
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor in the output, by its name."""
-        if self.to is not None:
-            return self._sizes.get(name, 0)
         found = self.by_name.get(name)
-        return 0 if found is None else parts.nbytes(found)
+        return 0 if found is None else self.bytes_of(found)
 
     def bytes_of(self, tensor: Decided) -> int:
         """Bytes of a tensor in the output."""
-        return parts.nbytes(tensor) if self.to is None else self.nbytes(tensor.info.name)
+        if self.to is None:
+            return parts.nbytes(tensor)
+        if self.whole is not None:
+            return self.whole.bytes_of(tensor)
+        if "_sizes" in self.__dict__ or self.conversion.stem is None:
+            return self._sizes.get(tensor.info.name, 0)
+        return self.conversion.nbytes(tensor) if self.conversion.holds(tensor.info.name) else 0
 
     @property
     def size(self) -> int:
         """Bytes of all tensors in the output."""
         if self.to is not None:
-            return sum(self._sizes.get(tensor.info.name, 0) for tensor in self.tensors)
+            return sum(map(self.bytes_of, self.tensors))
         return sum(count * parts.nbytes(tensor) for tensor, count in alike(self.tensors))
 
     def part(self, first: int, count: int) -> Outgoing:
-        """The model of some tensors that follow each other, where each is stored by itself, so that only their records
-        are in memory; else this one."""
-        return self if self.to is not None else replace(self, tensors=self.tensors[first : first + count])
+        """The model of some tensors that follow each other, so that only their records are in memory."""
+        ends = [*(end - first for end in self.ends if first < end < first + count), count] if self.ends else ()
+        return replace(self, tensors=self.tensors[first : first + count], ends=ends, whole=self.whole or self)
 
     def written(self) -> None:
-        """Forget how the tensors are converted, but not their sizes: of many small tensors that takes more memory than
-        all else. It is found out again where it is wanted again."""
-        if self.to is not None:
+        """Forget how the tensors are converted, but not their sizes, where the conversion is made of all of them: of
+        many small tensors it takes more memory than all else. It is found out again where it is wanted again."""
+        if self.to is not None and self.conversion.stem is None:
             self._sizes  # noqa: B018 - kept
-        self.__dict__.pop("conversion", None)
-        self.__dict__.pop("places", None)
+            self.__dict__.pop("conversion", None)
+
+
+class _Jobs(Mapping[str, Job]):
+    """The work on the tensors of a model by their names."""
+
+    __slots__ = ("_model",)
+
+    def __init__(self, model: Outgoing) -> None:
+        self._model = model
+
+    def __getitem__(self, name: str) -> Job:
+        if name not in self:
+            raise KeyError(name)
+        return self._model.conversion.job(self._model.by_name[name])
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._model.by_name and self._model.conversion.holds(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (t.info.name for t in self._model.in_order if self._model.conversion.holds(t.info.name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
@@ -191,8 +180,10 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
     request = plan.request
     to, container = (None, False) if request is None else (request.to, request.container)
     new = documented(to) and (to is None or named(to).documents(plan.tensors))
+    counts = () if new else (len(shard.infos()) for shard in source.shards.values())
     return Outgoing(
-        tensors=plan.tensors if new else _listed(plan, source),
+        tensors=plan.tensors,
+        ends=tuple(accumulate(counts)),
         to=to,
         beside=source.beside,
         container=container,
@@ -201,16 +192,6 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
         document="new" if new else "none",
         again=None if request is None else request.again,
     )
-
-
-def _listed(plan: Plan, source: Source) -> list[Decided]:
-    """The tensors of a plan in file order, shard by shard."""
-    found, at = list[Decided](), 0
-    for shard in source.shards.values():
-        count = len(shard.infos())
-        found += in_file_order(plan.tensors[at : at + count])
-        at += count
-    return found
 
 
 # ---- its files --------------------------------------------------------------------------------------------------
@@ -287,16 +268,14 @@ def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
     found = model.conversion
     if found.files is None:
         return [safetensors(model, cut, path)]
-    names = tuple(name for name in found.jobs if name in model.by_name)
-    first = {name: job.outputs[0].name for name, job in found.jobs.items()}
-    own_names = {job.outputs[0].name: model.by_name[name] for name, job in found.jobs.items()}
-    text = _said(model, own_names)
+    outputs = {name: [output.name for output in job.outputs] for name, job in model.jobs.items()}
+    text = _said(model, {own[0]: model.by_name[name] for name, own in outputs.items()})
     return [
         OneFile(
             name=f.name,
-            tensors=tuple(name for name in names if first[name] in f.offsets),
+            tensors=tuple(name for name, own in outputs.items() if own[0] in f.offsets),
             size=f.size,
-            place=_by_output(found.jobs, f.offsets),
+            place=_by_output(outputs, f.offsets),
             between=_always(f.pieces),
             check=_opens if named(model.to or "").read_back else lambda path, name: None,
         )
@@ -306,10 +285,10 @@ def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
 
 def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
     """The safetensors file of a cut."""
-    found = model.conversion
-    names = tuple(sorted((name for name in cut.tensors if name in found.jobs), key=model.places.__getitem__))
-    begins, endings, first = _stored(found, names)
-    tensors = [model.by_name[name] for name in names]
+    found, wanted = model.conversion, set(cut.tensors)
+    tensors = [t for t in model.in_order if t.info.name in wanted and found.holds(t.info.name)]
+    names = tuple(t.info.name for t in tensors)
+    begins, endings, first = _stored(found, tensors)
 
     def metadata(results: Results | None) -> dict[str, str | Iterable[str]]:
         held = {"format": "pt", **cut.metadata}
@@ -319,7 +298,7 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
         other = {**{k: v for k, v in held.items() if k not in (NATIVE_KEY, KEY)}, **found.header(names)}
         if model.document == "kept" and NATIVE_KEY in held:
             return {**other, NATIVE_KEY: held[NATIVE_KEY]}
-        return {**other, KEY: _said(model, {name: model.by_name[name] for name in names})}
+        return {**other, KEY: _said(model, dict(zip(names, tensors)))}
 
     try:
         places = lay_out_all(begins, endings, metadata(None))
@@ -340,21 +319,21 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
     return OneFile(name=cut.name, tensors=names, size=places.size, place=place, between=between, check=places.check)
 
 
-def _stored(found: Conversion, names: Sequence[str]) -> tuple[list[str], list[Endings], dict[str, int]]:
+def _stored(found: Conversion, tensors: Sequence[Decided]) -> tuple[list[str], list[Endings], dict[str, int]]:
     """What the names of the tensors that hold others begin with, how they end, and the number of the first for each."""
     begins, endings, first, count = list[str](), list[Endings](), dict[str, int](), 0
-    for name in names:
-        first[name] = count
-        for begin, own in found.stored(name):
+    for tensor in tensors:
+        first[tensor.info.name] = count
+        for begin, own in found.stored(tensor):
             begins.append(begin)
             endings.append(own)
             count += len(own)
     return begins, endings, first
 
 
-def _by_output(jobs: Mapping[str, Job], offsets: Mapping[str, int]) -> Callable[[str, int], int | None]:
-    """Where outputs are, by those that are in a file."""
-    return lambda name, number: offsets.get(jobs[name].outputs[number].name)
+def _by_output(outputs: Mapping[str, Sequence[str]], offsets: Mapping[str, int]) -> Callable[[str, int], int | None]:
+    """Where outputs are, by those that are in a file. outputs: their names, by that of the tensor that they hold."""
+    return lambda name, number: offsets.get(outputs[name][number])
 
 
 def _opens(path: str, name: str) -> None:

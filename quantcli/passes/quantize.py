@@ -87,8 +87,7 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
             if not outcome.amendments:
                 model.written()
                 notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
-                planned = plan.tensors if held is model else held.tensors  # whose records are there already
-                results = outcome.results.in_order(t.info.name for t in planned)
+                results = outcome.results.in_order(t.info.name for t in held.tensors)
                 return Written(plan=plan, model=model, results=results, size=size, notes=notes)
             plan = plan.amended(outcome.amendments)
             check(plan)
@@ -122,7 +121,7 @@ def write_part(
     """
     work = Work(
         source=source.path,
-        jobs=model.conversion.jobs,
+        jobs=model.jobs,
         nbytes=model.nbytes,
         produce=from_floats(source, model.by_name, options.digest, whole),
         amend=_amend_for(source, options),

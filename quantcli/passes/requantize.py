@@ -12,7 +12,7 @@ from quantcli.asking import changed
 from quantcli.errors import UsageError
 from quantcli.layouts.config import architecture
 from quantcli.layouts.writer import named
-from quantcli.passes.outputs import obstacle
+from quantcli.passes.converting import obstacle
 from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Quantized

@@ -118,12 +118,12 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     decided = _decided(infos, names, request)
     tensors: Sequence[Decided] = Decisions(infos, (targets.unsplit(tensor, request) for tensor in decided))
     if request.to is not None:
-        tensors = targets.mixed(tensors, request)
-        tensors = [targets.stored_by(tensor, request.to, request) for tensor in tensors]
-        tensors = targets.joined(tensors, request)
+        mixed = targets.mixed(tensors, request)
+        tensors = Decisions(infos, (targets.stored_by(tensor, request.to, request) for tensor in mixed))
+        tensors = Decisions(infos, targets.joined(tensors, request))
     tensors = with_scales(tensors, request.inputs, request.to)
     if request.statistics is not None:
-        tensors = [_weighted(tensor, request.statistics, request) for tensor in tensors]
+        tensors = Decisions(infos, [_weighted(tensor, request.statistics, request) for tensor in tensors])
     if request.convolution_sums is not False:
         tensors, some = with_sums_kept(tensors)
         request = replace(request, convolution_sums=True if some else request.convolution_sums)

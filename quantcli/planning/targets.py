@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from quantcli.architectures import UNNAMED, Architecture
@@ -115,34 +115,36 @@ CHOSEN = ("excluded", "not-included")
 """Reasons of weights that are kept because that was asked for."""
 
 
-def joined(tensors: Sequence[Decided], request: Request) -> Sequence[Decided]:
-    """The plan of all tensors, those kept too that the runtimes of the target join with one that is kept for its shape
-    or its place. One that is kept because that was asked for is left to be refused."""
+def joined(tensors: Sequence[Decided], request: Request) -> Iterable[Decided]:
+    """The plan of all tensors, one after another, those kept too that the runtimes of the target join with one that is
+    kept for its shape or its place. One that is kept because that was asked for is left to be refused."""
     export = named(request.to) if request.to is not None and not request.container else None
     if export is None or not export.joins:
         return tensors
     kept = {t.info.name for t in tensors if t.scheme is None and t.reason not in CHOSEN and len(t.info.shape) > 1}
-    found = list[Decided]()
-    for tensor in tensors:
+
+    def alone(tensor: Decided) -> Decided:
         other = partners(tensor.info.name, kept) if tensor.scheme is not None else ()
         note = f"vLLM and SGLang join it with {other[0]}, which is kept" if other else ""
-        found.append(Kept(info=tensor.info, reason="target", note=note) if other else tensor)
-    return found
+        return Kept(info=tensor.info, reason="target", note=note) if other else tensor
+
+    return map(alone, tensors) if kept else tensors
 
 
-def mixed(tensors: Sequence[Decided], request: Request) -> Sequence[Decided]:
-    """The plan of all tensors with the types that the kind of file gives them, where nothing else is asked."""
+def mixed(tensors: Sequence[Decided], request: Request) -> Iterable[Decided]:
+    """The plan of all tensors, one after another, with the types that the kind of file gives them, where nothing else
+    is asked."""
     export = named(request.to) if request.to is not None and not request.container else None
     if export is None or export.mix is None:
         return tensors
     model, weighted = request.architecture or UNNAMED, request.statistics is not None
     schemes = export.mix([t.info for t in tensors], request.scheme, model, weighted)
-    found = list[Decided]()
-    for tensor in tensors:
+
+    def of_its_type(tensor: Decided) -> Decided:
         scheme = schemes.get(tensor.info.name)
         if tensor.scheme is None or not REASONS[tensor.reason].free or scheme is None:
-            found.append(tensor)
-        else:
-            note = f"{scheme.name} in {request.to}" if scheme != request.scheme else ""
-            found.append(quantized(tensor.info, scheme, tensor.reason, note=note))
-    return found
+            return tensor
+        note = f"{scheme.name} in {request.to}" if scheme != request.scheme else ""
+        return quantized(tensor.info, scheme, tensor.reason, note=note)
+
+    return map(of_its_type, tensors)

@@ -131,7 +131,7 @@ def report_of(
 
 def _tensor(moving: Moving, export: Export, rounded: Set[str]) -> ExportedTensor:
     name = moving.decided.info.name
-    job = export.outgoing.conversion.jobs.get(name)
+    job = export.outgoing.jobs.get(name)
     outputs = job.outputs if job is not None else ()
     error: Metrics | None = export.metrics.get(name)
     final, requantized = export.outgoing.by_name[name], name in export.wanted

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import fields
 from functools import partial
 
-from quantcli.each import Numbered
+from quantcli.each import Numbered, Reordered
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 
@@ -48,6 +48,18 @@ class Decisions(Numbered[Decided]):
         """The first of all tensors of a dtype and shape for which the same was decided, and how many they are."""
         counts = Counter(self._numbers)
         return ((first, counts[number]) for number, first in enumerate(self._firsts))
+
+    def sorted_within(self, ends: Iterable[int], key: Callable[[Decided], int]) -> Decisions:
+        """The same decisions, of which those from each of some numbers to the next are in the order of a key, which
+        depends on what was decided alone."""
+        keys, order, begin = list(map(key, self._firsts)), array("I"), 0
+        for end in ends:
+            order.extend(sorted(range(begin, end), key=lambda number: keys[self._numbers[number]]))
+            begin = end
+        found = Decisions(Reordered(self._infos, order), ())
+        found._numbers = array("I", map(self._numbers.__getitem__, order))
+        found._firsts, found._makers = self._firsts, self._makers
+        return found
 
     def amended(self, changes: Mapping[str, Decided]) -> Decisions:
         """These decisions with others for some tensors, by their names."""

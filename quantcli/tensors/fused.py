@@ -26,6 +26,15 @@ def _group(module: str) -> tuple[str, ...]:
     return next((group for group in FUSED if module in group), (module,))
 
 
+def is_fused(name: str) -> bool:
+    """Whether a weight of this name may be joined with others.
+
+    >>> is_fused("l.0.k_proj.weight"), is_fused("l.0.o_proj.weight")
+    (True, False)
+    """
+    return len(_group(module_of(name).rpartition(".")[2])) > 1
+
+
 def together(name: str, names: Container[str]) -> tuple[str, ...]:
     """The names of the weights, among these, that are joined with one of this name, itself among them, in the order in
     which their rows come.

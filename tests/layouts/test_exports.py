@@ -371,7 +371,7 @@ def written(target: str, held: Held, made: Scheme) -> dict[str, bytes]:
     info = TensorInfo("m.weight", "F32", held.codes.shape)
     rows = grouping_of(info.shape, made)
     weight = Quantized(info=info, reason="default", scheme=made, grouping=rows, scale_dtype="F32")
-    job = named(target).convert([weight], lambda name: None).jobs["m.weight"]
+    job = named(target).convert([weight], lambda name: None).job(weight)
     found = {o.name: bytearray(o.nbytes) for o in job.outputs}
     codes: Codes = held
 

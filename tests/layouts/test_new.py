@@ -55,7 +55,7 @@ def job(weight):
 
 
 def convert(tensors, beside):
-    return Conversion(jobs={t.info.name: job(t) if t.scheme is not None else plain(t.info) for t in tensors})
+    return Conversion(job=lambda t: job(t) if t.scheme is not None else plain(t.info))
 
 
 READS = Reader(summary="Rows of bytes: bytes and scales", find=find)

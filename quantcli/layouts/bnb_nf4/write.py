@@ -111,7 +111,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "llm_int8_skip_modules": kept,
     }
     return Conversion(
-        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
+        job=lambda t: plain(t.info) if t.scheme is None else _job(t),
+        stem=module_of,
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},
         notes=[

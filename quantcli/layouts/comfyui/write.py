@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -198,12 +198,12 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, older: bool = False) -
         raise UsageError(problem, hint="use another target")
     weights = {w.info.name: w for w in quantized(tensors)}
     both = model is not UNNAMED and all(description(w) == {"format": INT8} for w in weights.values())
-    jobs = {
-        t.info.name: plain(t.info) if t.scheme is None else _job(t, older=older, apart=not (older or both))
-        for t in tensors
-    }
+
+    def job(tensor: Weight) -> Job:
+        return plain(tensor.info) if tensor.scheme is None else _job(tensor, older=older, apart=not (older or both))
+
     if older:
-        return Conversion(jobs=_marked(jobs, weights), notes=[NAMES])
+        return _marked(job, weights)
 
     def header(held: Sequence[str]) -> dict[str, str]:
         among = set(held)
@@ -212,8 +212,9 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, older: bool = False) -
 
     if not both:
         alone = [] if model is UNNAMED else ["only ComfyUI loads these weights: config.json cannot describe them"]
-        return Conversion(jobs=jobs, header=header, notes=[NAMES, *alone])
-    return Conversion(jobs=jobs, config={"quantization_config": _settings(tensors, model)}, header=header, notes=[
+        return Conversion(job=job, stem=module_of, header=header, notes=[NAMES, *alone])
+    config = {"quantization_config": _settings(tensors, model)}
+    return Conversion(job=job, stem=module_of, config=config, header=header, notes=[
         NAMES, "compressed-tensors loads the same file as int-quantized; vLLM does not without activations in int8",
     ])  # fmt: skip
 
@@ -221,17 +222,19 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, older: bool = False) -
 NAMES = "ComfyUI looks for its own names of modules, as in the files it loads in floating point"
 
 
-def _marked(jobs: dict[str, Job], weights: dict[str, Weight]) -> dict[str, Job]:
-    """The jobs with a mark for every model in the file that has weights of scaled FP8."""
-    found = dict(jobs)
+def _marked(job: Callable[[Weight], Job], weights: Iterable[str]) -> Conversion:
+    """The model with a mark for every model in the file that has weights of scaled FP8. weights: their names."""
     firsts: dict[str, str] = {}
     for name in weights:
         match = _PREFIX.match(name)
         firsts.setdefault(match[0] if match else "", name)
-    for prefix, name in firsts.items():
-        mark = TensorInfo(f"{prefix}scaled_fp8", "F8_E4M3", (0,))
-        found[name] = replace(found[name], outputs=(*found[name].outputs, mark))
-    return found
+    marks = {name: TensorInfo(f"{prefix}scaled_fp8", "F8_E4M3", (0,)) for prefix, name in firsts.items()}
+
+    def marked(tensor: Weight) -> Job:
+        found, mark = job(tensor), marks.get(tensor.info.name)
+        return found if mark is None else replace(found, outputs=(*found.outputs, mark))
+
+    return Conversion(job=marked, stem=lambda name: "" if name in marks else module_of(name), notes=[NAMES])
 
 
 def _settings(tensors: Sequence[Weight], model: Architecture) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.architectures import EXPERTS, Architecture
-from quantcli.each import Remade
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.compressed_tensors import runtimes
@@ -32,6 +31,7 @@ from quantcli.layouts.loaders import (
 from quantcli.layouts.pieces import facts, not_a_matrix, quantized
 from quantcli.layouts.writer import Beside, Conversion, Weight
 from quantcli.patterns import module_of
+from quantcli.tensors.decisions import alike
 
 _FP8 = Accepts(
     formats=("fp8-e4m3",),
@@ -84,19 +84,21 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
     One scheme targets every Linear but the ignored ones; several name their modules, more bits first, because a
     loader that takes the first for all then fails loudly instead of decoding wrongly.
     """
-    own = Remade(lambda: (tensor for tensor in tensors if tensor.scheme is not None))
+    own = quantized(tensors)
     model = model.of_file(module_of(tensor.info.name) for tensor in tensors)
     for tensor in own:
         why = obstacle(tensor, model)
         if why is not None:
             return None, f"{tensor.info.name}: {why}"
-    groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    several = len({repr(_settings(t)) for t, _ in alike(tensors) if t.scheme is not None}) > 1
+    groups: dict[str, tuple[dict[str, Any], dict[str, None]]] = {}
     for tensor in own:
-        scheme = facts(tensor)[0]
-        settings = {"format": format_of(scheme), "weights": weights(tensor), "input_activations": inputs(scheme)}
-        name = module_of(tensor.info.name)
-        names = [EXPERT] if model.holder(name) == EXPERTS else model.names(name)
-        groups.setdefault(repr(settings), (settings, []))[1].extend(names)
+        settings, name = _settings(tensor), module_of(tensor.info.name)
+        names = groups.setdefault(repr(settings), (settings, {}))[1]
+        if model.holder(name) == EXPERTS:
+            names[EXPERT] = None
+        elif several:  # else none is named
+            names |= dict.fromkeys(model.names(name))
     if any(model.holder(name) == EXPERTS for name in modules(tensors, quantized=False)):
         experts = [s for s, names in groups.values() if EXPERT in names]
         return None, f"{'some experts' if experts else 'experts'} are kept, but loaders need all of them packed or none"
@@ -106,7 +108,7 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
     formats = {settings["format"] for settings, _ in ordered}
     config = {
         f"group_{i}": {
-            "targets": ["Linear"] if len(ordered) == 1 else list(dict.fromkeys(names)),
+            "targets": ["Linear"] if len(ordered) == 1 else list(names),
             **settings,
             "output_activations": None,
         }
@@ -121,9 +123,15 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
     }, ""
 
 
+def _settings(tensor: Weight) -> dict[str, Any]:
+    """What a group of the configuration says of a weight."""
+    scheme = facts(tensor)[0]
+    return {"format": format_of(scheme), "weights": weights(tensor), "input_activations": inputs(scheme)}
+
+
 def documents(tensors: Sequence[Weight]) -> bool:
     """Whether these are stored as native files store them."""
-    return all(format_of(facts(tensor)[0]) == PACKED for tensor in quantized(tensors))
+    return all(t.scheme is None or format_of(facts(t)[0]) == PACKED for t, _ in alike(tensors))
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
@@ -134,7 +142,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         hint = "choose --group-size and rules so that all experts get one scheme, or write --to native"
         raise UsageError(why, hint=hint)
     return Conversion(
-        jobs={t.info.name: job(t) for t in tensors},
+        job=job,
+        stem=module_of,
         config={"quantization_config": found},
         notes=[
             *_notes(tensors, found),
@@ -147,7 +156,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
 
 
 def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
-    own = [facts(w)[0] for w in quantized(tensors)]
+    own = [facts(t)[0] for t, _ in alike(tensors) if t.scheme is not None]
     several, notes = len(found["config_groups"]) > 1, list[str]()
     if any(not scheme.symmetric for scheme in own) and not several:
         notes.append(

@@ -270,8 +270,7 @@ def conversion(
     def files(base: str, record: str, limit: int | None) -> list[ContainerFile]:
         return split(base, {**own, KEY: record}, shapes, made, limit, room)
 
-    jobs = {source: job_of(by_name[source], place) for source, place in places.items()}
-    return Conversion(jobs=jobs, files=files, notes=notes)
+    return Conversion(job=lambda t: job_of(t, places[t.info.name]), holds=places.__contains__, files=files, notes=notes)
 
 
 def _file_type(by_name: Mapping[str, Weight], places: Mapping[str, Place]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from quantcli.layouts.pieces import (
 )
 from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write
 from quantcli.patterns import module_of
+from quantcli.tensors.decisions import alike
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
 
@@ -113,12 +114,14 @@ def _settings(weight: Weight) -> dict[str, Any]:
 def settings(tensors: Sequence[Weight]) -> dict[str, Any]:
     """What config.json says of a model: the settings of most weights, and under their names those of the others, in
     which older versions of mlx-lm know no mode where all are affine."""
-    own = {module_of(w.info.name): _settings(w) for w in quantized(tensors)}
-    counts = Counter(tuple(each.items()) for each in own.values())
+    counts = Counter[tuple[tuple[str, Any], ...]]()
+    for tensor, count in alike(tensors):
+        if tensor.scheme is not None:
+            counts[tuple(_settings(tensor).items())] += count
     usual = dict(counts.most_common(1)[0][0])
-    affine = all(each["mode"] == "affine" for each in own.values())
-    others = {module: each for module, each in own.items() if each != usual}
-    if affine:
+    each = ((module_of(w.info.name), _settings(w)) for w in quantized(tensors)) if len(counts) > 1 else ()
+    others = {module: own for module, own in each if own != usual}
+    if all(dict(own)["mode"] == "affine" for own in counts):
         others = {module: {"group_size": e["group_size"], "bits": e["bits"]} for module, e in others.items()}
     return {**usual, **others}
 
@@ -127,12 +130,19 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as MLX stores it."""
     found, config = settings(tensors), json_beside(beside, "config.json") or {}
     keys, own = completed(without_quantization(config)), changed(tensors, config)
-    jobs = {t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors}
+
+    def job(tensor: Weight) -> Job:
+        if (changed := own.jobs.get(tensor.info.name)) is not None:
+            return changed
+        return plain(tensor.info) if tensor.scheme is None else _job(tensor)
+
     return Conversion(
-        jobs={name: own.jobs.get(name, job) for name, job in jobs.items() if name not in own.left_out},
+        job=job,
+        holds=lambda name: name not in own.left_out,
+        stem=lambda name: "" if name in own.jobs else module_of(name),
         config={**keys.added, "quantization": found, "quantization_config": found},
         header=lambda names: {"format": "mlx"},
-        notes=[*_on_loading(config, keys, jobs), *filter(None, [own.note]), *_notes(tensors)],
+        notes=[*_on_loading(config, keys, (t.info.name for t in tensors)), *filter(None, [own.note]), *_notes(tensors)],
         in_folder=["mlx-lm loads folders from files named model*.safetensors"],
     )
 
@@ -154,7 +164,7 @@ def _on_loading(config: Mapping[str, Any], keys: Completed, names: Iterable[str]
 
 
 def _notes(tensors: Sequence[Weight]) -> list[str]:
-    rounded_biases = [w for w in quantized(tensors) if not facts(w)[0].symmetric and facts(w)[0].zero_point != "float"]
-    if not rounded_biases:
+    own = [t.scheme for t, _ in alike(tensors) if t.scheme is not None]
+    if all(scheme.symmetric or scheme.zero_point == "float" for scheme in own):
         return []
     return ["MLX stores -zero * scale, rounded to the scale's dtype; symmetric weights lose nothing"]

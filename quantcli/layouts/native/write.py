@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from quantcli.architectures.experts import FLAT, ONE_BY_ONE, Experts, Naming
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import UsageError, printable
 from quantcli.kernels import row_bytes
-from quantcli.layouts.native.parts import endings, outputs, parts, zero_shape
+from quantcli.layouts.native.parts import outputs, parts, zero_shape
 from quantcli.layouts.pieces import plain
 from quantcli.layouts.writer import Alike, Codes, Conversion, Job, Piece, Together, Write
 from quantcli.scales import Store
@@ -41,34 +41,12 @@ def check_scheme(scheme: Scheme, place: str = "") -> None:
         raise UsageError(problem, place=where, hint="add --to comfyui")
 
 
-def convert(tensors: Sequence[Decided], by_name: Mapping[str, Decided]) -> Conversion:
-    """The native writer: every tensor by itself, whatever its scheme. by_name: the same tensors. Raises UsageError as
-    `check_scheme` does."""
+def convert(tensors: Sequence[Decided]) -> Conversion:
+    """The native writer: every tensor by itself, whatever its scheme. Raises UsageError as `check_scheme` does."""
     for tensor, _ in alike(tensors):
         if tensor.scheme is not None:
             check_scheme(tensor.scheme, tensor.info.name)
-    return Conversion(jobs=_Jobs(by_name), endings=lambda name: endings(by_name[name]))
-
-
-class _Jobs(Mapping[str, Job]):
-    """The work on each tensor, made when it is asked for: of many small tensors it takes more memory than all else."""
-
-    __slots__ = ("_tensors",)
-
-    def __init__(self, tensors: Mapping[str, Decided]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> Job:
-        return job(self._tensors[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    return Conversion(job=job, stem=str)
 
 
 def experts(layer: Experts, types: Sequence[str], model: Architecture) -> Naming | None:

@@ -172,7 +172,11 @@ def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
             kept[name] = tensor.info.nbytes
     if graph.file.size + sum(o.nbytes for job in jobs.values() for o in job.outputs) > LIMIT:
         _files(graph, weights, kept, "", "", None)  # refused before a weight is read
-    return Conversion(jobs=jobs, files=partial(_files, graph, weights, kept), notes=_notes(tensors, graph, weights))
+    return Conversion(
+        job=lambda t: jobs[t.info.name],
+        files=partial(_files, graph, weights, kept),
+        notes=_notes(tensors, graph, weights),
+    )
 
 
 def again(source: Source) -> Again | None:

@@ -132,8 +132,8 @@ def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     jobs = {t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors}
     outputs = [output for job in jobs.values() for output in job.outputs]
     return Conversion(
-        jobs=jobs,
-        files=partial(_files, quantized(tensors), outputs),
+        job=lambda t: jobs[t.info.name],
+        files=partial(_files, list(quantized(tensors)), outputs),
         notes=[
             "the file holds one MatMulNBits node for each weight, not the model's graph; onnxruntime runs them",
         ],

@@ -66,8 +66,10 @@ def _job(weight: Weight) -> Job:
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model with rows of codes."""
-    jobs = {t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors}
-    return Conversion(jobs=jobs, config={"quantization_config": {"quant_method": "rows8"}})
+    return Conversion(
+        job=lambda t: plain(t.info) if t.scheme is None else _job(t),
+        config={"quantization_config": {"quant_method": "rows8"}},
+    )
 
 
 READS = Reader(summary="Rows of 8 bits: codes and a scale for each row", find=find)
