@@ -27,12 +27,18 @@ from quantcli.tensors.info import TensorInfo
 
 ALL = os.environ.get("LOAD") == "all"
 
+OTHERS = [
+    ("--to", "compressed-tensors", "--scheme", "FP8_DYNAMIC"),
+    ("--to", "mlx", "--bits", "4", "--group-size", "64"),
+]
+"""Layouts that codes of other tools are in, and what they are asked for."""
 
-def many(path: Path, count: int, *, first: int = 0, pad: int = 0, blank: bytes = b" ") -> Path:
+
+def many(path: Path, count: int, *, first: int = 0, pad: int = 0, blank: bytes = b" ", last: str = "w") -> Path:
     """A file of so many tensors of 64 weights. first: the number of the first one; pad: blanks at the end of its
-    header."""
+    header; last: the last part of all names."""
     header = {
-        f"layers.{first + i}.w": {"dtype": "BF16", "shape": [1, 64], "data_offsets": [i * 128, (i + 1) * 128]}
+        f"layers.{first + i}.{last}": {"dtype": "BF16", "shape": [1, 64], "data_offsets": [i * 128, (i + 1) * 128]}
         for i in range(count)
     }
     weights = (np.random.default_rng(0).standard_normal(64 * 512) * 16).astype(np.float32).view(np.uint32) >> 16
@@ -67,6 +73,28 @@ def test_tensors_in_shards(tmp_path: Path) -> None:
         assert contents_of(tmp_path / f"o{count}") == {f"layers.{i}.w" for i in range(count)}
     (few, less), (more, most) = found
     assert more < 4 * few * 1.3 + 0.5 and most - less < (counts[1] - counts[0]) * (0.2 + 3 / 10) / 1024 + 8, found
+
+
+@pytest.mark.parametrize("words", OTHERS, ids=" ".join)
+def test_tensors_of_other_layouts(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """In the layouts of other tools as well, 0.2 KiB for each tensor and 3 for those of a shard: 2 for each before."""
+    counts, found = ((25_000, 100_000) if ALL else (4_000, 16_000)), []
+    for count in counts:
+        source = sharded(tmp_path / f"m{count}", count, 10)
+        found.append(measured("quantize", source, *words, "--include", "*", "-q", "-o", tmp_path / f"o{count}"))
+        index = json.loads((tmp_path / f"o{count}" / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        assert {f"layers.{i}.weight" for i in range(count)} <= {*index["weight_map"]}
+    (few, less), (more, most) = found
+    assert more < 4 * few * 1.3 + 0.5 and most - less < (counts[1] - counts[0]) * (0.2 + 3 / 10) / 1024 + 8, found
+
+
+def sharded(folder: Path, count: int, shards: int) -> Path:
+    """A folder of so many matrices of 64 weights in so many files."""
+    folder.mkdir()
+    for at in range(shards):
+        name = f"model-{at + 1:05d}-of-{shards:05d}.safetensors"
+        many(folder / name, count // shards, first=at * count // shards, last="weight")
+    return folder
 
 
 def contents_of(folder: Path) -> set[str]:

@@ -66,8 +66,8 @@ def _check_names(found: Conversion, tensors: Sequence[Decided]) -> None:
         return ((begin + end, t.info.name) for t in held for begin, own in found.stored(t) for end, _ in own)
 
     keys = np.frombuffer(array("q", (hash(output) for output, _ in named())), np.int64)
-    ordered = np.sort(keys)
-    twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    keys.sort()
+    twice = set(keys[1:][keys[1:] == keys[:-1]].tolist())
     owner: dict[str, str] = {}
     for output, name in named() if twice else ():
         if hash(output) in twice and owner.setdefault(output, name) != name:

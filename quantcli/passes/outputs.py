@@ -102,7 +102,7 @@ class Outgoing:
         runs = (self.tensors[first:last] for first, last in pairwise([0, *self.ends]))
         return [tensor for run in runs for tensor in sorted(run, key=_narrow)]
 
-    @cached_property
+    @property
     def jobs(self) -> Mapping[str, Job]:
         """The work on each tensor that the target holds, made when it is asked for."""
         return _Jobs(self)
@@ -132,7 +132,7 @@ class Outgoing:
             return self._sizes.get(tensor.info.name, 0)
         return self.conversion.nbytes(tensor) if self.conversion.holds(tensor.info.name) else 0
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of all tensors in the output."""
         if self.to is not None:

@@ -10,11 +10,12 @@ names that ComfyUI has for such models has a preset of its own. `--recipe` repla
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantcli import architectures
+from quantcli.each import Each
 from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.patterns import compiled, module_of
@@ -112,7 +113,8 @@ class Chosen(NamedTuple):
 def chosen(source: Source) -> Chosen:
     """The preset for a model, by what is beside it or else by its names; none for names of tensors that no model of
     transformers has."""
-    names = [info.name for info in source.infos()]
+    infos = source.infos()
+    names = Each(len(infos), lambda: (info.name for info in infos))
     name = preset_of(source.beside)
     if name is None and source.beside("config.json") is None and any(map(_CHECKPOINT.match, names)):
         name = "comfyui"
@@ -124,7 +126,7 @@ def chosen(source: Source) -> Chosen:
         return Chosen(note=f"no preset is chosen, because {why}; --recipe {name} takes that of such models")
     rules = [rule for rule in preset(name).rules if rule.scheme is None]
     if name == "llm":
-        rules += _further_tokens(source.infos(), _config(source.beside))
+        rules += _further_tokens(infos, _config(source.beside))
     kept = [rule for rule in rules if any(map(compiled(rule.pattern, name), names))]
     if name == "diffusion":
         kept = _apart(kept, names)
@@ -140,7 +142,7 @@ def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> l
     return [Rule(f"re:{re.escape(layer)}\\..*", None, "predicts further tokens") for layer in list(found)[:64]]
 
 
-def _apart(rules: list[Rule], names: list[str]) -> list[Rule]:
+def _apart(rules: list[Rule], names: Sequence[str]) -> list[Rule]:
     """The rules but those for a module whose name, where diffusers is told to skip it, makes it skip modules of that
     name in blocks too: Flux has a proj_out of its own and one in every block, which is a tenth of the model."""
     tests = [compiled(rule.pattern, "diffusion") for rule in rules]

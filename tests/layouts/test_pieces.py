@@ -193,4 +193,4 @@ def test_one_size_for_a_model() -> None:
     with pytest.raises(UsageError, match=r"4 bits \(m.weight\) and 8 bits \(n.weight\) in one model"):
         pieces.same_bits([weight((8, 64)), weight((8, 64), "n.weight", bits=8)])
     kept = Kept(info=TensorInfo("k", "F32", (4,)), reason="")
-    assert pieces.quantized([kept, rows]) == [rows]
+    assert list(pieces.quantized([kept, rows])) == [rows]
