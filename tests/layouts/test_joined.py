@@ -11,11 +11,18 @@ import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from making import one_line, run, save
 from strategies import gaussian
 
-from quantcli import registry
+from quantcli import Scheme, registry
+from quantcli.errors import UsageError
+from quantcli.layouts.joined import refuse_mixed
 from quantcli.layouts.writer import named
+from quantcli.planning.entry import quantized
+from quantcli.tensors.decided import Decided, Kept
+from quantcli.tensors.info import TensorInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "sample_models" / "tiny-llama"
@@ -128,3 +135,23 @@ def test_commands_of_runtimes(target: str, command: str) -> None:
         assert report["summary"]["coverage"] > 0.2, command
     said = run("export", "--list").out
     assert f"quantcli {command}\n" in said
+
+
+MEMBERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+OWN = [Scheme(bits=4, group_size=32), Scheme(bits=8, group_size=32), None]
+
+
+@given(st.dictionaries(st.tuples(st.integers(0, 3), st.sampled_from(MEMBERS)), st.integers(0, 2), min_size=1))
+def test_what_is_refused(drawn: dict[tuple[int, str], int]) -> None:
+    """ "where vLLM and SGLang would join weights of several schemes, or one with a kept one": just then, whichever of
+    the schemes most have."""
+    tensors = list[Decided]()
+    for (layer, word), own in drawn.items():
+        info, scheme = TensorInfo(f"layers.{layer}.{word}.weight", "F32", (8, 64)), OWN[own]
+        tensors.append(Kept(info=info, reason="") if scheme is None else quantized(info, scheme, "default"))
+    joined = [{own for (at, word), own in drawn.items() if at == layer and word != "o_proj"} for layer in range(4)]
+    if any(len(own) > 1 for own in joined):
+        with pytest.raises(UsageError, match="join"):
+            refuse_mixed(tensors)
+    else:
+        refuse_mixed(tensors)

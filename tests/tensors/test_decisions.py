@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import numpy as np
@@ -61,3 +62,22 @@ def test_a_few_bytes_for_each() -> None:
     info = TensorInfo("w", "BF16", (8, 64))
     held = Decisions([info] * 10_000, (quantized(info, SCHEMES[0], "default") for _ in range(10_000)))
     assert sys.getsizeof(held._numbers) < 50_000 and len(list(held.alike())) == 1
+
+
+@given(decisions, st.lists(st.integers(0, 20), unique=True))
+def test_order_within_runs(
+    drawn: list[tuple[str, tuple[int, ...], tuple[object, str, object]]], ends: list[int]
+) -> None:
+    """ "those from each of some numbers to the next are in the order of a key": as sorting each run by itself, which
+    leaves those of one key in their order."""
+    given_ones = records(drawn)
+    held, count = Decisions.of(given_ones), len(given_ones)
+    places = [*sorted(end for end in ends if end < count), count]
+    wanted = [
+        tensor
+        for first, last in itertools.pairwise([0, *places])
+        for tensor in sorted(given_ones[first:last], key=lambda t: t.scheme is None)
+    ]
+    found = held.sorted_within(places, lambda t: t.scheme is None)
+    assert list(found) == wanted == [found[number] for number in range(count)] and found[1:3] == wanted[1:3]
+    assert sum(number for _, number in found.alike()) == count
