@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -72,3 +74,22 @@ def test_a_sum_that_is_no_number_is_not_taken_for_one_that_was_not_made() -> Non
     assert held["w"].minmax_sse is not None
     with pytest.raises(KeyError):
         held["v"]
+
+
+def test_results_of_several_threads() -> None:
+    """Each tensor has its own result, whichever threads end theirs at the same time: of 150 runs on 32 tensors one
+    recorded the errors and the digest of another."""
+    found, each = NamedResults(), 3000
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def end(first: int) -> None:
+        for number in range(first, first + each):
+            found[f"{number}"] = Result(None, f"{number:032x}")
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(end, range(0, 4 * each, each)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(found) == 4 * each and all(result.digest == f"{int(name):032x}" for name, result in found.items())

@@ -5,6 +5,7 @@ As records the results of 100,000 small tensors would take 38 MiB, more than all
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections.abc import Iterable, Iterator, MutableMapping
 from itertools import count
@@ -115,12 +116,12 @@ minmax_sse=2.0, output=None)
 
 
 class NamedResults(MutableMapping[str, Result]):
-    """Results by the names of tensors, in the order in which they are given."""
+    """Results by the names of tensors, in the order in which they are given, by any thread."""
 
-    __slots__ = ("_held", "_places")
+    __slots__ = ("_held", "_places", "_turn")
 
     def __init__(self) -> None:
-        self._held, self._places = Results(), dict[str, int]()
+        self._held, self._places, self._turn = Results(), dict[str, int](), threading.Lock()
 
     def in_order(self, names: Iterable[str]) -> Results:
         """The results of these tensors, none where nothing is known of one."""
@@ -130,11 +131,12 @@ class NamedResults(MutableMapping[str, Result]):
         return Results.of(self._held.at(place) if place >= 0 else None for place in wanted)
 
     def __setitem__(self, name: str, result: Result) -> None:
-        place = self._places.setdefault(name, len(self._held))
-        if place < len(self._held):
-            self._held.put(place, result)
-        else:
-            self._held.append(result)
+        with self._turn:  # of two threads with one place the later one's result would be that of both
+            place = self._places.setdefault(name, len(self._held))
+            if place < len(self._held):
+                self._held.put(place, result)
+            else:
+                self._held.append(result)
 
     def __getitem__(self, name: str) -> Result:
         found = self._held[self._places[name]]
