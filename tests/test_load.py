@@ -183,6 +183,11 @@ if ALL:
         _, most = measured("quantize", folder, "--include", "*", "--group-size", "64", "-q", "-o", tmp_path / "o")
         assert most < 256
 
+    def test_a_million_tensors_of_another_layout(tmp_path: Path) -> None:
+        """No more than in quantcli's own: 255 MiB were measured."""
+        source, out = sharded(tmp_path / "m", 1_000_000, 100), tmp_path / "o"
+        assert measured("quantize", source, *OTHERS[0], "--include", "*", "-q", "-o", out)[1] < 260
+
 
 def test_a_tensor_of_holes(tmp_path: Path) -> None:
     """One tensor of 16 GiB (256 MiB each time): memory is that of a tile."""
