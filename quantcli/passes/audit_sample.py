@@ -248,6 +248,8 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
             zero, offsets[here] = spread_out(params.zero, before, group), params.zero
         own, least = np.abs(before - after), np.abs(before - nearest)
         near[here] = own <= least + slack * (least + np.abs(after - zero) + np.abs(zero))
+        if found.scheme.scale_dtype == "bfloat16" and grid.mode == INTEGER:
+            near[here] |= after == audit_scales.in_bfloat16(before, spread_out(params.scale, before, group))
         zeroed += int(np.count_nonzero((after == 0) & (nearest != 0)))
         if stepped:
             steps = _steps(before, spread_out(scales[here], before, group), params)

@@ -86,6 +86,14 @@ def of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tup
     return max(map(shares, [largest, *_ranges(high, low, found)]))
 
 
+def in_bfloat16(x: Floats, scales: Floats) -> Floats:
+    """What weights become where a tool divides them by their scales in bfloat16, whose quotients beyond 64 are halves:
+    llm-compressor and optimum-quanto do, and a tenth of their codes of 8 bits are not the nearest ones."""
+    quotients = np.divide(x, scales, out=np.zeros_like(x), where=scales != 0)
+    found: Floats = np.rint(dtypes.rounded(quotients, "BF16")) * scales
+    return found
+
+
 def _of_16_bits(scales: Floats, found: Coded) -> bool:
     """Whether scales have been rounded to 16 bits; torchao stores such as float32."""
     return found.scheme.scale_dtype != "float32" or not (scales.view(np.uint32) & 0xFFFF).any()
