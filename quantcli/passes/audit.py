@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,10 @@ from quantcli.errors import DataError
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View, runs_of
 from quantcli.passes import compare
+from quantcli.passes.audit_codes import MOST_BITS
 from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twin
 from quantcli.passes.audit_method import RELATED, ROUNDED, UNEXPLAINED, method_of, other_scales
-from quantcli.passes.audit_places import Places, Sums, places_of, run_of, sums_of
+from quantcli.passes.audit_places import Places, Sums, most_db, places_of, run_of, sums_of
 from quantcli.passes.audit_sample import STRAY, Sampled, sampled
 from quantcli.passes.tiles import Progress, Visit, begun, walk
 
@@ -39,7 +41,7 @@ PRUNED = 0.25
 bits leaves 0.3, as these are the smallest, and error feedback at 2 bits makes 0.1."""
 
 FEW_CODES = 0.5
-"""Share of the codes of whole numbers, up to 8 bits, that must occur in a sample."""
+"""Share of the codes that rounding the base gives of which more must occur in a sample: whole numbers, 2 to 8 bits."""
 
 SCALED, QUANTIZED, MISSING, EXTRA, SHARED = "scaled", "quantized", "missing", "extra", "shared"
 """What a tensor is beside what kept ones are: kept but for gains that columns of codes have too; quantized; only in the
@@ -136,8 +138,8 @@ def _walked(
             return
         [sample] = yield [partial(sampled, a, b)]
         found.samples[name], found.metrics[name] = sample, sum((errors for errors, _ in parts), NOTHING)
-        scaled = sample.gained_db is not None
-        found.places[name] = places_of([sums for _, sums in parts], b.info.shape, scaled=scaled)
+        pieces, scaled = [sums for _, sums in parts], sample.gained_db is not None
+        found.places[name] = places_of(pieces, b.info.shape, bits=b.bits or MOST_BITS, scaled=scaled)
 
     def examined(a: View, b: View, size: int, first: int, last: int) -> str | tuple[Metrics, Sums]:
         advance(b.info.nbytes * (last - first) // b.info.numel)
@@ -178,7 +180,8 @@ def _of_codes(name: str, view: View, found: _Found) -> Audited:
     own = replace(_named(name, view, QUANTIZED), metrics=found.metrics.get(name), sample=sample, places=places)
     if sample is None:
         return replace(own, problems=(found.faults[name],))
-    references = [db for db in (sample.minmax_db, sample.best_db) if db is not None]
+    most = math.inf if sample.scheme is None else most_db(sample.scheme.bits)
+    references = [min(db, most) for db in (sample.minmax_db, sample.best_db) if db is not None]
     reached = sample.gained_db if sample.gained_db is not None else sample.sqnr_db
     shortfall = min(references) - reached if references and reached is not None else None
     wrong = _wrong(sample, references, shortfall) or str(places or "")
@@ -214,14 +217,13 @@ def _shrunk(references: Sequence[float]) -> float:
 
 
 def _few(sample: Sampled) -> str:
-    """That few of the codes of whole numbers occur; empty where enough do, and of one scale for a tensor, whose largest
-    weights may be far from all others."""
+    """That few of the codes of whole numbers occur; empty where enough do."""
     scheme = sample.scheme
-    if scheme is None or scheme.family != "int" or not 2 <= scheme.bits <= 8 or scheme.granularity == "tensor":
+    if scheme is None or scheme.family != "int" or scheme.bits < 2:
         return ""
-    if sample.used is None or sample.codes is None or sample.used > FEW_CODES * sample.codes:
+    if sample.used is None or sample.wanted is None or sample.used > FEW_CODES * sample.wanted:
         return ""
-    return f"only {sample.used} of {sample.codes} codes occur"
+    return f"only {sample.used} of {sample.codes} codes occur, and {sample.wanted} would by rounding the base"
 
 
 # ---- what tensors are beside others -------------------------------------------------------------------------------
@@ -275,8 +277,8 @@ def _beside_scaled(tensors: list[Audited], before: Mapping[str, View], after: Ma
 
 def _inverse(x: np.ndarray, y: np.ndarray, gains: np.ndarray) -> bool:
     """Whether the ratio of two vectors is the inverse of some gains, up to a factor."""
-    known = (x != 0) & (y / np.where(x == 0, 1, x) > 0) & (gains > 0)
-    if known.sum() < max(8, 0.9 * len(x)):
+    known = (x != 0) & (gains > 0)
+    if not np.array_equal(np.sign(x), np.sign(y)) or known.sum() < max(8, 0.9 * len(x)):
         return False
     ratio, inverse = np.log(y[known] / x[known]), -np.log(gains[known])
     spread = float(np.std(ratio))

@@ -29,8 +29,12 @@ WORSE_DB, BEYOND, LEAST_SPREAD = 6.0, 4.5, 0.03
 """dB, and robust standard deviations of the logarithm, by which the error of a run must be larger than usual, and what
 this deviation is at least. Of 95 files that 14 tools made, no run reaches 5.1 dB."""
 
-EXACT, TINY = 1e-6, 1e-8
-"""What counts as error anyway, as a share of the power of a run, and of an average one: runs may have none at all."""
+PER_BIT, ROUGHLY = 6.02, 10.0
+"""dB that a bit of codes brings, and how much more than those of all bits no method leaves of weights that lie anyhow.
+Of a base that is on a grid already the rounding of scales is left, which is no error of codes."""
+
+TINY = 1e-8
+"""What counts as error anyway, as a share of the power of an average run: runs may have none at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +83,14 @@ def sums_of(x: Floats, y: Floats, size: int) -> Sums:
     return counts, added(x * x), added(y * y), added(x * y), added(np.square(x - y)), tops(GROUP), tops(RUN), highest
 
 
-def places_of(pieces: Sequence[Sums], shape: tuple[int, ...], *, scaled: bool) -> Places | None:
+def most_db(bits: int) -> float:
+    """The highest SQNR that codes of so many bits leave of weights that lie anywhere."""
+    return PER_BIT * bits + ROUGHLY
+
+
+def places_of(pieces: Sequence[Sums], shape: tuple[int, ...], *, bits: int, scaled: bool) -> Places | None:
     """The runs that stand out in a tensor of a shape, given what its pieces add up to, in order; None where none does.
-    scaled: whether rows have gains of their own, which are no errors."""
+    bits: of its codes; scaled: whether rows have gains of their own, which are no errors."""
     if sum(len(piece[0]) for piece in pieces) < FEWEST_RUNS:
         return None
     counts, x, y, product, errors, groups, blocks, highest = (np.concatenate(part) for part in zip(*pieces))
@@ -92,7 +101,7 @@ def places_of(pieces: Sequence[Sums], shape: tuple[int, ...], *, scaled: bool) -
         errors = np.divide(y - gain * product, gain * gain, out=2 * x, where=gain > 0)
     starts = np.cumsum(counts).astype(np.int64) - counts.astype(np.int64)
     rows = (counts * _of_rows(highest, starts, row) for row in {shape[-1], int(np.prod(shape[1:]))})
-    errors = np.maximum(errors, 0) + EXACT * x + TINY * x.mean()
+    errors = np.maximum(errors, 0) + 10 ** (-most_db(bits) / 10) * x + TINY * x.mean()
     ratios = [np.log(errors / (usual + TINY * usual.mean())) for usual in (counts, x, groups, blocks, *rows)]
     ratios = [ratio - np.median(ratio) for ratio in ratios]
     spreads = [max(1.4826 * float(np.median(np.abs(ratio))), LEAST_SPREAD) for ratio in ratios]

@@ -47,7 +47,7 @@ def dividing(x: Floats, scales: Floats, found: Coded) -> float | None:
     """The share of groups that have the scale of MLX's affine rule (`mlx.core.quantize`): the range by the steps of the
     codes, and then what divides the largest weight by a whole number, so that 0 is a code; scales have the dtype of the
     weights. Counted where that is not the scale of the range itself, None where it is so everywhere."""
-    if found.scheme.storage != "plain" or found.plan.height > 1 or not found.exact_scales:
+    if found.scheme.storage != "plain" or not found.exact_scales:
         return None
     dtype = dtypes.LONG_NAMES.get(found.scheme.scale_dtype, "F32")
     weights = dtypes.rounded(x.copy(), dtype)

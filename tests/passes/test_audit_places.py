@@ -64,11 +64,12 @@ def steps(count: int, seed: int = 0, part: float = 0.125) -> tuple[np.ndarray, n
 
 
 def found_in(
-    x: np.ndarray, y: np.ndarray, shape: tuple[int, ...], *, scaled: bool = False, piece: int = 1024
+    x: np.ndarray, y: np.ndarray, shape: tuple[int, ...], *, bits: int = 8, scaled: bool = False
 ) -> Places | None:
     cuts = range(0, len(x), 1024)
     with np.errstate(over="ignore"):
-        return places_of([sums_of(x[i : i + 1024], y[i : i + 1024], 256) for i in cuts], shape, scaled=scaled)
+        pieces = [sums_of(x[i : i + 1024], y[i : i + 1024], 256) for i in cuts]
+        return places_of(pieces, shape, bits=bits, scaled=scaled)
 
 
 @pytest.mark.parametrize("times", [1.9, 2.1, 4.0])
@@ -99,13 +100,15 @@ def test_fewer_than_eight_runs_have_no_others() -> None:
 
 
 def test_runs_in_which_nothing_is_wrong_make_no_others_stand_out() -> None:
-    """Weights that were on the grid already, but for a few that rounding moves by less than a thousandth."""
+    """Weights that were on the grid already, but for a few that a scale's rounding moves by 36 dB less than they are;
+    codes of 4 bits leave 34 dB at most. With 28 dB they stand out by 6 dB."""
     x, y = steps(256 * 64, part=0.0)
-    y[256:512] += np.float32(0.0005)
-    assert found_in(x, y, (64, 256)) is None
-    y[256:512] += np.float32(0.01)
-    found = found_in(x, y, (64, 256))
+    y[256:512] += np.float32(0.016)
+    assert found_in(x, y, (64, 256), bits=4) is None
+    y[256:512] = x[256:512] + np.float32(0.04)
+    found = found_in(x, y, (64, 256), bits=4)
     assert found is not None and found.first == (1, 0)
+    assert found.worst_db == pytest.approx(10 * np.log10(1 + 0.04**2 * 10**3.408), abs=0.01)
     zeros = np.zeros(256 * 64, np.float32)
     assert found_in(zeros, zeros, (64, 256)) is None and found_in(zeros, y, (64, 256)) is None
     assert found_in(x, np.where(x > 0, np.float32(3e38), x), (64, 256)) is None  # whose squares float32 does not hold
