@@ -281,8 +281,7 @@ def _inverse(x: np.ndarray, y: np.ndarray, gains: np.ndarray) -> bool:
     if not np.array_equal(np.sign(x), np.sign(y)) or known.sum() < max(8, 0.9 * len(x)):
         return False
     ratio, inverse = np.log(y[known] / x[known]), -np.log(gains[known])
-    spread = float(np.std(ratio))
-    return spread > 0 and float(np.std(ratio - inverse - np.mean(ratio - inverse))) < 0.2 * spread
+    return float(np.std(ratio - inverse)) < 0.2 * float(np.std(ratio))
 
 
 def _scored(tensors: list[Audited]) -> list[Audited]:

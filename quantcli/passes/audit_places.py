@@ -69,7 +69,7 @@ def run_of(numel: int) -> int:
 
 def sums_of(x: Floats, y: Floats, size: int) -> Sums:
     """What runs of some weights add up to; the last run has what is left too."""
-    starts = np.arange(0, max(len(x) - size + 1, 1), size)
+    starts = np.arange(0, len(x), size)[: max(len(x) // size, 1)]
     counts, largest = np.diff(starts, append=len(x)).astype(np.float64), np.abs(x)
 
     def added(values: Floats) -> NDArray[np.float64]:
@@ -117,5 +117,5 @@ def places_of(pieces: Sequence[Sums], shape: tuple[int, ...], *, bits: int, scal
 
 def _of_rows(highest: NDArray[np.float64], starts: NDArray[np.int64], row: int) -> NDArray[np.float64]:
     """The largest squares of rows of so many weights, for every run that begins in one."""
-    [first] = np.nonzero(np.diff(starts // row, prepend=-1))
+    first = np.unique(starts // row, return_index=True)[1]
     return np.repeat(np.maximum.reduceat(highest, first), np.diff(first, append=len(starts)))

@@ -27,6 +27,9 @@ KEPT = {
 }
 """What tensors that are not quantized turned out to be, in the order in which they are counted."""
 
+NEAR = 0.7
+"""Least cosine of weights that were trained further, and then quantized: codes of 2 bits leave 0.9 of what they are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorAudit:
@@ -190,7 +193,10 @@ def _verdict(source: str, tensors: Sequence[TensorAudit], bad: Sequence[TensorAu
     others = [one for one in quantized if one.cosine is not None and one.cosine < RELATED]
     if len(others) > len(quantized) / 2:
         return f"NOT of {base}: {len(others):,} of {_tensors(len(quantized))} quantized are other weights"
-    return f"NOT consistent with {base}: {len(bad):,} of {_tensors(len(tensors))} do not fit"
+    verb = "does not fit" if len(bad) == 1 else "do not fit"
+    near = sum(bool(one.problems) and (one.cosine or 0) >= NEAR for one in quantized)
+    trained = "; most are near those of the base, as after training it further" if 2 * near > len(quantized) else ""
+    return f"NOT consistent with {base}: {len(bad):,} of {_tensors(len(tensors))} {verb}{trained}"
 
 
 def _tensor(one: Audited) -> TensorAudit:

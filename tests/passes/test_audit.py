@@ -84,6 +84,8 @@ METHODS = {
     "mlx": {"min-max scales that make 0 a code (MLX)"},
 }
 METHODS |= {
+    "autoround-own": METHODS["autoround"],
+    "autoround-own-zeros": METHODS["autoround"],
     "gptqmodel": METHODS["gptq"],
     "gptqmodel-desc-act": METHODS["gptq"],
     "autoawq": METHODS["awq"],
@@ -91,8 +93,9 @@ METHODS |= {
 }
 """What made the models of golden/audits, by the tools' own code: llm-compressor 0.14's GPTQ and AWQ, which scales what
 comes after a norm and between two matrices, but no o_proj; GPTQModel 7.2, also with desc_act, whose groups are not runs
-of columns; AutoAWQ 0.2.9; AutoRound 0.16 in the layouts of GPTQ and AWQ; HQQ 0.2.8; and MLX 0.32, whose scales of 6
-bits are near enough to those of min-max to have been taken for those of changed weights."""
+of columns; AutoAWQ 0.2.9; AutoRound 0.16 in the layouts of GPTQ and AWQ, 0.15 as its own loader reads them; HQQ 0.2.8;
+and MLX 0.32, whose scales of 6 bits are near enough to those of min-max to have been taken for those of changed
+weights."""
 
 
 @pytest.mark.parametrize("tool", METHODS)
@@ -326,6 +329,8 @@ def test_error_feedback_is_told_from_changed_weights(tmp_path: Path) -> None:
     wrong = problems(found)
     assert code == 1 and set(wrong) == set(made)
     assert all("the weights were changed" in line for line in wrong.values())
+    told = "3 of 5 tensors do not fit; most are near those of the base, as after training it further"
+    assert found["verdict"] == f"NOT consistent with {source}: {told}"
     assert abs(float(np.mean([found["by_name"][n]["nearest_share"] for n in made])) - share) < 0.2
 
 
@@ -498,6 +503,7 @@ def test_one_tensor_that_lies_far_from_its_kind(tmp_path: Path) -> None:
     worse = {**arrays, one: noisy(arrays[one], 0.1, rng)}
     code, found = audited(quantized(tmp_path, worse, "worse", "--bits", "4"), source)
     assert code == 1 and set(problems(found)) == {one}
+    assert found["verdict"] == f"NOT consistent with {source}: 1 of 10 tensors does not fit"
     assert found["by_name"][one]["score"] is None or found["by_name"][one]["score"] > 6
 
 

@@ -14,7 +14,7 @@ from audit_parts import Arrays, as_gptq, audited, base, problems, quantized
 from hypothesis import given
 from hypothesis import strategies as st
 from layout_parts import values
-from making import BF16, change_header, one_line, run, save
+from making import BF16, GOLDEN_FILES, change_header, one_line, run, save
 from onnx_parts import f32, op, tensor, written
 from strategies import gaussian
 
@@ -149,6 +149,10 @@ def test_few_codes_are_half_of_those_that_rounding_gives(tmp_path: Path) -> None
         _, found = with_scales(tmp_path / f"{odd}", {NAME: weights}, {NAME: own}, scales)
         line = f"only {128 + odd} of 256 codes occur, and 256 would by rounding the base"
         assert (line in found["by_name"][NAME]["problems"]) == few and found["by_name"][NAME]["codes_used"] == 128 + odd
+    codes = rng.integers(-2, 2, (128, 512))
+    weights = ((codes + rng.uniform(-0.4, 0.4, codes.shape)) * 0.01).astype(np.float32)
+    _, found = with_scales(tmp_path / "two", {NAME: weights}, {NAME: codes // 2 * 2}, scales, bits=2)
+    assert "only 2 of 4 codes occur, and 4 would by rounding the base" in found["by_name"][NAME]["problems"]
     ternary = {n: np.sign(a.astype(np.float32)).astype(BF16) if a.ndim == 2 else a for n, a in base().items()}
     for bits in ("2", "4", "8"):
         code, found = audited(
@@ -223,13 +227,13 @@ def of_convolution(folder: Path, weights: np.ndarray, each: bool) -> tuple[int, 
     return audited(path, written(folder / "base.onnx", op("Conv", ["x", "k"], ["y"]), f32("k", weights)))
 
 
-@pytest.mark.parametrize("each", [True, False])
-def test_convolutions_larger_than_a_sample(each: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("each", "sign"), [(True, 1), (False, 1), (False, -1)])
+def test_convolutions_larger_than_a_sample(each: bool, sign: int, tmp_path: Path) -> None:
     """Scales of the sampled channels, which differ; with one scale for all the largest weights count, in channels that
     are not sampled: the last but one of a run of channels, and the last of all."""
     weights = gaussian(1200, 32, 3, 3, seed=4) * (1 + np.arange(1200, dtype=np.float32)[:, None, None, None] % 7)
     if not each:
-        weights[73, 5, 1, 1], weights[1199, 31, 2, 2] = 90, -95
+        weights[73, 5, 1, 1], weights[1199, 31, 2, 2] = 60 * sign, -95 * sign
     code, document = of_convolution(tmp_path, weights.astype(np.float32), each)
     assert code == 0, problems(document)
     found = document["by_name"]["k"]
@@ -252,6 +256,66 @@ def test_experts_in_three_dimensions(tmp_path: Path) -> None:
         x, y = (v["experts.weight"].astype(np.float64).ravel() for v in (weights, values(out)))
         assert found["cosine"] == pytest.approx(x @ y / math.sqrt((x @ x) * (y @ y)), abs=1e-7)
         assert found["method"] == ("" if "codebook" in options else "min-max")
+
+
+def test_experts_of_mlx(tmp_path: Path) -> None:
+    """Three dimensions in MLX's layout, written here: eight codes in a word, a scale and an offset for each 64."""
+    weights = gaussian(3, 40, 128, seed=2).astype(np.float32)
+    groups = weights.reshape(3, 40, 2, 64)
+    offset, scale = groups.min(-1), (groups.max(-1) - groups.min(-1)) / np.float32(15)
+    codes = np.clip(np.rint((groups - offset[..., None]) / scale[..., None]), 0, 15).astype(np.uint32)
+    packed = (codes.reshape(3, 40, 16, 8) << (4 * np.arange(8, dtype=np.uint32))).sum(-1, dtype=np.uint32)
+    name = "switch_mlp.up_proj"
+    folder, parts = tmp_path / "q", {f"{name}.weight": packed, f"{name}.scales": scale, f"{name}.biases": offset}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"quantization": {"bits": 4, "group_size": 64}}))
+    save(folder / "model.safetensors", parts)
+    code, document = audited(folder, save(tmp_path / "base.safetensors", {f"{name}.weight": weights}))
+    assert code == 0, problems(document)
+    found = document["by_name"][f"{name}.weight"]
+    assert (found["method"], found["nearest_share"], found["minmax_scales_share"]) == ("min-max", 1, 1)
+
+
+def test_a_quantized_base(tmp_path: Path) -> None:
+    """Quantized again from what its library makes of its codes, floats of 16 bits: each code is the nearest one."""
+    golden = GOLDEN_FILES / "audits" / "gptq"
+    ran = run(
+        "quantize",
+        golden,
+        "--requantize",
+        "--bits",
+        "8",
+        "--rounding",
+        "nearest",
+        "--to",
+        "native",
+        "-o",
+        tmp_path / "q",
+        "-q",
+    )
+    assert ran.code == 0, ran
+    code, found = audited(tmp_path / "q", golden)
+    shares = [t["nearest_share"] for t in found["tensors"] if t["became"] == "quantized"]
+    assert code == 0 and shares == [1] * len(shares) and len(shares) >= 14, problems(found)
+
+
+@pytest.mark.parametrize(("dtypes", "named"), [
+    ((np.float32,), True), ((np.float16,), False), ((BF16,), False), ((BF16, np.float32), False),
+])  # fmt: skip
+def test_scales_in_float32_tell_smaller_changes(dtypes: Sequence[type], named: bool, tmp_path: Path) -> None:
+    """The largest weights are 0.1 % off, within what rounding to 16 bits explains, also of scales that are stored in
+    float32 after it."""
+    rng = np.random.default_rng(99)
+    weights = {f"layers.{i}.up.weight": gaussian(128, 512, seed=i).astype(BF16) for i in range(3)}
+    codes, scales = {}, {}
+    for name, w in weights.items():
+        other = w.astype(np.float32) * (1 + np.float32(0.001) * rng.normal(size=w.shape).astype(np.float32))
+        scales[name] = np.abs(other).max(1, keepdims=True) / np.float32(7)
+        for dtype in dtypes:
+            scales[name] = scales[name].astype(dtype)
+        codes[name] = np.clip(np.rint(other / scales[name].astype(np.float32)), -8, 7)
+    code, found = with_scales(tmp_path / "q", weights, codes, scales, bits=4)
+    assert code == named and all("min-max scales, but" in line for line in problems(found).values()), problems(found)
 
 
 @pytest.mark.parametrize("inner", [True, False])
@@ -366,7 +430,7 @@ class Bar:
 
 
 def test_progress_reaches_its_end(tmp_path: Path) -> None:
-    arrays = base() | {"conv": gaussian(1, 5, 7, seed=1)}
+    arrays = base() | {"conv": gaussian(1, 5, 7, seed=1), "large": gaussian(1100, 1024, seed=2)}
     out = quantized(tmp_path, arrays, "q", "--bits", "4")
     arrays["bias"] = arrays["bias"] + np.float32(1)
     bar = Bar()

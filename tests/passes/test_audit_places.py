@@ -126,6 +126,34 @@ def test_gains_of_rows_are_no_errors() -> None:
     assert found is not None and (found.changed, found.first) == (1, (2, 0))
 
 
+def test_scales_of_rows_in_three_dimensions() -> None:
+    """Experts' rows have the errors of their largest weight, which is in one of their four runs."""
+    x, y = steps(2 * 20 * 1024)
+    sizes = np.repeat(4.0 ** (np.arange(40) % 3), 1024).astype(np.float32)
+    y = x + (y - x) * sizes
+    x[np.arange(40) * 1024] *= sizes[::1024]
+    y[np.arange(40) * 1024] = x[np.arange(40) * 1024]
+    assert found_in(x, y, (2, 20, 1024)) is None
+    y[5120:5376] += 3 * (y[5120:5376] - x[5120:5376])
+    found = found_in(x, y, (2, 20, 1024))
+    assert found is not None and (found.changed, found.first) == (1, (0, 5, 0))
+
+
+def test_gains_of_rows_are_told_as_gains(tmp_path: Path) -> None:
+    """Six of 128 rows three times as large: not six changed places, but scaled rows."""
+    weights = gaussian(128, 256, seed=1)
+    scaled = weights.copy()
+    scaled[10:16] *= 3
+    out = quantized(tmp_path, {NAME: scaled}, "q", "--bits", "4")
+    code, found = audited(out, save(tmp_path / "base.safetensors", {NAME: weights}))
+    line = "its rows or columns are scaled, and no kept tensor makes up for that"
+    assert code == 1 and found["by_name"][NAME]["problems"] == [line]
+    weights[40] = weights[41]
+    code, found = audited(out, save(tmp_path / "other.safetensors", {NAME: weights}))
+    told = found["by_name"][NAME]
+    assert line in told["problems"] and (told["changed_runs"], told["first_changed"]) == (1, [40, 0])
+
+
 @given(st.integers(1, 40_000), st.integers(1, 9), st.integers(0, 99))
 def test_runs_add_up_to_the_whole(count: int, cut: int, seed: int) -> None:
     """Every weight is in one run, wherever a tensor is cut into pieces."""
