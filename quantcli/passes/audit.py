@@ -138,10 +138,10 @@ def _walked(
             return
         [sample] = yield [partial(sampled, a, b)]
         found.samples[name], found.metrics[name] = sample, sum((errors for errors, _ in parts), NOTHING)
-        pieces, scaled = [sums for _, sums in parts], sample.gained_db is not None
+        pieces, scaled = [piece for _, sums in parts for piece in sums], sample.gained_db is not None
         found.places[name] = places_of(pieces, b.info.shape, bits=b.bits or MOST_BITS, scaled=scaled)
 
-    def examined(a: View, b: View, size: int, first: int, last: int) -> str | tuple[Metrics, Sums]:
+    def examined(a: View, b: View, size: int, first: int, last: int) -> str | tuple[Metrics, list[Sums]]:
         advance(b.info.nbytes * (last - first) // b.info.numel)
         try:
             x, y = compare.values_of(a, b, first, last)

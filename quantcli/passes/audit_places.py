@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from quantcli.models import PIECE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,8 +70,14 @@ def run_of(numel: int) -> int:
     return size
 
 
-def sums_of(x: Floats, y: Floats, size: int) -> Sums:
-    """What runs of some weights add up to; the last run has what is left too."""
+def sums_of(x: Floats, y: Floats, size: int) -> list[Sums]:
+    """What runs of some weights add up to, in pieces; the last run has what is left too."""
+    cuts = [*range(0, max(len(x) - size + 1, 1), max(size, PIECE)), len(x)]
+    return [_added_up(x[first:last], y[first:last], size) for first, last in pairwise(cuts)]
+
+
+def _added_up(x: Floats, y: Floats, size: int) -> Sums:
+    """What the runs of a piece add up to."""
     starts = np.arange(0, len(x), size)[: max(len(x) // size, 1)]
     counts, largest = np.diff(starts, append=len(x)).astype(np.float64), np.abs(x)
 
