@@ -18,7 +18,7 @@
 # make sanitize  the kernels and their tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, cmake)
 # make wheels  a wheel for this kind of machine in dist/, tried in an empty environment; cibuildwheel makes the others
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
-# make mutate  600 small changes of the code, each against the tests of its module: what they miss (MUTATE: areas)
+# make mutate  710 small changes of the code, each against the tests of its module: what they miss (MUTATE: areas)
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
 PYTHON ?= python3

@@ -10,7 +10,7 @@ A weight of b bits [out, in] (b is 2, 3, 4 or 8) is stored transposed, in G grou
 and is (u - z) * scale, here in float32. A stream holds b bits for each value, low bits first, across words. `gptq_v2`
 stores z; `gptq`, the first version, stores z-1 in b bits, so that 4-bit zero points of 8 are words 0x77777777 and
 0x88888888 in the second. No tensor tells the two apart: `checkpoint_format` in config.json does, and stands for the
-first where it is missing.
+first where it is missing. AutoRound's own models say it as `packing_format`.
 
 Writing: both sides are multiples of 32, scales are F16, and
 parameters are repeated where the model has smaller groups than the weight. Symmetric models are the first version.
@@ -80,6 +80,9 @@ if TYPE_CHECKING:
 BITS = (2, 3, 4, 8)
 VERSIONS = {"gptq": 1, "gptq_v2": 0}
 """The number to add to a stored zero point."""
+PACKINGS = {"auto_round:auto_gptq": 1, "auto_round": 0, "auto_round:gptqmodel": 0}
+"""The same by `packing_format` of AutoRound, which packs symmetric models as the first version, others as the second:
+qlinear_torch_zp.py and qlinear_torch.py of auto_round_extension 0.15."""
 TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 """Files by which a tokenizer is found."""
 
@@ -107,6 +110,9 @@ def _added(name: str, settings: Mapping[str, Any]) -> int:
     method = text(settings, "quant_method")
     if method is None:
         raise wrong(name, "the tensors do not tell GPTQ's first version from its second", CONFIG_HINT)
+    packed = text(settings, "packing_format")
+    if method in ("auto-round", "intel/auto-round") and packed in PACKINGS:
+        return PACKINGS[packed]
     version = text(settings, "checkpoint_format") or text(settings, "format") or "gptq"
     if method != "gptq" or version not in VERSIONS:
         raise wrong(name, f"GPTQ as {version if method == 'gptq' else method} is not supported")

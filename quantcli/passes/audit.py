@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantcli.errors import DataError
+from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View, runs_of
 from quantcli.passes import compare
+from quantcli.passes.audit_codes import MOST_BITS
 from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twin
 from quantcli.passes.audit_method import RELATED, ROUNDED, UNEXPLAINED, method_of, other_scales
+from quantcli.passes.audit_places import Places, Sums, most_db, places_of, run_of, sums_of
 from quantcli.passes.audit_sample import STRAY, Sampled, sampled
 from quantcli.passes.tiles import Progress, Visit, begun, walk
-
-if TYPE_CHECKING:
-    from quantcli.metrics import Metrics
 
 WORSE = 6.0
 """Most dB that a tensor may lie below what min-max or our search leaves at its format: error feedback trades up to
@@ -41,7 +41,7 @@ PRUNED = 0.25
 bits leaves 0.3, as these are the smallest, and error feedback at 2 bits makes 0.1."""
 
 FEW_CODES = 0.5
-"""Share of the codes of whole numbers, up to 8 bits, that must occur in a sample."""
+"""Share of the codes that rounding the base gives of which more must occur in a sample: whole numbers, 2 to 8 bits."""
 
 SCALED, QUANTIZED, MISSING, EXTRA, SHARED = "scaled", "quantized", "missing", "extra", "shared"
 """What a tensor is beside what kept ones are: kept but for gains that columns of codes have too; quantized; only in the
@@ -51,9 +51,9 @@ base, only in the file; stored once where the base has it twice."""
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited:
     """What a tensor turned out to be. scheme: as the file has it, dtype of one that is kept. method: how its codes were
-    made, as far as these tell. metrics: of all its weights, where values differ. shortfall: dB below the reference of
-    its format on the same rows; score: how many robust standard deviations it lies below its kind. problems: why it
-    does not fit the base; note: what else there is to say."""
+    made, as far as these tell. metrics: of all its weights, where values differ; places: runs of these that stand out.
+    shortfall: dB below the reference of its format on the same rows; score: how many robust standard deviations it lies
+    below its kind. problems: why it does not fit the base; note: what else there is to say."""
 
     name: str
     became: str
@@ -61,6 +61,7 @@ class Audited:
     shape: tuple[int, ...]
     metrics: Metrics | None = None
     sample: Sampled | None = None
+    places: Places | None = None
     method: str = ""
     shortfall: float | None = None
     score: float | None = None
@@ -74,6 +75,8 @@ class _Found:
 
     kept: dict[str, tuple[str, str]] = field(default_factory=dict)
     samples: dict[str, Sampled] = field(default_factory=dict)
+    metrics: dict[str, Metrics | None] = field(default_factory=dict)
+    places: dict[str, Places | None] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
 
 
@@ -95,11 +98,10 @@ def audit(
         raise DataError("no tensor has the same name and shape in the base")
     quantized = [n for n in both if n in coded]
     found = _walked(before, after, both, set(quantized), threads, progress)
-    differing = [n for n in both if n in found.samples or (n in found.kept and found.kept[n][0] == CHANGED)]
-    pairs = {n: (before[n], after[n]) for n in differing}
-    metrics = compare.measure(pairs, threads=threads, progress=progress)
-    tensors = [_of_kept(n, after[n], found.kept[n], metrics.get(n)) for n in both if n not in coded]
-    tensors += [_of_codes(n, after[n], found, metrics.get(n)) for n in quantized]
+    pairs = {n: (before[n], after[n]) for n, (became, _) in found.kept.items() if became == CHANGED}
+    found.metrics |= compare.measure(pairs, threads=threads, progress=progress)
+    tensors = [_of_kept(n, after[n], found) for n in both if n not in coded]
+    tensors += [_of_codes(n, after[n], found) for n in quantized]
     tensors = _beside_scaled(_explained(tensors, before, after), before, after)
     known = {t.name: t for t in _scored(tensors)}
     alone = {t.name: t for t in _alone(before, after)}
@@ -117,7 +119,7 @@ def _walked(
     threads: int,
     progress: Progress | None,
 ) -> _Found:
-    """How kept tensors compare, and samples of quantized ones."""
+    """How kept tensors compare; errors, places and samples of quantized ones."""
     found, advance = _Found(), begun(progress, sum(after[n].info.nbytes for n in names))
 
     def visit(name: str) -> Visit:
@@ -128,19 +130,27 @@ def _walked(
             ways = (way for way in WAYS if all(way in one for one in found_in_runs))
             found.kept[name] = kind_of(a, b, next(ways, CHANGED))
             return
-        faults = yield [partial(fault, b, *run) for run in b.blocks]
-        if any(faults):
-            found.faults[name] = next(filter(None, faults))
-        else:
-            [found.samples[name]] = yield [partial(sampled, a, b)]
+        size = run_of(b.info.numel)
+        parts = yield [partial(examined, a, b, size, *run) for run in compare.blocks_of(a, b)]
+        fault = next((part for part in parts if isinstance(part, str)), None)
+        if fault is not None:
+            found.faults[name] = fault
+            return
+        [sample] = yield [partial(sampled, a, b)]
+        found.samples[name], found.metrics[name] = sample, sum((errors for errors, _ in parts), NOTHING)
+        pieces, scaled = [piece for _, sums in parts for piece in sums], sample.gained_db is not None
+        found.places[name] = places_of(pieces, b.info.shape, bits=b.bits or MOST_BITS, scaled=scaled)
 
-    def fault(view: View, first: int, last: int) -> str:
-        advance(view.info.nbytes * (last - first) // max(view.info.numel, 1))
+    def examined(a: View, b: View, size: int, first: int, last: int) -> str | tuple[Metrics, list[Sums]]:
+        advance(b.info.nbytes * (last - first) // b.info.numel)
         try:
-            finite = np.isfinite(view.read(first, last)).all()
+            x, y = compare.values_of(a, b, first, last)
         except DataError as error:
             return error.problem
-        return "" if finite else "a decoded weight is NaN or infinite"
+        if not np.isfinite(y).all():
+            return "a decoded weight is NaN or infinite"
+        with np.errstate(all="ignore"):  # squares of float32 may be too large
+            return compare.errors_of(x, y), sums_of(x, y, size)
 
     walk((visit(name) for name in names), threads=threads)
     return found
@@ -154,8 +164,9 @@ def _named(name: str, view: View, became: str) -> Audited:
     return Audited(name=name, became=became, scheme=view.scheme or view.info.dtype, shape=view.info.shape)
 
 
-def _of_kept(name: str, view: View, kept: tuple[str, str], metrics: Metrics | None) -> Audited:
-    became, note = kept
+def _of_kept(name: str, view: View, found: _Found) -> Audited:
+    """What a kept tensor is."""
+    (became, note), metrics = found.kept[name], found.metrics.get(name)
     problems: tuple[str, ...] = ()
     if became == CHANGED:
         db = metrics.sqnr_db if metrics is not None else None
@@ -163,16 +174,18 @@ def _of_kept(name: str, view: View, kept: tuple[str, str], metrics: Metrics | No
     return replace(_named(name, view, became), metrics=metrics, problems=problems, note=note)
 
 
-def _of_codes(name: str, view: View, found: _Found, metrics: Metrics | None) -> Audited:
+def _of_codes(name: str, view: View, found: _Found) -> Audited:
     """What a quantized tensor is by itself."""
-    sample = found.samples.get(name)
-    own = replace(_named(name, view, QUANTIZED), metrics=metrics, sample=sample)
+    sample, places = found.samples.get(name), found.places.get(name)
+    own = replace(_named(name, view, QUANTIZED), metrics=found.metrics.get(name), sample=sample, places=places)
     if sample is None:
         return replace(own, problems=(found.faults[name],))
-    references = [db for db in (sample.minmax_db, sample.best_db) if db is not None]
+    most = math.inf if sample.scheme is None else most_db(sample.scheme.bits)
+    references = [min(db, most) for db in (sample.minmax_db, sample.best_db) if db is not None]
     reached = sample.gained_db if sample.gained_db is not None else sample.sqnr_db
     shortfall = min(references) - reached if references and reached is not None else None
-    problems = tuple(filter(None, (_wrong(sample, references, shortfall), _few(sample))))
+    wrong = _wrong(sample, references, shortfall) or str(places or "")
+    problems = tuple(filter(None, (wrong, _few(sample))))
     return replace(own, method=method_of(sample), shortfall=shortfall, problems=problems, note=sample.why)
 
 
@@ -204,14 +217,13 @@ def _shrunk(references: Sequence[float]) -> float:
 
 
 def _few(sample: Sampled) -> str:
-    """That few of the codes of whole numbers occur; empty where enough do, and of one scale for a tensor, whose largest
-    weights may be far from all others."""
+    """That few of the codes of whole numbers occur; empty where enough do."""
     scheme = sample.scheme
-    if scheme is None or scheme.family != "int" or not 2 <= scheme.bits <= 8 or scheme.granularity == "tensor":
+    if scheme is None or scheme.family != "int" or scheme.bits < 2:
         return ""
-    if sample.used is None or sample.codes is None or sample.used > FEW_CODES * sample.codes:
+    if sample.used is None or sample.wanted is None or sample.used > FEW_CODES * sample.wanted:
         return ""
-    return f"only {sample.used} of {sample.codes} codes occur"
+    return f"only {sample.used} of {sample.codes} codes occur, and {sample.wanted} would by rounding the base"
 
 
 # ---- what tensors are beside others -------------------------------------------------------------------------------
@@ -256,7 +268,8 @@ def _beside_scaled(tensors: list[Audited], before: Mapping[str, View], after: Ma
         for own in gains.get(t.shape[-1], []):
             sample = sampled(before[t.name], after[t.name], own)
             if (sample.nearest or 0) >= ROUNDED:
-                return _of_codes(t.name, after[t.name], _Found(samples={t.name: sample}), t.metrics)
+                known = _Found(samples={t.name: sample}, metrics={t.name: t.metrics}, places={t.name: t.places})
+                return _of_codes(t.name, after[t.name], known)
         return t
 
     return [again(t) for t in tensors]
@@ -264,12 +277,11 @@ def _beside_scaled(tensors: list[Audited], before: Mapping[str, View], after: Ma
 
 def _inverse(x: np.ndarray, y: np.ndarray, gains: np.ndarray) -> bool:
     """Whether the ratio of two vectors is the inverse of some gains, up to a factor."""
-    known = (x != 0) & (y / np.where(x == 0, 1, x) > 0) & (gains > 0)
-    if known.sum() < max(8, 0.9 * len(x)):
+    known = (x != 0) & (gains > 0)
+    if not np.array_equal(np.sign(x), np.sign(y)) or known.sum() < max(8, 0.9 * len(x)):
         return False
     ratio, inverse = np.log(y[known] / x[known]), -np.log(gains[known])
-    spread = float(np.std(ratio))
-    return spread > 0 and float(np.std(ratio - inverse - np.mean(ratio - inverse))) < 0.2 * spread
+    return float(np.std(ratio - inverse)) < 0.2 * float(np.std(ratio))
 
 
 def _scored(tensors: list[Audited]) -> list[Audited]:

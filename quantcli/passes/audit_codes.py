@@ -131,7 +131,7 @@ def _of_other_rows(found: Regrouped) -> Coded | str:
         if book is not None:
             return np.searchsorted(book.thresholds[0], steps).astype(np.uint8)
         zero = middle if params.zero is None else spread_out(params.zero, decoded, found.group)
-        return np.asarray(np.clip(np.rint(steps) + zero, 0, 2 * middle - 1), np.uint8)
+        return np.asarray(np.rint(steps) + zero, np.uint8)
 
     return Coded(
         scheme=scheme, plan=plan, params=params, codes=codes, taken=found.taken, exact_scales=found.exact_scales

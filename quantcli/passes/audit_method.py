@@ -79,14 +79,10 @@ def method_of(sample: Sampled) -> str:
         return first + "min-max scales that make 0 a code (MLX)"
     if (sample.largest or 0) >= OTHER_SCALES and (sample.shifted or 0) > SEARCHED:
         return first + "min-max scales, searched offsets (HQQ)"
-    if _is_minmax(sample) or (sample.largest or 0) >= (DIVIDING if _in_powers(sample) else OTHER_SCALES):
+    powers = sample.scheme.storage == "e8m0"  # of which a search takes many where min-max scales are too
+    if _is_minmax(sample) or (sample.largest or 0) >= (DIVIDING if powers else OTHER_SCALES):
         return first + "min-max"
     return first + "searched scales"
-
-
-def _in_powers(sample: Sampled) -> bool:
-    """Whether scales are powers of two, of which a search takes many where min-max scales are too."""
-    return sample.scheme is not None and sample.scheme.storage == "e8m0"
 
 
 def _moved(sample: Sampled) -> str:

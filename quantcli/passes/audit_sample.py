@@ -24,6 +24,7 @@ from quantcli.models import BLOCK, View, runs_of
 from quantcli.passes import audit_scales
 from quantcli.passes.audit_codes import MOST_BITS, WEIGHTS, Coded, coded
 from quantcli.scheme import Scheme
+from quantcli.tensors import packing
 from quantcli.tensors.api import quantize
 from quantcli.tensors.rows import TileSpan
 
@@ -67,7 +68,8 @@ class Sampled:
     scale is that of their largest weight, up to a factor that is the same in all of them; about: of groups whose scale
     is near that; shifted: of groups with a float offset that is neither their lowest nor their highest weight;
     dividing: of groups with the scale of MLX's rule, where that tells. used, codes: how many codes occur, and how many
-    there are; reduced: whether those that occur span one bit less than is stored. cleanest: the largest share of
+    there are; wanted: how many would occur if all were the nearest ones; reduced: whether those that occur span one bit
+    less than is stored. cleanest: the largest share of
     nearest codes in a column, where chance alone would not give that to any; beyond: share of weights that are more
     than a step from what they became, though not clipped; strays: how many are more than STRAY steps; zeroed: share of
     those that became 0, though nearer to others.
@@ -93,6 +95,7 @@ class Sampled:
     strays: int = 0
     zeroed: float = 0.0
     used: int | None = None
+    wanted: int | None = None
     codes: int | None = None
     reduced: bool = False
 
@@ -227,7 +230,8 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
     """How codes and scales of a sample compare with what rounding, min-max and our search make of its weights.
     rounded: whether the tool may have rounded weights to bfloat16 first."""
     grid, cols, table = code_grid(found.scheme), found.plan.cols, kernels.load()
-    group, counts, at = min(found.plan.group, cols), np.zeros(1 << grid.bits, np.int64), 0
+    group, at = min(found.plan.group, cols), 0
+    occur, wanted = np.zeros((2, 1 << grid.bits), bool)
     near, scales = np.empty(x.shape, bool), np.empty((len(x), found.plan.groups), np.float32)
     offsets = np.zeros_like(scales)
     sse, power, beyond, strays, zeroed, stepped = 0.0, 0.0, 0, 0, 0, grid.mode in (INTEGER, OFFSET, LEVELS)
@@ -241,13 +245,16 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         nearest = table.decode(again, (span.rows, cols), group, params, grid).reshape(before.shape)
         codes = found.codes(span, after, params)
         points.update(() if params.zero is None else np.unique(params.zero)[:2].tolist())
-        counts += np.bincount(codes.ravel(), minlength=len(counts))
+        occur[codes.ravel()] = True
+        wanted[packing.unpack(again, span.rows, cols, grid.bits).ravel()] = True
         scales[here] = np.abs(params.scale)
         zero: Floats | np.float32 = np.float32(0)
         if grid.mode == OFFSET and params.zero is not None:
             zero, offsets[here] = spread_out(params.zero, before, group), params.zero
         own, least = np.abs(before - after), np.abs(before - nearest)
         near[here] = own <= least + slack * (least + np.abs(after - zero) + np.abs(zero))
+        if found.scheme.scale_dtype == "bfloat16" and grid.mode == INTEGER:
+            near[here] |= after == audit_scales.in_bfloat16(before, spread_out(params.scale, before, group))
         zeroed += int(np.count_nonzero((after == 0) & (nearest != 0)))
         if stepped:
             steps = _steps(before, spread_out(scales[here], before, group), params)
@@ -256,7 +263,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
             strays += int(np.count_nonzero((own > STRAY * steps) & inside))
         errors = table.difference(before.ravel(), nearest.ravel())
         sse, power, at = sse + errors[0], power + errors[1], at + span.rows
-    reduced = _is_reduced(counts, found.scheme)
+    reduced = _is_reduced(occur, found.scheme)
     scheme = found.scheme
     if reduced:
         scheme = changed(scheme, bits=scheme.bits - 1, grid=None)
@@ -277,8 +284,9 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         "beyond": beyond / near.size if stepped else None,
         "strays": strays,
         "zeroed": zeroed / near.size,
-        "used": int(np.count_nonzero(counts)),
-        "codes": len(counts) >> reduced,
+        "used": int(occur.sum()),
+        "wanted": int(wanted.sum()),
+        "codes": len(occur) >> reduced,
         "reduced": reduced,
     }
 
@@ -293,10 +301,10 @@ def _steps(x: Floats, scale: Floats, params: QuantParams) -> Floats:
     return found
 
 
-def _is_reduced(counts: NDArray[np.int64], scheme: Scheme) -> bool:
+def _is_reduced(occur: NDArray[np.bool_], scheme: Scheme) -> bool:
     """Whether whole numbers of 8 bits use no more of a range than 7 have: onnxruntime's `reduce_range`, whose symmetric
     codes go from -64 to 64."""
-    used = np.flatnonzero(counts)
+    used = np.flatnonzero(occur)
     return scheme.family == "int" and scheme.bits == 8 and len(used) > 1 and bool(used[-1] - used[0] <= 128)
 
 

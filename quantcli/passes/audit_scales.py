@@ -47,7 +47,7 @@ def dividing(x: Floats, scales: Floats, found: Coded) -> float | None:
     """The share of groups that have the scale of MLX's affine rule (`mlx.core.quantize`): the range by the steps of the
     codes, and then what divides the largest weight by a whole number, so that 0 is a code; scales have the dtype of the
     weights. Counted where that is not the scale of the range itself, None where it is so everywhere."""
-    if found.scheme.storage != "plain" or found.plan.height > 1 or not found.exact_scales:
+    if found.scheme.storage != "plain" or not found.exact_scales:
         return None
     dtype = dtypes.LONG_NAMES.get(found.scheme.scale_dtype, "F32")
     weights = dtypes.rounded(x.copy(), dtype)
@@ -84,6 +84,14 @@ def of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tup
         return float(np.mean(away <= slack)), float(np.mean(away <= 4 * slack))
 
     return max(map(shares, [largest, *_ranges(high, low, found)]))
+
+
+def in_bfloat16(x: Floats, scales: Floats) -> Floats:
+    """What weights become where a tool divides them by their scales in bfloat16, whose quotients beyond 64 are halves:
+    llm-compressor and optimum-quanto do, and a tenth of their codes of 8 bits are not the nearest ones."""
+    quotients = np.divide(x, scales, out=np.zeros_like(x), where=scales != 0)
+    found: Floats = np.rint(dtypes.rounded(quotients, "BF16")) * scales
+    return found
 
 
 def _of_16_bits(scales: Floats, found: Coded) -> bool:

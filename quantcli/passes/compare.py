@@ -66,12 +66,16 @@ class Comparison:
             return Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if same else None
 
         def errors(first: int, last: int) -> Metrics:
-            error = _errors(*values_of(a, b, first, last))
+            error = errors_of(*values_of(a, b, first, last))
             advance(b.info.nbytes * (last - first) // b.info.numel)
             return error
 
-        longer = a if a.stored is None and b.stored is not None else b
-        return sum((yield [partial(errors, first, last) for first, last in longer.blocks]), NOTHING)
+        return sum((yield [partial(errors, first, last) for first, last in blocks_of(a, b)]), NOTHING)
+
+
+def blocks_of(a: View, b: View) -> tuple[tuple[int, int], ...]:
+    """The runs of weights in which two tensors are best read side by side."""
+    return (a if a.stored is None and b.stored is not None else b).blocks
 
 
 def values_of(a: View, b: View, first: int, last: int) -> tuple[Floats, Floats]:
@@ -100,7 +104,7 @@ def opening_of(before: Member, after: Member, *, as_float: bool, original: bool 
     return partial(opened, first, second, as_float=as_float, original=original)
 
 
-def _errors(before: Floats, after: Floats) -> Metrics:
+def errors_of(before: Floats, after: Floats) -> Metrics:
     """Errors of decoded weights; of what is not finite only that it is the same on both sides."""
     sse, power, largest = kernels.load().difference(np.ascontiguousarray(before), np.ascontiguousarray(after))
     if math.isfinite(power + sse):
@@ -108,7 +112,7 @@ def _errors(before: Floats, after: Floats) -> Metrics:
     odd = ~(np.isfinite(before) & np.isfinite(after))
     if not np.array_equal(before[odd], after[odd], equal_nan=True):
         return Metrics(math.inf, 0.0, before.size, math.inf, 0)
-    found = _errors(np.where(odd, np.float32(0), before), np.where(odd, np.float32(0), after))
+    found = errors_of(np.where(odd, np.float32(0), before), np.where(odd, np.float32(0), after))
     return replace(found, numel=before.size)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
+from quantcli.layouts.reader import SMALL_FLOATS
 from quantcli.passes.audit import EXTRA, MISSING, QUANTIZED, SCALED, SHARED, Audited
 from quantcli.passes.audit_kept import CAST, CHANGED, EQUAL
 from quantcli.passes.audit_method import RELATED, UNCERTAIN
@@ -26,6 +27,9 @@ KEPT = {
 }
 """What tensors that are not quantized turned out to be, in the order in which they are counted."""
 
+NEAR = 0.7
+"""Least cosine of weights that were trained further, and then quantized: codes of 2 bits leave 0.9 of what they are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorAudit:
@@ -34,7 +38,8 @@ class TensorAudit:
     where that explains the tensor; minmax_sqnr_db and best_sqnr_db of min-max scales and of the best search at its
     format; nearest_share of codes that are the nearest ones, and their nearest_sqnr_db; minmax_scales_share of groups
     with the scale of their largest weight; cleanest_column_share of nearest codes in a column; beyond_share of weights
-    that moved by more than a step; codes_used of codes. shortfall_db: below the lower of the two references;
+    that moved by more than a step; codes_used of codes. changed_runs: runs of all its weights that are much farther
+    from the base than the others, from the index first_changed on. shortfall_db: below the lower of the two references;
     score: robust standard deviations by which that lies below others of its scheme. problems: why it does not fit."""
 
     name: str
@@ -55,6 +60,8 @@ class TensorAudit:
     beyond_share: float | None
     codes_used: int | None
     codes: int | None
+    changed_runs: int
+    first_changed: list[int] | None
     bits: int | None
     group_size: int | None
     granularity: str | None
@@ -177,13 +184,19 @@ def _verdict(source: str, tensors: Sequence[TensorAudit], bad: Sequence[TensorAu
     base = printable(source, 200)
     quantized = [one for one in tensors if one.became == QUANTIZED]
     if not bad:
+        cast = sum(one.became == CAST and one.scheme in SMALL_FLOATS for one in tensors)
+        counts = [(len(quantized), "quantized"), (cast, "rounded to 8-bit floats")]
+        made = " and ".join(f"{_tensors(n)} {words}" for n, words in counts if n) or "no tensor quantized"
         unsure = sum(one.method.endswith(UNCERTAIN) for one in quantized)
         told = f"; of {unsure:,} it is uncertain whether weights were changed a little" if unsure else ""
-        return f"consistent with {base}: {_tensors(len(quantized))} quantized, the others as in the base{told}"
+        return f"consistent with {base}: {made}, the others as in the base{told}"
     others = [one for one in quantized if one.cosine is not None and one.cosine < RELATED]
     if len(others) > len(quantized) / 2:
         return f"NOT of {base}: {len(others):,} of {_tensors(len(quantized))} quantized are other weights"
-    return f"NOT consistent with {base}: {len(bad):,} of {_tensors(len(tensors))} do not fit"
+    verb = "does not fit" if len(bad) == 1 else "do not fit"
+    near = sum(bool(one.problems) and (one.cosine or 0) >= NEAR for one in quantized)
+    trained = "; most are near those of the base, as after training it further" if 2 * near > len(quantized) else ""
+    return f"NOT consistent with {base}: {len(bad):,} of {_tensors(len(tensors))} {verb}{trained}"
 
 
 def _tensor(one: Audited) -> TensorAudit:
@@ -213,6 +226,8 @@ def _tensor(one: Audited) -> TensorAudit:
         beyond_share=of_sample("beyond"),
         codes_used=of_sample("used"),
         codes=of_sample("codes"),
+        changed_runs=one.places.changed if one.places is not None else 0,
+        first_changed=list(one.places.first) if one.places is not None else None,
         bits=scheme.bits if scheme is not None else None,
         group_size=(scheme.group_size or None) if scheme is not None else None,
         granularity=scheme.granularity if scheme is not None else None,

@@ -59,6 +59,7 @@ _EXPORTS = [
     "tests/layouts/test_exports.py::test_scales_float16_does_not_hold",
     "tests/layouts/test_exports.py::test_several_schemes",
 ]
+_AUDITS = [f"tests/passes/test_audit{name}.py" for name in ("_places", "_evidence", "")]
 _BUDGETS = [
     *(
         f"tests/planning/test_budgets.py::{name}"
@@ -92,6 +93,10 @@ AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "quantcli/passes/budget.py": _BUDGETS,
     },
     "gates": {"quantcli/reports/gates.py": ["tests/reports/test_judge.py"]},
+    "audits": {
+        f"quantcli/passes/audit{name}.py": _AUDITS
+        for name in ("", "_codes", "_kept", "_method", "_path", "_places", "_sample", "_scales")
+    },
     "layouts": {
         "quantcli/layouts/pieces.py": _EXPORTS,
         "quantcli/layouts/awq.py": [*_READ, *_EXPORTS],
@@ -102,6 +107,6 @@ AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
 
 SAMPLE = {
     "packing": 25, "grouping": 70, "codes": 65, "settle": 70, "metrics": 60, "container": 70, "safetensors": 60,
-    "allocation": 60, "gates": 60, "layouts": 60,
+    "allocation": 60, "gates": 60, "audits": 110, "layouts": 60,
 }  # fmt: skip
-"""Mutants of each area: 600 together; packing has no more."""
+"""Mutants of each area: 710 together; packing has no more."""

@@ -4,10 +4,12 @@
 
 KIND is a key of TOOLS.
 
-gptq, awq, w4a8 and mxfp4 need llmcompressor 0.14.0.1 with datasets, autoround and autoround-awq auto-round 0.16.1, hqq
-hqq 0.2.8.post1, mlx and mlx-mxfp8 mlx 0.32.4, gptqmodel and gptqmodel-desc-act gptqmodel 7.2.0, bitsandbytes-fp4
-bitsandbytes 0.50.2, torchao torchao 0.18.0 and quanto optimum-quanto 0.2.7; all torch 2.13.0 and transformers 5.23.0.
-autoawq needs autoawq 0.2.9, without its dependencies, and transformers 4.51.3. They run on a processor in a minute.
+gptq, awq, w4a8 and mxfp4 need llmcompressor 0.14.0.1 with datasets, autoround and autoround-awq auto-round 0.16.1,
+autoround-own and autoround-own-zeros auto-round 0.15.1, hqq hqq 0.2.8.post1, mlx and mlx-mxfp8 mlx 0.32.4, gptqmodel
+and gptqmodel-desc-act gptqmodel 7.2.0, bitsandbytes-fp4 bitsandbytes 0.50.2, torchao torchao 0.18.0 and quanto optimum-
+quanto 0.2.7; all torch 2.13.0 and transformers 5.23.0. autoawq needs autoawq 0.2.9, without its dependencies, and
+transformers 4.51.3.
+They run on a processor in a minute.
 Inputs are the text of README.md, a letter a word.
 """
 
@@ -103,8 +105,8 @@ def by_name(scheme: str, out: Path) -> None:
     model.save_pretrained(out, save_compressed=True)
 
 
-def autoround(layout: str, out: Path) -> None:
-    """Learned rounding, in the layout of GPTQ or AWQ."""
+def autoround(layout: str, out: Path, *, symmetric: bool = True) -> None:
+    """Learned rounding, in the layout of GPTQ or AWQ, or as AutoRound's own loader reads them."""
     from auto_round import AutoRound
     from transformers import AutoModelForCausalLM
 
@@ -115,9 +117,9 @@ def autoround(layout: str, out: Path) -> None:
         data = [{"input_ids": torch.tensor(some), "attention_mask": ones} for some in inputs()]
         loader: Any = torch.utils.data.DataLoader(data, batch_size=4)
         AutoRound(
-            model, words, bits=4, group_size=32, sym=True, iters=40, nsamples=32, seqlen=LONG, batch_size=4,
+            model, words, bits=4, group_size=32, sym=symmetric, iters=40, nsamples=32, seqlen=LONG, batch_size=4,
             dataset=loader, device_map="cpu", enable_torch_compile=False, amp=False,
-        ).quantize_and_save(str(out), format=f"auto_{layout}")  # fmt: skip
+        ).quantize_and_save(str(out), format=layout)  # fmt: skip
 
 
 def gptqmodel(out: Path, *, sorted_groups: bool = False) -> None:
@@ -234,8 +236,10 @@ def hqq(out: Path) -> None:
 TOOLS: dict[str, Callable[[Path], None]] = {
     "gptq": partial(llmcompressor, "gptq"),
     "awq": partial(llmcompressor, "awq"),
-    "autoround": partial(autoround, "gptq"),
-    "autoround-awq": partial(autoround, "awq"),
+    "autoround": partial(autoround, "auto_gptq"),
+    "autoround-awq": partial(autoround, "auto_awq"),
+    "autoround-own": partial(autoround, "auto_round"),
+    "autoround-own-zeros": partial(autoround, "auto_round", symmetric=False),
     "hqq": hqq,
     "mlx": mlx,
     "gptqmodel": gptqmodel,
