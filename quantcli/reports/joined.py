@@ -34,10 +34,15 @@ def report_of(
     found: Mapping[str, Reported], *, command: str, source: str, output: str | None, seconds: float | None
 ) -> RunReport:
     """The report on models by their names, one under an empty name or components of a pipeline."""
-    tensors = [replace(t, name=within(name, t.name)) if name else t for name, one in found.items() for t in one.tensors]
-    metrics = {within(name, tensor): m for name, one in found.items() for tensor, m in one.metrics.items()}
-    floats = {within(name, tensor) for name, one in found.items() for tensor in one.floats}
-    comparison = _compared({name: one.comparison for name, one in found.items()})
+    alone = found.get("") if len(found) == 1 else None
+    tensors: Sequence[TensorReport]
+    if alone is not None:
+        tensors, metrics, floats, comparison = alone.tensors, alone.metrics, alone.floats, alone.comparison
+    else:
+        tensors = [replace(t, name=within(name, t.name)) for name, one in found.items() for t in one.tensors]
+        metrics = {within(name, tensor): m for name, one in found.items() for tensor, m in one.metrics.items()}
+        floats = {within(name, tensor) for name, one in found.items() for tensor in one.floats}
+        comparison = _compared({name: one.comparison for name, one in found.items()})
     return RunReport(
         command=command,
         source=source,

@@ -14,12 +14,13 @@ from strategies import gaussian
 
 import quantcli
 from quantcli import DataError, Scheme, UsageError
-from quantcli.layouts.native import stored as reading
+from quantcli.layouts.native import reading
 from quantcli.layouts.native.document import KEY, Result, document
 from quantcli.layouts.native.held import held
 from quantcli.layouts.native.parts import ENDINGS, outputs
 from quantcli.layouts.native.write import check_scheme
 from quantcli.metrics import Metrics
+from quantcli.stores.compact import Tensors
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, grouping_of
@@ -73,7 +74,9 @@ def test_what_is_written_is_read() -> None:
     }
     text = "".join(document(tensors, None, "xxh3", 77, results))
     assert len(text) <= len("".join(document(tensors, None, "xxh3", 77)))
-    infos = [info for tensor in tensors for info in outputs(tensor)]
+    infos = Tensors()
+    for info in (info for tensor in tensors for info in outputs(tensor)):
+        assert infos.add(info.name, (info.dtype, info.shape), 0)
     found = reading.parse(text, infos, True)
     assert [t.info.name for t in found.tensors] == ["z", "k", "a", "m"] and found.source_bytes == 77
     for tensor, read in zip(tensors, found.tensors):

@@ -14,7 +14,8 @@ from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import LEVELS, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
 from quantcli.layouts.native.parts import parts, zero_shape
-from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor, parse
+from quantcli.layouts.native.reading import parse
+from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor
 from quantcli.notebook import table
 from quantcli.scales import Store
 from quantcli.stores import Source, open_source
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 
 CHANGED = "its quantcli header was changed after it was written, so what it says cannot be relied on"
+
+
+def not_finite(what: str, source: Source, name: str) -> DataError:
+    """The error about a parameter of a tensor that is not finite."""
+    return DataError(f"a stored {what} is not finite", place=[source.path, printable(name)])
 
 
 class Tensor:
@@ -124,7 +130,7 @@ class Tensor:
         assert scheme is not None and plan is not None
         scale, zero = self.scales(span)
         if not np.isfinite(scale).all():
-            raise DataError("a stored scale is not finite", place=[self._source.path, printable(self.name)])
+            raise not_finite("scale", self._source, self.name)
         scale = by_rows(scale, plan, span.row, span.rows)
         return spread(QuantParams(scale, zero, self._codebook(span)), self.stored.info, scheme, plan)
 
@@ -187,7 +193,7 @@ class Tensor:
             return fixed_codebook(scheme)
         levels = self.levels(span)
         if not np.isfinite(levels).all():
-            raise DataError("a stored level is not finite", place=[self._source.path, printable(self.name)])
+            raise not_finite("level", self._source, self.name)
         return codebook(levels)
 
     def _zero_points(self, row: int, rows: int, group: int, groups: int) -> NDArray[Any]:
