@@ -48,10 +48,10 @@ def of_mlx(model: Model) -> Mapping[str, View]:
     it did not."""
     from quantcli.layouts.mlx import converted
 
-    views = dict(model)
-    convolutions = [name for name, view in views.items() if converted.CONVOLUTION.search(name) and _turned(view)]
+    convolutions = [name for name in model if converted.CONVOLUTION.search(name) and _turned(model[name])]
     if not convolutions:
         return model
+    views = dict(model)
     config = json_beside(model.source.beside, "config.json") or {}
     raised = config.get("model_type") in converted.RAISED
     for name, view in views.items():

@@ -18,7 +18,7 @@ from quantcli.errors import DataError, listed, printable
 from quantcli.layouts.native import alike
 from quantcli.matching import open_original, under_one_name
 from quantcli.metrics import NOTHING, Metrics
-from quantcli.models import BLOCK, View, open_model
+from quantcli.models import BLOCK, Model, View, open_model
 from quantcli.passes.batches import Crew, run
 from quantcli.passes.performing import Advance, Item, Opening
 from quantcli.passes.tiles import Progress, Visit
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Floats
     from quantcli.stores import Source
+    from quantcli.tensors.info import TensorInfo
 
 
 def measure(
@@ -169,7 +170,8 @@ class Pairs(Mapping[str, "tuple[View, View]"]):
 
     def __init__(self, before: Mapping[str, View], after: Mapping[str, View]) -> None:
         self._before, self._after = before, after
-        self.new = [name for name in after if name not in before]
+        others = iter(before)  # of which most are in the same order
+        self.new = [name for name in after if name != next(others, None) and name not in before]
         alone = set(self.new)
         self._names: Collection[str] = [name for name in after if name not in alone] if alone else after
 
@@ -216,14 +218,23 @@ def pairs_of(before: Mapping[str, View], after: Mapping[str, View], place: str) 
     Raises DataError with all whose shapes differ, and when nothing is on both sides.
     """
     both = Pairs(before, after)
-    wrong = [
-        f"{printable(name)} is {list(a.info.shape)} and {list(b.info.shape)}"
-        for name, (a, b) in both.items()
-        if a.info.shape != b.info.shape
-    ]
+    wrong = []
+    if not _same(before, after):
+        shapes = ((name, list(a.info.shape), list(b.info.shape)) for name, (a, b) in both.items())
+        wrong = [f"{printable(name)} is {ours} and {theirs}" for name, ours, theirs in shapes if ours != theirs]
     if wrong:
         count = "1 tensor differs" if len(wrong) == 1 else f"{len(wrong)} tensors differ"
         raise DataError(f"{count} in shape: {listed(wrong)}", place=[place])
     if not both:
         raise DataError("no tensor has the same name in both", place=[place])
     return both, both.new, both.vanished
+
+
+def _same(before: Mapping[str, View], after: Mapping[str, View]) -> bool:
+    """Whether both have the same names and shapes in the same order, as most have."""
+    each = (views.kinds() if isinstance(views, Model) else _kinds(views) for views in (before, after))
+    return len(before) == len(after) and all((a.name, a.shape) == (b.name, b.shape) for (a, _), (b, _) in zip(*each))
+
+
+def _kinds(views: Mapping[str, View]) -> Iterator[tuple[TensorInfo, bool]]:
+    return ((view.info, view.scheme is not None) for view in views.values())

@@ -194,12 +194,13 @@ def _check(model: Model, original: Model, *, known: bool) -> None:
         )
     found = []
     for name, tensor in model.items():
-        if name not in original:
+        before = original.get(name)
+        if before is None:
             found.append(f"{printable(name)} is not in the original")
-        elif original[name].shape != tensor.shape:
-            found.append(f"{printable(name)} is {list(tensor.shape)}, and {list(original[name].shape)} in the original")
-        elif tensor.scheme is not None and not DTYPES[original[name].dtype].quantizable:
-            found.append(f"{printable(name)} is {original[name].dtype} in the original")
+        elif before.shape != tensor.shape:
+            found.append(f"{printable(name)} is {list(tensor.shape)}, and {list(before.shape)} in the original")
+        elif tensor.scheme is not None and not DTYPES[before.dtype].quantizable:
+            found.append(f"{printable(name)} is {before.dtype} in the original")
     found += [f"{printable(name)} is only in the original" for name in original if name not in model]
     if found:
         whole = signals.may_hold(original.source) and any(t.dtype in signals.DIVISORS for t in original.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -78,7 +78,7 @@ def of_plan(
         whole.add(tensor, t, metrics)
         if len(plan) <= HELD:
             held.append(t)
-    tensors: Sequence[TensorReport] = held or Each(len(plan), lambda: (t for _, t, _ in made()), one)
+    tensors = held or _rows(len(plan), lambda: (t for _, t, _ in made()), one)
     return RunReport(
         command=command,
         source=source,
@@ -201,33 +201,43 @@ def of_stored(
 ) -> Reported:
     """What is reported of a model that quantcli quantized. what: what its files are, in words. outputs: what errors
     cost in the outputs of layers, by tensor, where that was measured; None where the files are asked."""
-    tensors = [
-        tensor_report(
+
+    def one(number: int) -> TensorReport:
+        s = stored[number]
+        return tensor_report(
             s.info,
             s.scheme,
             reason=s.reason,
             note=s.note,
             scale_dtype=s.scale_dtype,
             bytes_out=s.bytes_out,
-            metrics=m,
+            metrics=metrics[number],
             minmax_sse=s.minmax_sse,
             digest=s.digest,
-            examined=e,
+            examined=examined[number] if examined else None,
             weighted=s.statistics is not None,
             output=s.cost if outputs is None else outputs.get(s.info.name),
         )
-        for s, m, e in zip(stored, metrics, examined or [None] * len(stored))
-    ]
-    kept = MostlyKept(what=what)
-    for s in stored:
+
+    kept, lines = MostlyKept(what=what), list[str]()
+    for number, (s, m) in enumerate(zip(stored, metrics)):
         kept.add(s)
+        if m is not None and s.minmax_sse is not None and m.sse > s.minmax_sse:
+            lines += beaten(one(number))
     return Reported(
-        tensors=tensors,
+        tensors=_rows(len(stored), lambda: map(one, range(len(stored))), one),
         metrics={s.info.name: m for s, m in zip(stored, metrics)},
-        warnings=[*(line for t in tensors for line in beaten(t)), *kept.lines(stored)],
+        warnings=[*lines, *kept.lines(stored)],
         bytes_in=bytes_in,
         bytes_out=bytes_out,
     )
+
+
+def _rows(
+    count: int, make: Callable[[], Iterable[TensorReport]], one: Callable[[int], TensorReport]
+) -> Sequence[TensorReport]:
+    """What is reported of each tensor: of many it is made each time that it is asked for."""
+    return Each(count, make, one) if count > HELD else list(make())
 
 
 def of_pairs(
@@ -241,15 +251,21 @@ def of_pairs(
 ) -> Reported:
     """What is reported of a model against another one: a tensor that is not floating point but differs, or float but
     not the same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
-    tensors, floats, changes = list[TensorReport](), set[str](), list[Change]()
+    floats, changes, names = set[str](), list[Change](), list(metrics)
     for name, (a, b) in pairs.items():
-        tensors.append(_pair_report(a, b, metrics[name]))
         changes += _change(a, b)
         if a.scheme is None and b.scheme is None:
             floats.add(name)
     changes.sort(key=loss_first)
+
+    def made() -> Iterator[TensorReport]:
+        return (_pair_report(*pair, metrics[name]) for name, pair in pairs.items())
+
+    def one(number: int) -> TensorReport:
+        return _pair_report(*pairs[names[number]], metrics[names[number]])
+
     return Reported(
-        tensors=tensors,
+        tensors=_rows(len(pairs), made, one),
         metrics=metrics,
         floats=floats,
         comparison=Comparison(baseline=source, changes=changes, new=alone[0], vanished=alone[1]),

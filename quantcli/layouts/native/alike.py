@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MANY = 4096
+"""Tensors of a run at most: the names of more take more memory than their weights."""
+
 Kind = tuple["Scheme | None", "Grouping | None", str, str, tuple[int, ...]]
 """Scheme, grouping, dtype of the scales, dtype and shape."""
 
@@ -40,7 +43,7 @@ def cut(items: Iterable[tuple[T, Hashable, int]]) -> Iterator[list[T]]:
     """What follows each other, in runs that are done together, or one by one. items: with what those of a run have in
     common, None for one that is done by itself, and the weights of each."""
     for (key, numel), same in groupby(items, lambda item: (item[1], item[2])):
-        most = 1 if key is None else max(1, TILE // numel)
+        most = 1 if key is None else max(1, min(MANY, TILE // numel))
         while run := [one for one, _, _ in islice(same, most)]:
             yield run
 
