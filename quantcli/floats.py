@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,12 @@ from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError, QuantcliError, UsageError, listed, printable
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
+from quantcli.layouts.companions import MARKS
 from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import COMFYUI, is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
-from quantcli.models import Model, View, left_out
+from quantcli.models import Model, View
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 
@@ -239,3 +240,18 @@ def plain_metadata(source: Source) -> dict[str, str]:
         return {"format": "pt"}
     kept = {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, COMFYUI)}
     return {**kept, "format": "pt"} if kept.get("format") == "mlx" else kept
+
+
+def left_out(views: Iterable[View]) -> list[str]:
+    """The lines about tensors beside codes that are in no float model: scales of activations and of caches, and marks
+    that say that a model is quantized."""
+    names = [name for view in views for name in view.unused]
+    marks = [name for name in names if name.rpartition(".")[2] in MARKS]
+    scales = [name for name in names if name not in marks]
+    found = {"scales of activations or caches": scales, "it marks a quantized model": marks}
+    return [f"left out, {what}: {_first_of(those)}" for what, those in found.items() if those]
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return f"{printable(names[0], 200)}{more}"

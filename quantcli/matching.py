@@ -154,7 +154,7 @@ def _turned_as(source: Source, own: Mapping[str, View], other: Mapping[str, View
 def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
     """The same, but for experts."""
     sides = [model.source.kind == "gguf" for model in (a, b)]
-    if a.keys() & b.keys() or sides[0] == sides[1]:
+    if sides[0] == sides[1] or any(name in a for name in b):
         return a, b, ""
     from quantcli.layouts.gguf.images.models import image_model  # some milliseconds
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from quantcli import kernels
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, headers, reader
-from quantcli.layouts.companions import MARKS
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.held import held
 from quantcli.layouts.native.model import Tensor
@@ -23,12 +23,14 @@ from quantcli.layouts.reader import Found, Held, Read, is_published, none_regrou
 from quantcli.layouts.regrouped import Regrouped
 from quantcli.notebook import table
 from quantcli.stores import places, signals
+from quantcli.stores.compact import InOrder
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
+    from quantcli.scheme import Scheme
     from quantcli.stores import Source
     from quantcli.tensors.rows import Grouping, TileSpan
 
@@ -47,10 +49,10 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32, of codes what they
     stand for; encoded(first, last): the same in its own dtype, where the library of its layout rounds to that. step:
-    weights that are best decoded at a time. parts: the tensors that store it; unused: those of them that its values do
-    without, by name. held(): its codes, or why they are not moved. turned(first, last, step): of one that is stored
-    with its last two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is
-    [out, in], where that is known. regrouped(): how its groups lie, where held() gives no codes, as far as known.
+    weights that are best decoded at a time. made_of: the tensors that store one without `stored`; unused: those of them
+    that its values do without, by name. held(): its codes, or why they are not moved. turned(first, last, step): of one
+    that is stored with its last two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether
+    a matrix is [out, in], where known. regrouped(): how its groups lie, where held() gives no codes, as far as known.
     """
 
     info: TensorInfo
@@ -60,7 +62,7 @@ class View:
     stored: Tensor | None
     blocks: tuple[tuple[int, int], ...]
     read: Callable[[int, int], Floats]
-    parts: tuple[TensorInfo, ...]
+    made_of: tuple[TensorInfo, ...] = ()
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
     unused: tuple[str, ...] = ()
@@ -68,6 +70,11 @@ class View:
     turned: Callable[[int, int, int], NDArray[Any]] | None = None
     outputs_first: bool | None = None
     regrouped: Callable[[], Regrouped | None] = none_regrouped
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        """The tensors that store it."""
+        return self.made_of if self.stored is None else self.stored.stored.outputs
 
     @property
     def numeric(self) -> bool:
@@ -94,8 +101,7 @@ class View:
 
 def as_stored(decoded: Floats, own: str, wanted: str) -> NDArray[Any]:
     """Decoded weights of a dtype of their own in the one that is wanted, as an array whose bytes a file can hold."""
-    if wanted == own == "F16":
-        # The outermost step may reach beyond float16; the original weight cannot have.
+    if wanted == own == "F16":  # the outermost step may reach beyond float16; the original weight cannot have
         decoded = np.clip(decoded, -65504, 65504)
     return _rounded(decoded, wanted)
 
@@ -114,19 +120,23 @@ class _Views(Mapping[str, View]):
     def __init__(
         self, decoded: Mapping[str, View], plain: Mapping[str, Tensor], make: Callable[[Tensor], View]
     ) -> None:
-        self.decoded, self._plain, self._make = decoded, plain, make
+        self.decoded, self.plain, self._make = decoded, plain, make
 
     def __getitem__(self, name: str) -> View:
-        return self.decoded[name] if name in self.decoded else self._make(self._plain[name])
+        return self.decoded[name] if name in self.decoded else self._make(self.plain[name])
 
     def __contains__(self, name: object) -> bool:
-        return name in self.decoded or name in self._plain
+        return name in self.decoded or name in self.plain
 
     def __iter__(self) -> Iterator[str]:
-        return chain(self.decoded, self._plain)
+        return chain(self.decoded, self.plain)
+
+    def values(self) -> InOrder[View]:
+        """The views in order."""
+        return InOrder(self, lambda: chain(self.decoded.values(), map(self._make, self.plain.values())))
 
     def __len__(self) -> int:
-        return len(self.decoded) + len(self._plain)
+        return len(self.decoded) + len(self.plain)
 
 
 class Model(Mapping[str, View]):
@@ -174,7 +184,8 @@ class Model(Mapping[str, View]):
     def kinds(self) -> Iterator[tuple[TensorInfo, bool]]:
         """Name, dtype and shape of every tensor, and whether it is stored as codes. Raises DataError."""
         if self.own is None:
-            return ((view.info, view.scheme is not None) for view in self.values())
+            coded = ((view.info, view.scheme is not None) for view in self._views.decoded.values())
+            return chain(coded, ((tensor.stored.info, False) for tensor in self._views.plain.values()))
         return ((tensor.stored.info, tensor.scheme is not None) for tensor in self.own.values())
 
     @property
@@ -216,6 +227,13 @@ class Model(Mapping[str, View]):
 
     def __getitem__(self, name: str) -> View:
         return self._views[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._views
+
+    def values(self) -> InOrder[View]:
+        """The views of all, in order."""
+        return self._views.values()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views if self.own is None else self.own)
@@ -296,7 +314,6 @@ def _float(tensor: Tensor) -> View:
         stored=tensor,
         blocks=runs_of(info.numel, BLOCK),
         read=read,
-        parts=(info,),
     )
 
 
@@ -306,40 +323,39 @@ def view_of(tensor: Tensor) -> View:
 
 
 @lru_cache(maxsize=64)
-def _tiles(grouping: Grouping) -> tuple[tuple[TileSpan, ...], tuple[int, ...], tuple[int, ...]]:
-    """The tiles of a tensor, and the first weight of each and the one after its last; many tensors have the same."""
+def _told(scheme: Scheme, grouping: Grouping) -> tuple[str, tuple[TileSpan, ...], tuple[tuple[int, int], ...]]:
+    """The name of a scheme, the tiles of a tensor, and the first weight of each and the one after its last."""
     spans = tuple(grouping.tiles())
-    starts = tuple(span.row * grouping.cols + span.col for span in spans)
-    return spans, starts, tuple(start + span.rows * span.cols for start, span in zip(starts, spans))
+    starts = (span.row * grouping.cols + span.col for span in spans)
+    return scheme.name, spans, tuple((start, start + span.rows * span.cols) for start, span in zip(starts, spans))
 
 
 def _native(tensor: Tensor) -> View:
     stored, grouping = tensor.stored, tensor.stored.grouping
     assert grouping is not None and stored.scheme is not None
-    spans, starts, ends = _tiles(grouping)
+    name, spans, blocks = _told(stored.scheme, grouping)
 
     def read(first: int, last: int) -> Floats:
-        tiles = range(bisect_right(ends, first), bisect_left(starts, last))
-        if len(tiles) == 1 and (starts[tiles[0]], ends[tiles[0]]) == (first, last):
-            return tensor.decoded(spans[tiles[0]]).ravel()
+        begin = bisect_right(blocks, first, key=itemgetter(1))
+        if blocks[begin : begin + 1] == ((first, last),):
+            return tensor.decoded(spans[begin]).ravel()
         found = np.empty(last - first, np.float32)
-        for at in tiles:
-            start = starts[at]
-            low, high = max(start, first), min(ends[at], last)
+        for at in range(begin, bisect_left(blocks, last, key=itemgetter(0))):
+            start, end = blocks[at]
+            low, high = max(start, first), min(end, last)
             found[low - first : high - first] = tensor.decoded(spans[at]).ravel()[low - start : high - start]
         return found
 
     return View(
         info=stored.info,
-        scheme=stored.scheme.name,
+        scheme=name,
         bits=stored.scheme.bits,
         bytes_out=stored.bytes_out,
         stored=tensor,
-        blocks=tuple(zip(starts, ends)),
+        blocks=blocks,
         read=read,
-        parts=stored.outputs,
         held=partial(held, tensor),
-        step=ends[0] - starts[0],
+        step=blocks[0][1],
     )
 
 
@@ -370,7 +386,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         stored=None,
         blocks=runs_of(info.numel, step * cols),
         read=exact,
-        parts=weight.parts,
+        made_of=weight.parts,
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
         unused=tuple(part.name for part in weight.unused),
@@ -379,18 +395,3 @@ def _decoded(weight: Found, parts: Read) -> View:
         outputs_first=weight.outputs_first,
         regrouped=partial(weight.regrouped, parts),
     )
-
-
-def left_out(views: Iterable[View]) -> list[str]:
-    """The lines about tensors beside codes that are in no float model: scales of activations and of caches, and marks
-    that say that a model is quantized."""
-    names = [name for view in views for name in view.unused]
-    marks = [name for name in names if name.rpartition(".")[2] in MARKS]
-    scales = [name for name in names if name not in marks]
-    found = {"scales of activations or caches": scales, "it marks a quantized model": marks}
-    return [f"left out, {what}: {_first_of(those)}" for what, those in found.items() if those]
-
-
-def _first_of(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 1} more" if names[1:] else ""
-    return f"{printable(names[0], 200)}{more}"

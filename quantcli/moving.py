@@ -19,7 +19,7 @@ import numpy as np
 from quantcli.asking import Scheme, changed
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.experts import loadable
-from quantcli.floats import decoded, named_for
+from quantcli.floats import decoded, left_out, named_for
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, TOGETHER, Moved, every, joined, offsets_of, scheme_of
 from quantcli.layouts.held_floats import input_scale, stored_by
@@ -28,7 +28,7 @@ from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.native.stored import StoredKept
 from quantcli.layouts.reader import FLOATING, Held, is_published
 from quantcli.layouts.writer import Codes, Raw, named
-from quantcli.models import Model, View, left_out, view_of
+from quantcli.models import Model, View, view_of
 from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
 from quantcli.moving_records import Movable, Moving
 from quantcli.scheme import STATIC, scale_dtype_name
@@ -168,7 +168,7 @@ class _Making:
         found = held if isinstance(held, str) else self._codes(info, held, measured)
         why = found if isinstance(found, str) else ""
         weight, codes = self._nearest(info, coded[0]) if isinstance(found, str) else found
-        view = replace(view, info=weight.info, scheme=coded[0].scheme, parts=(info,), stored=None)
+        view = replace(view, info=weight.info, scheme=coded[0].scheme, made_of=(info,), stored=None)
         stored = sum(v.bytes_out for v in coded)
         share = stored * info.numel // sum(v.info.numel for v in coded)
         return Moving(decided=weight, codes=codes, view=view, scheme=coded[0].scheme, bytes_in=share, obstacle=why)

@@ -48,10 +48,10 @@ def of_mlx(model: Model) -> Mapping[str, View]:
     it did not."""
     from quantcli.layouts.mlx import converted
 
-    views = dict(model)
-    convolutions = [name for name, view in views.items() if converted.CONVOLUTION.search(name) and _turned(view)]
+    convolutions = [name for name in model if converted.CONVOLUTION.search(name) and _turned(model[name])]
     if not convolutions:
         return model
+    views = dict(model)
     config = json_beside(model.source.beside, "config.json") or {}
     raised = config.get("model_type") in converted.RAISED
     for name, view in views.items():
@@ -72,7 +72,7 @@ def _turned(view: View) -> bool:
 
 def _plain(view: View, info: TensorInfo) -> View:
     """A tensor in another shape."""
-    return replace(view, info=info, stored=None, held=not_moved)
+    return replace(view, info=info, stored=None, made_of=view.parts, held=not_moved)
 
 
 def family_of(model: Model) -> Family | None:
@@ -148,7 +148,8 @@ def _put_back(view: View, order: Order, heads: int, kv_heads: int) -> View:
         return found if isinstance(found, str) else in_order(found, places, unit)
 
     step = max(BLOCK // (unit * cols), 1) * unit * cols
-    return replace(view, blocks=runs_of(rows * cols, step), read=read, stored=None, encoded=None, step=step, held=held)
+    blocks, own = runs_of(rows * cols, step), view.parts
+    return replace(view, blocks=blocks, read=read, stored=None, made_of=own, encoded=None, step=step, held=held)
 
 
 def _lowered(view: View, by: float) -> View:
@@ -158,4 +159,4 @@ def _lowered(view: View, by: float) -> View:
         found: Floats = view.read(first, last) - np.float32(by)
         return found
 
-    return replace(view, read=read, stored=None, encoded=None, held=not_moved)
+    return replace(view, read=read, stored=None, made_of=view.parts, encoded=None, held=not_moved)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 from quantcli.errors import DataError, UsageError, printable
@@ -122,30 +123,35 @@ def plain(text: bytes, path: str) -> Any:
     return documents[0]
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"duplicate key {twice[:80]!r}")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    found = float(digits)
+    if math.isinf(found):
+        raise ValueError(f"{printable(digits, 40)} is too large a number")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+
+
 def strict_json(text: bytes, place: str) -> Any:
     """JSON in UTF-8 without duplicate keys, NaN, numbers beyond float64, lone surrogates or too deep nesting. Raises
     DataError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise ValueError(f"duplicate key {twice[:80]!r}")
-        return found
-
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    def finite(digits: str) -> float:
-        found = float(digits)
-        if math.isinf(found):
-            raise ValueError(f"{printable(digits, 40)} is too large a number")
-        return found
-
     try:
         decoded = text.decode("utf-8")
-        value = json.loads(decoded, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
+        value = _DECODER.decode(decoded)
         if "\\u" in decoded:  # an escape can hold half a surrogate pair
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
@@ -155,3 +161,26 @@ def strict_json(text: bytes, place: str) -> Any:
     except ValueError as error:
         raise DataError(f"it is not valid JSON: {error}", place=[place]) from None
     return value
+
+
+def strict_items(text: str, first: int, last: int) -> Iterator[tuple[str, Any]]:
+    """The items of a map without blanks, from behind its first brace to its last one: of a large one, all at once take
+    ten times the memory of its text. Raises ValueError where it is not just that."""
+    at, behind, seen = first, ",", set[str]()
+    try:
+        while behind == ",":
+            if text[at] != '"':
+                raise ValueError("there is no key")
+            key, at = scanstring(text, at + 1)
+            if key in seen:
+                raise ValueError("a key occurs twice")
+            seen.add(key)
+            if text[at] != ":":
+                raise ValueError("there is no value")
+            value, at = _DECODER.scan_once(text, at + 1)  # type: ignore[attr-defined]
+            yield key, value
+            behind, at = text[at], at + 1
+    except (IndexError, StopIteration, RecursionError):
+        raise ValueError("it is cut short") from None
+    if at != last + 1 or behind != "}":
+        raise ValueError("it ends elsewhere")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -21,6 +23,7 @@ from strategies import gaussian
 
 from quantcli import memory
 from quantcli.folders import planned
+from quantcli.passes import audit
 from quantcli.planning import plan
 from quantcli.stores import safetensors
 from quantcli.tensors.info import TensorInfo
@@ -111,6 +114,29 @@ def test_tensors_that_are_shown(tmp_path: Path) -> None:
     for option in ([], ["--json"]):
         (_, less), (_, most) = (measured("inspect", source, *option) for source in sources)
         assert (most - less) * (1 << 20) < (more - few) * 200 + (2 << 20), (option, less, most)
+
+
+@pytest.mark.parametrize("command", [("compare", "m", "q"), ("report", "q", "--against", "m"), ("verify", "q")])
+def test_tensors_that_are_measured(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Of four times as many not twice as much time for each, and 2 KiB of memory; of few 3, whose rows are held."""
+    counts, each, found = ((25_000, 100_000), 2, []) if ALL else ((3_000, 12_000), 3, [])
+    for count in counts:
+        files = {"m": many(tmp_path / f"m{count}", count), "q": tmp_path / f"q{count}"}
+        made = run("quantize", files["m"], "--include", "*", "--group-size", "64", "-q", "-o", files["q"])
+        assert made.code == 0
+        found.append(measured(*(files.get(word, word) for word in command)))
+    (few, less), (more, most) = found
+    assert more < 4 * few * 1.3 + 0.5 and (most - less) * 1024 < (counts[1] - counts[0]) * each, found
+    assert most < 200, found
+
+
+def test_audits_of_many_tensors_take_as_long_for_each() -> None:
+    """The usual error of a scheme is found once, not once for each tensor: of 20,000 that was half a minute."""
+    usual = audit.Audited(name="w", became=audit.QUANTIZED, scheme="w4g64", shape=(1, 64), shortfall=0.0)
+    tensors = [replace(usual, name=f"{n}", shortfall=0.01 * (n % 7)) for n in range(20_000)]
+    began = time.process_time()
+    found = audit._scored([*tensors, replace(usual, name="far", shortfall=30.0)])
+    assert time.process_time() - began < 5 and [t.name for t in found if t.problems] == ["far"]
 
 
 def test_more_tensors_than_a_header_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from functools import partial
 
 from quantcli import interrupts
 from quantcli.errors import DataError, UsageError, os_error, printable
+from quantcli.floats import left_out
 from quantcli.folders import components, dequantize, prepare
 from quantcli.folders.components import Quantized
-from quantcli.models import left_out
 from quantcli.passes import decode
 from quantcli.passes.tiles import Progress
 from quantcli.stores import workspace

@@ -291,12 +291,12 @@ def _scored(tensors: list[Audited]) -> list[Audited]:
         if t.shortfall is not None and not t.problems:
             kinds[t.scheme].append(t.shortfall)
 
+    usual = {scheme: _usual(those) for scheme, those in kinds.items() if len(those) >= FEWEST}
+
     def scored(t: Audited) -> Audited:
-        others = kinds.get(t.scheme, [])
-        if t.shortfall is None or len(others) < FEWEST:
+        if t.shortfall is None or t.scheme not in usual:
             return t
-        middle = median(others)
-        spread = max(LEAST_SPREAD, 1.4826 * median(abs(v - middle) for v in others))
+        middle, spread = usual[t.scheme]
         score = (t.shortfall - middle) / spread
         if score <= OUTLYING or t.shortfall - middle <= OUTLYING_DB:
             return replace(t, score=score)
@@ -304,6 +304,12 @@ def _scored(tensors: list[Audited]) -> list[Audited]:
         return replace(t, score=score, problems=(*t.problems, line))
 
     return [scored(t) for t in tensors]
+
+
+def _usual(values: Sequence[float]) -> tuple[float, float]:
+    """The median of some values, and how far they are from it."""
+    middle = median(values)
+    return middle, max(LEAST_SPREAD, 1.4826 * median(abs(v - middle) for v in values))
 
 
 def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audited]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, ItemsView, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy as np
 from quantcli import kernels
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, listed, printable
+from quantcli.layouts.native import alike
 from quantcli.matching import open_original, under_one_name
 from quantcli.metrics import NOTHING, Metrics
-from quantcli.models import BLOCK, View, open_model
+from quantcli.models import BLOCK, Model, View, open_model
 from quantcli.passes.batches import Crew, run
 from quantcli.passes.performing import Advance, Item, Opening
 from quantcli.passes.tiles import Progress, Visit
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Floats
     from quantcli.stores import Source
+    from quantcli.tensors.info import TensorInfo
 
 
 def measure(
@@ -45,10 +48,31 @@ def measure(
     Codes are measured as what they stand for, in float32, as kernels multiply with them. Only weights that others were
     quantized from are what their library makes of them, rounded to its dtype, as `quantize` reads them.
     """
-    items = [Item(name, b.info.nbytes, splits=a.numeric and b.numeric) for name, (a, b) in pairs.items()]
+    items = list(_items(pairs))
     made = Comparison(pairs, sources)
     found = run(made, items, threads=threads, progress=progress, crew=crew, opening=opening)
-    return dict(zip(pairs, found))
+    return dict(zip(pairs, chain.from_iterable(one if item.given else [one] for item, one in zip(items, found))))
+
+
+def _items(pairs: Mapping[str, tuple[View, View]]) -> Iterator[Item]:
+    """Pairs that follow each other and are measured together, their names given, or one by one."""
+
+    def kinds() -> Iterator[tuple[tuple[str, int, bool], Hashable, int]]:
+        for name, (a, b) in pairs.items():
+            both = _kind(a, name), _kind(b, name)
+            yield (name, b.info.nbytes, a.numeric and b.numeric), None if None in both else both, b.info.numel
+
+    for of_run in alike.cut(kinds()):
+        (name, nbytes, numeric), several = of_run[0], len(of_run) > 1
+        given = tuple(name for name, _, _ in of_run) if several else None
+        yield Item(name, nbytes * len(of_run), given, splits=numeric and not several)
+
+
+def _kind(view: View, name: str) -> Hashable:
+    """What tensors that are read together have in common; None for one that is read by itself."""
+    tensor = view.stored
+    kind = None if tensor is None or tensor.name != name else alike.kind_of(tensor)
+    return None if kind is None or tensor is None else (kind, id(tensor.source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +83,10 @@ class Comparison:
     sources: Sequence[Source] = ()
 
     def visit(self, item: Item, advance: Advance) -> Visit:
-        """The errors of the second of a pair."""
+        """The errors of the second of a pair, or of several that are alike."""
+        if item.given:
+            [found] = yield [partial(self._together, item, advance)]
+            return found
         a, b = self.pairs[item.name]
         if not (a.numeric and b.numeric):
             [same] = yield [partial(_equal, a, b)]
@@ -76,6 +103,13 @@ class Comparison:
 def blocks_of(a: View, b: View) -> tuple[tuple[int, int], ...]:
     """The runs of weights in which two tensors are best read side by side."""
     return (a if a.stored is None and b.stored is not None else b).blocks
+
+    def _together(self, item: Item, advance: Advance) -> list[Metrics]:
+        """The errors of small pairs that are alike, read at once."""
+        before, after = (alike.floats(view.stored, item.given) for view in self.pairs[item.name] if view.stored)
+        found = list(map(_errors, before, after))
+        advance(item.nbytes)
+        return found
 
 
 def values_of(a: View, b: View, first: int, last: int) -> tuple[Floats, Floats]:
@@ -94,8 +128,7 @@ def opened(before: Member, after: Member, *, as_float: bool, original: bool = Fa
         else:
             a = stack.enter_context(open_model(before.path, as_float=as_float, variant=before.variant))
         ours, theirs, _ = under_one_name(a, b)
-        both = {name: (ours[name], view) for name, view in theirs.items() if name in ours}
-        yield Comparison(both, (a.source, b.source))
+        yield Comparison(Pairs(ours, theirs), (a.source, b.source))
 
 
 def opening_of(before: Member, after: Member, *, as_float: bool, original: bool = False) -> Opening:
@@ -135,22 +168,77 @@ def _runs_of(view: View, kind: str) -> Iterator[NDArray[Any]]:
         yield view.stored.read_bytes(view.stored.name, at, min(step, view.info.nbytes - at)).view(kind)
 
 
-def pairs_of(
-    before: Mapping[str, View], after: Mapping[str, View], place: str
-) -> tuple[dict[str, tuple[View, View]], list[str], list[str]]:
+class Pairs(Mapping[str, "tuple[View, View]"]):
+    """Tensors by name on both sides, each pair of which is made when it is asked for: those of 100,000 small tensors
+    take 200 MiB. new: names that only the second side has."""
+
+    def __init__(self, before: Mapping[str, View], after: Mapping[str, View]) -> None:
+        self._before, self._after = before, after
+        others = iter(before)  # of which most are in the same order
+        self.new = [name for name in after if name != next(others, None) and name not in before]
+        alone = set(self.new)
+        self._names: Collection[str] = [name for name in after if name not in alone] if alone else after
+
+    @property
+    def vanished(self) -> list[str]:
+        """Names that only the first side has."""
+        return [name for name in self._before if name not in self._after] if len(self) < len(self._before) else []
+
+    def __getitem__(self, name: str) -> tuple[View, View]:
+        return self._before[name], self._after[name]
+
+    def items(self) -> ItemsView[str, tuple[View, View]]:
+        """Names and pairs in order."""
+        return _InOrder(self)
+
+    def in_order(self) -> Iterator[tuple[str, tuple[View, View]]]:
+        """The same: where that is the order of both sides, none is looked up by its name."""
+        if self.new:
+            yield from ((name, self[name]) for name in self._names)
+            return
+        others = zip(self._before, self._before.values())
+        for (name, b), (other, a) in zip(zip(self._after, self._after.values()), chain(others, repeat(("", None)))):
+            yield name, (a if a is not None and name == other else self._before[name], b)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _InOrder(ItemsView[str, "tuple[View, View]"]):
+    """Names and pairs, as `Pairs.in_order` gives them."""
+
+    _mapping: Pairs
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[View, View]]]:
+        return self._mapping.in_order()
+
+
+def pairs_of(before: Mapping[str, View], after: Mapping[str, View], place: str) -> tuple[Pairs, list[str], list[str]]:
     """Tensors by name on both sides, those only after and those only before.
 
     Raises DataError with all whose shapes differ, and when nothing is on both sides.
     """
-    both = {name: (before[name], view) for name, view in after.items() if name in before}
-    wrong = [
-        f"{printable(name)} is {list(a.info.shape)} and {list(b.info.shape)}"
-        for name, (a, b) in both.items()
-        if a.info.shape != b.info.shape
-    ]
+    both = Pairs(before, after)
+    wrong = []
+    if not _same(before, after):
+        shapes = ((name, list(a.info.shape), list(b.info.shape)) for name, (a, b) in both.items())
+        wrong = [f"{printable(name)} is {ours} and {theirs}" for name, ours, theirs in shapes if ours != theirs]
     if wrong:
         count = "1 tensor differs" if len(wrong) == 1 else f"{len(wrong)} tensors differ"
         raise DataError(f"{count} in shape: {listed(wrong)}", place=[place])
     if not both:
         raise DataError("no tensor has the same name in both", place=[place])
-    return both, [n for n in after if n not in before], [n for n in before if n not in after]
+    return both, both.new, both.vanished
+
+
+def _same(before: Mapping[str, View], after: Mapping[str, View]) -> bool:
+    """Whether both have the same names and shapes in the same order, as most have."""
+    each = (views.kinds() if isinstance(views, Model) else _kinds(views) for views in (before, after))
+    return len(before) == len(after) and all((a.name, a.shape) == (b.name, b.shape) for (a, _), (b, _) in zip(*each))
+
+
+def _kinds(views: Mapping[str, View]) -> Iterator[tuple[TensorInfo, bool]]:
+    return ((view.info, view.scheme is not None) for view in views.values())

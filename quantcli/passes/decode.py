@@ -101,7 +101,7 @@ class _Decoding:
     def _together(self, run: Sequence[Tensor], starts: Sequence[int]) -> None:
         """Decode tensors that are alike; those that follow each other in the file are written at once."""
         own, target = run[0].dtype, self._dtype or run[0].dtype
-        values = as_stored(alike.decoded(run).reshape(-1), own, target).reshape(len(run), -1)
+        values = as_stored(alike.decoded(run[0], [t.name for t in run]).reshape(-1), own, target).reshape(len(run), -1)
         if not _finite(values):
             raise self._unfit(next(t.stored.info for t, row in zip(run, values) if not _finite(row)), target)
         size, first = values.nbytes // len(run), 0

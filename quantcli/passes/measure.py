@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,11 @@ from quantcli import metrics as metric
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, listed, printable
 from quantcli.formats import code_grid
-from quantcli.kernels import Sums
+from quantcli.kernels import QuantParams, Sums
 from quantcli.layouts import evidence
+from quantcli.layouts.native import alike
 from quantcli.layouts.native.model import Model, Tensor
+from quantcli.layouts.native.stored import StoredTensor
 from quantcli.matching import open_original
 from quantcli.metrics import Metrics
 from quantcli.models import open_model
@@ -27,11 +30,12 @@ from quantcli.passes.tiles import COPY, Progress, Visit
 from quantcli.stores import signals
 from quantcli.stores.pipelines import Member
 from quantcli.stores.places import reachable
-from quantcli.tensors.digest import Digested, kind_of
+from quantcli.tensors.digest import Digested, digest_of, kind_of
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.tiles import as_tile
 
 if TYPE_CHECKING:
+    from quantcli.kernels import Bytes
     from quantcli.stores import Source
 
 
@@ -52,9 +56,10 @@ def against(
     other weights: a report against the wrong original would look like a bad quantization.
     """
     _check(model, original, known=check_digests and all(t.stored.digest is not None for t in model.values()))
-    items = [Item(name, tensor.stored.info.nbytes) for name, tensor in model.items()]
+    items = [Item(names[0], _nbytes(model, names), names) for names in _runs(model, original)]
     made = Against(model, original, check_digests)
-    found = run(made, items, threads=threads, progress=progress, crew=crew, opening=opening)
+    each = run(made, items, threads=threads, progress=progress, crew=crew, opening=opening)
+    found = [one for of_run in each for one in of_run]
     for tensor, (_, digest) in zip(model.values(), found):
         if digest is not None:
             _same_digest(tensor, digest, original)
@@ -76,17 +81,49 @@ class Against:
         return self.model.source, self.original.source
 
     def visit(self, item: Item, advance: Advance) -> Visit:
-        """The metrics of a tensor, None for a kept one, and the digest of its original, None where none is wanted."""
+        """Of each tensor of a run its metrics, None for a kept one, and the digest of its original, None where none is
+        wanted. Given are their names."""
+        if len(item.given) > 1:
+            [found] = yield [partial(self._together, item.given, advance)]
+            return found
         stored, original = self.model[item.name].stored, self.original[item.name]
-        kind = kind_of(stored.digest) if self.check_digests else "none"
+        kind = self._digest_of(stored)
         weights = Digested(partial(self.original.source.read, item.name), original.stored.info.nbytes, kind)
         if stored.grouping is None:
             yield weights.alone(COPY, advance)
-            return None, weights.found()
+            return [(None, weights.found())]
         reads = weights.apart()
         spans = list(stored.grouping.tiles())
         sums = yield [*reads, *(partial(self._measured, item.name, weights, advance, span) for span in spans)]
-        return metric.total(sums[len(reads) :]), weights.found()
+        return [(metric.total(sums[len(reads) :]), weights.found())]
+
+    def _digest_of(self, stored: StoredTensor) -> str:
+        """The kind of the digest that is wanted."""
+        return kind_of(stored.digest) if self.check_digests else "none"
+
+    def _together(self, names: Sequence[str], advance: Advance) -> list[tuple[Metrics | None, str | None]]:
+        """The same of small tensors that are alike, read at once."""
+        tensors, info = [self.model[name] for name in names], self.original[names[0]].stored.info
+        raw = np.empty((len(names), info.nbytes), np.uint8)
+        self.original.source.read_each(names, raw.reshape(-1).data)
+        digests = [digest_of(row.data, self._digest_of(t.stored)) for row, t in zip(raw, tensors)]
+        measured = repeat(None) if tensors[0].scheme is None else self._errors(tensors, raw, info.dtype)
+        advance(raw.size)
+        return list(zip(measured, digests))
+
+    @staticmethod
+    def _errors(tensors: Sequence[Tensor], raw: Bytes, dtype: str) -> Iterator[Metrics]:
+        """The metrics of tensors that are alike. raw: the bytes of each in the original."""
+        scheme, plan = tensors[0].scheme, tensors[0].stored.grouping
+        assert scheme is not None and plan is not None
+        packed, params = alike.codes(tensors[0], [tensor.name for tensor in tensors])
+        grid, table = code_grid(scheme), kernels.load()
+        span, rows, numel = TileSpan(0, plan.rows, 0, plan.cols), plan.rows, plan.rows * plan.cols
+        for number, own in enumerate(raw):
+            at = slice(number * rows, (number + 1) * rows)
+            tile, codes = as_tile(own, dtype, span, plan.group), packed[at].reshape(-1)
+            sums = table.measure(tile, QuantParams(params.scale[at], None, params.codebook), grid, codes)
+            yield Metrics(sums.sse, sums.power, numel, sums.max_abs, sums.clipped)
 
     def _measured(self, name: str, weights: Digested, advance: Advance, span: TileSpan) -> tuple[Sums, int]:
         tensor = self.model[name]
@@ -100,6 +137,25 @@ class Against:
         found = kernels.load().measure(tile, tensor.params(span), code_grid(scheme), tensor.packed(span))
         advance(len(raw))
         return found, span.rows * span.cols
+
+
+def _runs(model: Model, original: Model) -> Iterator[tuple[str, ...]]:
+    """Names of tensors that follow each other and are measured together, or one by one."""
+
+    def kinds() -> Iterator[tuple[str, object, int]]:
+        for name, tensor in model.items():
+            stored, dtype = tensor.stored, original[name].dtype
+            kind = alike.kind_of(tensor)
+            if stored.scheme is None and alike.is_small(tensor.shape):
+                kind = None, None, "", "", tensor.shape
+            yield name, kind and (kind, dtype), stored.info.numel
+
+    return map(tuple, alike.cut(kinds()))
+
+
+def _nbytes(model: Model, names: Sequence[str]) -> int:
+    """What tensors that are alike count for in the progress."""
+    return len(names) * model[names[0]].stored.info.nbytes
 
 
 @contextmanager
@@ -138,12 +194,13 @@ def _check(model: Model, original: Model, *, known: bool) -> None:
         )
     found = []
     for name, tensor in model.items():
-        if name not in original:
+        before = original.get(name)
+        if before is None:
             found.append(f"{printable(name)} is not in the original")
-        elif original[name].shape != tensor.shape:
-            found.append(f"{printable(name)} is {list(tensor.shape)}, and {list(original[name].shape)} in the original")
-        elif tensor.scheme is not None and not DTYPES[original[name].dtype].quantizable:
-            found.append(f"{printable(name)} is {original[name].dtype} in the original")
+        elif before.shape != tensor.shape:
+            found.append(f"{printable(name)} is {list(tensor.shape)}, and {list(before.shape)} in the original")
+        elif tensor.scheme is not None and not DTYPES[before.dtype].quantizable:
+            found.append(f"{printable(name)} is {before.dtype} in the original")
     found += [f"{printable(name)} is only in the original" for name in original if name not in model]
     if found:
         whole = signals.may_hold(original.source) and any(t.dtype in signals.DIVISORS for t in original.values())

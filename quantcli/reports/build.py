@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -78,7 +78,7 @@ def of_plan(
         whole.add(tensor, t, metrics)
         if len(plan) <= HELD:
             held.append(t)
-    tensors: Sequence[TensorReport] = held or Each(len(plan), lambda: (t for _, t, _ in made()), one)
+    tensors = held or _rows(len(plan), lambda: (t for _, t, _ in made()), one)
     return RunReport(
         command=command,
         source=source,
@@ -201,33 +201,43 @@ def of_stored(
 ) -> Reported:
     """What is reported of a model that quantcli quantized. what: what its files are, in words. outputs: what errors
     cost in the outputs of layers, by tensor, where that was measured; None where the files are asked."""
-    tensors = [
-        tensor_report(
+
+    def one(number: int) -> TensorReport:
+        s = stored[number]
+        return tensor_report(
             s.info,
             s.scheme,
             reason=s.reason,
             note=s.note,
             scale_dtype=s.scale_dtype,
             bytes_out=s.bytes_out,
-            metrics=m,
+            metrics=metrics[number],
             minmax_sse=s.minmax_sse,
             digest=s.digest,
-            examined=e,
+            examined=examined[number] if examined else None,
             weighted=s.statistics is not None,
             output=s.cost if outputs is None else outputs.get(s.info.name),
         )
-        for s, m, e in zip(stored, metrics, examined or [None] * len(stored))
-    ]
-    kept = MostlyKept(what=what)
-    for s in stored:
+
+    kept, lines = MostlyKept(what=what), list[str]()
+    for number, (s, m) in enumerate(zip(stored, metrics)):
         kept.add(s)
+        if m is not None and s.minmax_sse is not None and m.sse > s.minmax_sse:
+            lines += beaten(one(number))
     return Reported(
-        tensors=tensors,
+        tensors=_rows(len(stored), lambda: map(one, range(len(stored))), one),
         metrics={s.info.name: m for s, m in zip(stored, metrics)},
-        warnings=[*(line for t in tensors for line in beaten(t)), *kept.lines(stored)],
+        warnings=[*lines, *kept.lines(stored)],
         bytes_in=bytes_in,
         bytes_out=bytes_out,
     )
+
+
+def _rows(
+    count: int, make: Callable[[], Iterable[TensorReport]], one: Callable[[int], TensorReport]
+) -> Sequence[TensorReport]:
+    """What is reported of each tensor: of many it is made each time that it is asked for."""
+    return Each(count, make, one) if count > HELD else list(make())
 
 
 def of_pairs(
@@ -241,11 +251,24 @@ def of_pairs(
 ) -> Reported:
     """What is reported of a model against another one: a tensor that is not floating point but differs, or float but
     not the same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
+    floats, changes, names = set[str](), list[Change](), list(metrics)
+    for name, (a, b) in pairs.items():
+        changes += _change(a, b)
+        if a.scheme is None and b.scheme is None:
+            floats.add(name)
+    changes.sort(key=loss_first)
+
+    def made() -> Iterator[TensorReport]:
+        return (_pair_report(*pair, metrics[name]) for name, pair in pairs.items())
+
+    def one(number: int) -> TensorReport:
+        return _pair_report(*pairs[names[number]], metrics[names[number]])
+
     return Reported(
-        tensors=[_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()],
+        tensors=_rows(len(pairs), made, one),
         metrics=metrics,
-        floats={name for name, (a, b) in pairs.items() if a.scheme is None and b.scheme is None},
-        comparison=_between(pairs, alone, source),
+        floats=floats,
+        comparison=Comparison(baseline=source, changes=changes, new=alone[0], vanished=alone[1]),
         bytes_in=bytes_in,
         bytes_out=bytes_out,
     )
@@ -309,57 +332,54 @@ def _as_recorded(tensor: TensorReport, recorded: tuple[str, str] | None) -> Tens
 
 
 def _pair_report(a: View | None, b: View, m: Metrics | None) -> TensorReport:
-    found = _view_report(b, m, exact=m is not None and m.exact)
-    return found if a is None or a.scheme == b.scheme else replace(found, note=f"was {a.scheme or a.info.dtype}")
+    note = "" if a is None or a.scheme == b.scheme else f"was {a.scheme or a.info.dtype}"
+    return _view_report(b, m, exact=m is not None and m.exact, note=note)
 
 
-def _view_report(view: View, m: Metrics | None, *, exact: bool) -> TensorReport:
+def _view_report(view: View, m: Metrics | None, *, exact: bool, note: str = "") -> TensorReport:
     """The report on a tensor as it is decoded; exact: whether it is what it is measured against, if at all."""
     disposition = "quantized" if view.scheme else "kept" if exact else "changed"
-    plain = tensor_report(
+    otherwise = {
+        "disposition": disposition,
+        "exact": (exact and disposition == "kept") or (m is not None and m.exact),
+        "scheme": view.scheme,
+        "bits": view.bits,
+        "clipped_fraction": None if disposition == "kept" or m is None or not m.clipped else m.clipped_fraction,
+    }
+    return tensor_report(
         view.info,
         view.stored.scheme if view.stored is not None else None,
         reason="" if view.scheme else "as-stored" if m is None and exact else "same" if exact else "differs",
-        note="",
+        note=note,
         scale_dtype="",
         bytes_out=view.bytes_out,
         metrics=m,
         minmax_sse=None,
         digest=None,
-    )
-    return replace(
-        plain,
-        disposition=disposition,
-        exact=(exact and disposition == "kept") or (m is not None and m.exact),
-        scheme=view.scheme,
-        bits=view.bits,
-        clipped_fraction=None if disposition == "kept" or m is None or not m.clipped else m.clipped_fraction,
+        otherwise=otherwise,
     )
 
 
-def _between(pairs: Mapping[str, tuple[View, View]], alone: tuple[list[str], list[str]], name: str) -> Comparison:
+def _change(a: View, b: View) -> list[Change]:
     """What changed from the first to the second by what their files say of themselves, where both say something."""
 
     def recorded(view: View) -> tuple[float | None, bool]:
         found = view.stored.stored.metrics if view.stored is not None else None
         return found.sqnr_db if found is not None else None, view.scheme is None or bool(found and found.exact)
 
-    changes = []
-    for a, b in pairs.values():
-        (before, was_exact), (after, is_exact) = recorded(a), recorded(b)
-        silent = (before is None and not was_exact) or (after is None and not is_exact)
-        if silent or (a.scheme == b.scheme and before == after):
-            continue
-        changes.append(
-            Change(
-                tensor=b.info.name,
-                before_db=before,
-                before_exact=was_exact,
-                after_db=after,
-                after_exact=is_exact,
-                delta_db=after - before if before is not None and after is not None else None,
-                before=a.scheme or a.info.dtype,
-                after=b.scheme or b.info.dtype,
-            )
+    (before, was_exact), (after, is_exact) = recorded(a), recorded(b)
+    silent = (before is None and not was_exact) or (after is None and not is_exact)
+    if silent or (a.scheme == b.scheme and before == after):
+        return []
+    return [
+        Change(
+            tensor=b.info.name,
+            before_db=before,
+            before_exact=was_exact,
+            after_db=after,
+            after_exact=is_exact,
+            delta_db=after - before if before is not None and after is not None else None,
+            before=a.scheme or a.info.dtype,
+            after=b.scheme or b.info.dtype,
         )
-    return Comparison(baseline=name, changes=sorted(changes, key=loss_first), new=alone[0], vanished=alone[1])
+    ]

@@ -6,12 +6,13 @@ import heapq
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from quantcli.each import Each
 from quantcli.layouts.reader import is_published
-from quantcli.metrics import Metrics
+from quantcli.metrics import Metrics, Sum
+from quantcli.reports.kept import is_notable
 from quantcli.reports.records import LEFT_OUT, OutputReport, Summary, TensorReport, errors
 from quantcli.tensors.second_order import Output
 
@@ -61,31 +62,95 @@ class Totals:
         )
 
 
-def summarize(
-    tensors: Iterable[TensorReport],
-    whole: Metrics | None,
-    *,
-    bytes_in: int,
-    bytes_out: int,
-    seconds: float | None,
-) -> Summary:
-    """The summary of these tensors, as `Totals.summary` gives it."""
-    totals = Totals()
-    for t in tensors:
-        totals.add(t)
-    return totals.summary(whole, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds)
+class Counted:
+    """The errors that the figures over all tensors are of: those of tensors that are quantized on either side; where
+    none is, of those that changed; and where none did, of all. Large numbers that are off by a rounding would drown the
+    errors of codes. metrics: by tensor; floats: names of those that are in floating point on both sides."""
+
+    def __init__(self, metrics: Mapping[str, Metrics | None], floats: Set[str]) -> None:
+        self._metrics, self._floats = metrics, floats
+        self._codes, self._changed = Some(), Some()
+
+    def add(self, t: TensorReport) -> None:
+        """Take in a tensor."""
+        if not t.kept and t.name in self._metrics:
+            found = self._metrics[t.name]
+            self._changed.add(found)
+            if t.name not in self._floats:
+                self._codes.add(found)
+
+    @property
+    def found(self) -> Metrics | None:
+        """The errors, together; None where nothing was measured."""
+        for known in (self._codes, self._changed):
+            if known.asked:
+                return known.found
+        known = Some()
+        for m in self._metrics.values():
+            known.add(m)
+        return known.found
+
+
+class Some:
+    """Metrics of tensors of which some were not measured. asked: how many tensors there are."""
+
+    def __init__(self) -> None:
+        self.asked, self._sum = 0, Sum()
+
+    def add(self, m: Metrics | None) -> None:
+        """Take in those of a tensor."""
+        self.asked += 1
+        if m is not None:
+            self._sum.add(m)
+
+    @property
+    def found(self) -> Metrics | None:
+        """Those of all together; None where there are none."""
+        return self._sum.found if self._sum.count else None
+
+
+@dataclass(slots=True)
+class Rest:
+    """Tensors that are not shown one by one: those that must be seen all the same, how many others there are of each
+    kind, and the range of their SQNR. outputs: columns that what errors cost in outputs takes, of all tensors."""
+
+    outputs: int
+    notable: Sequence[TensorReport]
+    kept: int
+    gone: int
+    quantized: int
+    least: float
+    most: float
+
+    def count(self, r: TensorReport) -> None:
+        """Take in a tensor that is only counted."""
+        gone = r.disposition == LEFT_OUT
+        self.gone, self.kept = self.gone + gone, self.kept + (r.kept and not gone)
+        self.quantized += not r.kept
+        if r.sqnr_db is not None:
+            self.least, self.most = min(self.least, r.sqnr_db), max(self.most, r.sqnr_db)
+
+    def line(self) -> str:
+        """How many tensors there are of each kind; empty where there are none."""
+        spread = f" ({self.least:.2f} to {self.most:.2f} dB)" if self.least <= self.most else ""
+        counts = ((self.quantized, f"quantized{spread}"), (self.kept, "kept"), (self.gone, LEFT_OUT))
+        told = ", ".join(f"{n} {word}" for n, word in counts if n)
+        return f"and {sum(n for n, _ in counts)} more: {told}; --all shows them" if told else ""
 
 
 @dataclass(slots=True)
 class Glance:
-    """What must be known of all tensors before any is shown: which are kept, their SQNR, how many are left out, whether
-    some are decoded from codes whose errors are not known, and whether there is theory."""
+    """What must be known of all tensors before any is shown: which are kept, their SQNR, the numbers of those that are
+    left out and of those that must be seen though they are kept, whether some are decoded from codes whose errors are
+    not known, whether there is theory, and how many columns what errors cost in outputs takes."""
 
     kept: bytearray = field(default_factory=bytearray)
     sqnr: array[float] = field(default_factory=lambda: array("d"))
-    left_out: int = 0
+    left_out: array[int] = field(default_factory=lambda: array("I"))
+    notable: array[int] = field(default_factory=lambda: array("I"))
     decoded: bool = False
     theory: bool = False
+    outputs: int = 0
 
     @classmethod
     def at(cls, tensors: Iterable[TensorReport]) -> Glance:
@@ -97,16 +162,41 @@ class Glance:
 
     def add(self, r: TensorReport) -> None:
         """Take in the next tensor."""
-        self.kept.append(r.kept)
+        kept, number = r.kept, len(self.kept)
+        self.kept.append(kept)
         self.sqnr.append(math.inf if r.sqnr_db is None else r.sqnr_db)
-        self.left_out += r.disposition == LEFT_OUT
+        if kept and r.disposition == LEFT_OUT:
+            self.left_out.append(number)
+        if kept and is_notable(r):
+            self.notable.append(number)
         self.decoded = self.decoded or bool(r.scheme and r.source_sqnr_db is None and is_coded(r.source_scheme))
         self.theory = self.theory or r.theory is not None
+        if r.output is not None:  # of two columns, the second is what there would be without statistics
+            self.outputs = max(self.outputs, 1 if r.output.plain_error is None else 2)
 
     def worst_first(self, limit: int | None) -> list[int]:
         """The numbers of tensors, of at most so many but one, the worst first and kept ones last."""
         count = len(self.kept) if limit is None else max(1, limit)
         return heapq.nsmallest(count, range(len(self.kept)), key=lambda n: (self.kept[n], self.sqnr[n]))
+
+    def rest(self, seen: Sequence[int], tensors: Sequence[TensorReport]) -> Rest:
+        """What there is to say of the tensors but those of these numbers."""
+        apart = set(seen)
+        notable = [number for number in self.notable if number not in apart]
+        apart.update(notable)
+        kept = sum(self.kept) - sum(self.kept[number] for number in apart)
+        gone = sum(number not in apart for number in self.left_out)
+        others = len(self.kept) - len(apart)
+        known = [v for number, v in enumerate(self.sqnr) if v < math.inf and number not in apart] if others else []
+        return Rest(
+            outputs=self.outputs,
+            notable=[tensors[number] for number in notable],
+            kept=kept - gone,
+            gone=gone,
+            quantized=others - kept,
+            least=min(known, default=math.inf),
+            most=max(known, default=-math.inf),
+        )
 
 
 def is_coded(scheme: str | None) -> bool:
@@ -159,17 +249,22 @@ def _named(held: Sequence[int], name: Callable[[int], str]) -> Sequence[str]:
     return Each(len(held), lambda: map(name, held), lambda at: name(held[at]))
 
 
-def equal(tensors: Sequence[TensorReport]) -> list[Sequence[str]]:
-    """Names of tensors that are equal, as `Equal.found` gives them."""
-    gathered = Equal()
-    for t in tensors:
-        gathered.add(t)
+def told_of(tensors: Sequence[TensorReport]) -> tuple[Callable[[int], Told], Callable[[int], str]]:
+    """What `Equal.found` is told of these tensors."""
 
     def told(number: int) -> Told:
         t = tensors[number]
         return t.bytes_in, t.dtype, tuple(t.shape), t.digest
 
-    return gathered.found(told, lambda number: tensors[number].name)
+    return told, lambda number: tensors[number].name
+
+
+def equal(tensors: Sequence[TensorReport]) -> list[Sequence[str]]:
+    """Names of tensors that are equal, as `Equal.found` gives them."""
+    gathered = Equal()
+    for t in tensors:
+        gathered.add(t)
+    return gathered.found(*told_of(tensors))
 
 
 class Named:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from quantcli.errors import printable
-from quantcli.metrics import Metrics, together
-from quantcli.reports.gathered import equal, named, summarize
+from quantcli.metrics import Metrics
+from quantcli.reports.gathered import Counted, Equal, Glance, Totals, named, told_of
 from quantcli.reports.records import Comparison, ComponentReport, TensorReport, loss_first
 from quantcli.reports.run import RunReport
 from quantcli.stores.pipelines import prefixed, within
@@ -34,10 +34,19 @@ def report_of(
     found: Mapping[str, Reported], *, command: str, source: str, output: str | None, seconds: float | None
 ) -> RunReport:
     """The report on models by their names, one under an empty name or components of a pipeline."""
-    tensors = [replace(t, name=within(name, t.name)) if name else t for name, one in found.items() for t in one.tensors]
-    metrics = {within(name, tensor): m for name, one in found.items() for tensor, m in one.metrics.items()}
-    floats = {within(name, tensor) for name, one in found.items() for tensor in one.floats}
-    comparison = _compared({name: one.comparison for name, one in found.items()})
+    alone = found.get("") if len(found) == 1 else None
+    tensors: Sequence[TensorReport]
+    if alone is not None:
+        tensors, metrics, floats, comparison = alone.tensors, alone.metrics, alone.floats, alone.comparison
+    else:
+        tensors = [replace(t, name=within(name, t.name)) for name, one in found.items() for t in one.tensors]
+        metrics = {within(name, tensor): m for name, one in found.items() for tensor, m in one.metrics.items()}
+        floats = {within(name, tensor) for name, one in found.items() for tensor in one.floats}
+        comparison = _compared({name: one.comparison for name, one in found.items()})
+    totals, counted, equal, glance = Totals(), Counted(metrics, floats), Equal(), Glance()
+    for t in tensors:
+        for seen in (totals, counted, equal, glance):
+            seen.add(t)
     return RunReport(
         command=command,
         source=source,
@@ -48,27 +57,25 @@ def report_of(
             *_alone(comparison, source, output or ""),
             *(prefixed(name, line) for name, one in found.items() for line in one.warnings),
         ],
-        equal=equal(tensors),
-        summary=summarize(
-            tensors,
-            counted(tensors, metrics, floats),
+        equal=equal.found(*told_of(tensors)),
+        summary=totals.summary(
+            counted.found,
             bytes_in=sum(one.bytes_in for one in found.values()),
             bytes_out=sum(one.bytes_out for one in found.values()),
             seconds=seconds,
         ),
         components=[component(name, one) for name, one in found.items() if name and one.tensors],
+        glance=glance,
     )
 
 
 def component(name: str, one: Reported) -> ComponentReport:
     """The report on one model of a pipeline as a whole."""
-    s = summarize(
-        one.tensors,
-        counted(one.tensors, one.metrics, one.floats),
-        bytes_in=one.bytes_in,
-        bytes_out=one.bytes_out,
-        seconds=None,
-    )
+    totals, counted = Totals(), Counted(one.metrics, one.floats)
+    for t in one.tensors:
+        totals.add(t)
+        counted.add(t)
+    s = totals.summary(counted.found, bytes_in=one.bytes_in, bytes_out=one.bytes_out, seconds=None)
     return ComponentReport(
         name=name,
         kind=one.kind,
@@ -83,18 +90,6 @@ def component(name: str, one: Reported) -> ComponentReport:
         bytes_in=s.bytes_in,
         bytes_out=s.bytes_out,
     )
-
-
-def counted(tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | None], floats: Set[str]) -> Metrics | None:
-    """The errors that the figures over all tensors are of, together; None where nothing was measured. They are those of
-    tensors that are quantized on either side; where none is, of those that changed; and where none did, of all. Large
-    numbers that are off by a rounding would drown the errors of codes. floats: names of tensors that are in floating
-    point on both sides."""
-    changed = [t.name for t in tensors if not t.kept and t.name in metrics]
-    codes = [metrics[name] for name in changed if name not in floats]
-    found = codes or [metrics[name] for name in changed] or metrics.values()
-    known = [m for m in found if m is not None]
-    return together(known) if known else None
 
 
 def _compared(found: Mapping[str, Comparison | None]) -> Comparison | None:

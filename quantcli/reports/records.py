@@ -269,30 +269,32 @@ def tensor_report(
     examined: Examined | None = None,
     weighted: bool = False,
     output: Output | None = None,
+    otherwise: Mapping[str, Any] | None = None,
 ) -> TensorReport:
-    """The report of one tensor."""
+    """The report of one tensor. otherwise: fields that are not what follows from the rest."""
     minmax = None if metrics is None or minmax_sse is None else decibels(minmax_sse, metrics.power)
-    return TensorReport(
-        name=info.name,
-        dtype=info.dtype,
-        shape=_dims(info.shape),
-        disposition=LEFT_OUT if reason == reasons.LEFT_OUT else "kept" if scheme is None else "quantized",
-        reason=reason,
-        note=note,
+    found = {
+        "name": info.name,
+        "dtype": info.dtype,
+        "shape": _dims(info.shape),
+        "disposition": LEFT_OUT if reason == reasons.LEFT_OUT else "kept" if scheme is None else "quantized",
+        "reason": reason,
+        "note": note,
         **_of_scheme(scheme),
-        scale_dtype=scale_dtype or None,
+        "scale_dtype": scale_dtype or None,
         **errors(metrics),
-        exact=scheme is None or bool(metrics and metrics.exact),
-        minmax_sqnr_db=minmax,
-        bits_per_weight=_bits(bytes_out, info.numel),
-        bytes_in=info.nbytes,
-        bytes_out=bytes_out,
-        digest=digest,
-        theory=examined.theory if examined else None,
-        histogram=examined.histogram if examined else None,
-        weighted=weighted,
-        output=None if output is None else OutputReport.of(output),
-    )
+        "exact": scheme is None or bool(metrics and metrics.exact),
+        "minmax_sqnr_db": minmax,
+        "bits_per_weight": _bits(bytes_out, info.numel),
+        "bytes_in": info.nbytes,
+        "bytes_out": bytes_out,
+        "digest": digest,
+        "theory": examined.theory if examined else None,
+        "histogram": examined.histogram if examined else None,
+        "weighted": weighted,
+        "output": None if output is None else OutputReport.of(output),
+    }
+    return TensorReport(**(found if otherwise is None else {**found, **otherwise}))
 
 
 @lru_cache(maxsize=4096)

@@ -116,9 +116,8 @@ class RunReport:
             yield from run_tables.changes(found, display, alone=("new", "vanished"), named=10)
         yield Line()
         order = glance.worst_first(display.limit)
-        seen, named = [self.tensors[number] for number in order], set(order)
-        rest = (r for number, r in enumerate(self.tensors) if number not in named)
-        yield from run_tables.tensors(seen, rest if len(seen) < len(self.tensors) else (), display)
+        seen = [self.tensors[number] for number in order]
+        yield from run_tables.tensors(seen, glance.rest(order, self.tensors), display)
         if found is not None and compared and (found.changes or found.new or found.vanished):
             alone = f"only in {printable(self.name, 200)}", f"only in {printable(self.source, 200)}"
             yield from run_tables.changes(found, display, alone=alone, named=3)
@@ -238,7 +237,7 @@ def _head(report: RunReport, glance: Glance) -> Iterator[Line]:
         yield Line(f"evaluation {report.evaluation:.6g}")
     counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
     kept = "kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts) if counts else ""
-    left = f"left out: {glance.left_out}, which the target does not use" if glance.left_out else ""
+    left = f"left out: {len(glance.left_out)}, which the target does not use" if glance.left_out else ""
     if kept or left:
         yield Line("; ".join(line for line in (kept, left) if line))
     if report.command == "report" and s.sqnr_db is None and not s.exact:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.reports.documents import Display, Line, Part
-from quantcli.reports.kept import groups, is_notable
-from quantcli.reports.records import LEFT_OUT, Comparison, ComponentReport, TensorReport
+from quantcli.reports.gathered import Rest
+from quantcli.reports.kept import groups
+from quantcli.reports.records import Comparison, ComponentReport, TensorReport
 
 KEPT = 20
 """Groups of kept tensors that are shown at least beside the rows of a table."""
@@ -87,53 +86,10 @@ def _costs(tensor: TensorReport) -> tuple[str, str]:
     return t.decibels(found.sqnr_db, found.error == 0), plain
 
 
-@dataclass(slots=True)
-class _Rest:
-    """Tensors that are not shown one by one: those that must be seen all the same, how many others there are of each
-    kind, and the range of their SQNR. outputs: columns that what errors cost in outputs takes, of all tensors."""
-
-    outputs: int = 0
-    notable: list[TensorReport] = field(default_factory=list)
-    kept: int = 0
-    gone: int = 0
-    quantized: int = 0
-    least: float = math.inf
-    most: float = -math.inf
-
-    def see(self, r: TensorReport) -> None:
-        """Take in what any tensor says of the columns."""
-        if r.output is not None:  # of two columns, the second is what there would be without statistics
-            self.outputs = max(self.outputs, 1 if r.output.plain_error is None else 2)
-
-    def count(self, r: TensorReport) -> None:
-        """Take in a tensor that is only counted."""
-        gone = r.disposition == LEFT_OUT
-        self.gone, self.kept = self.gone + gone, self.kept + (r.kept and not gone)
-        self.quantized += not r.kept
-        if r.sqnr_db is not None:
-            self.least, self.most = min(self.least, r.sqnr_db), max(self.most, r.sqnr_db)
-
-    def line(self) -> str:
-        """How many tensors there are of each kind; empty where there are none."""
-        spread = f" ({self.least:.2f} to {self.most:.2f} dB)" if self.least <= self.most else ""
-        counts = ((self.quantized, f"quantized{spread}"), (self.kept, "kept"), (self.gone, LEFT_OUT))
-        told = ", ".join(f"{n} {word}" for n, word in counts if n)
-        return f"and {sum(n for n, _ in counts)} more: {told}; --all shows them" if told else ""
-
-
-def tensors(seen: Sequence[TensorReport], rest: Iterable[TensorReport], display: Display) -> Iterator[Part]:
+def tensors(seen: Sequence[TensorReport], rest: Rest, display: Display) -> Iterator[Part]:
     """Some tensors; of the others those that were kept and must be seen, in groups, and the rest in a line. Where the
     errors of codes are known that were decoded to make these, they stand beside."""
-    earlier, others = any(r.source_sqnr_db is not None for r in seen), _Rest()
-    for r in seen:
-        others.see(r)
-    for r in rest:
-        others.see(r)
-        if is_notable(r):
-            others.notable.append(r)
-        else:
-            others.count(r)
-    weighted = others.outputs
+    earlier, weighted = any(r.source_sqnr_db is not None for r in seen), rest.outputs
     before = [t.Column("source", from_width=110), t.Column("source dB", right=True, from_width=90)] if earlier else []
     table = t.Table(
         [
@@ -165,7 +121,7 @@ def tensors(seen: Sequence[TensorReport], rest: Iterable[TensorReport], display:
             r.note,
             style=_style(r),
         )
-    notable = groups(others.notable)
+    notable = groups(rest.notable)
     shown = max(KEPT, display.limit or 0)
     for g in notable[:shown]:
         table.add(
@@ -182,8 +138,8 @@ def tensors(seen: Sequence[TensorReport], rest: Iterable[TensorReport], display:
     yield table
     for g in notable[shown:]:
         for r in g.tensors:
-            others.count(r)
-    if line := others.line():
+            rest.count(r)
+    if line := rest.line():
         yield Line(line)
 
 

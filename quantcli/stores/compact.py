@@ -36,16 +36,21 @@ class Names(Numbered[str]):
         if self._slots[at]:
             return False
         self._text += name.encode("utf-8", "surrogatepass")
-        if len(self._text) > _NARROW and self._ends.typecode == "I":
+        end, count = len(self._text), len(self._ends)
+        if end > _NARROW and self._ends.typecode == "I":
             self._ends = array("Q", self._ends)
-        self._ends.append(len(self._text))
-        self._slots[at] = len(self)
-        if 4 * len(self) > 3 * len(self._slots):
+        self._ends.append(end)
+        self._slots[at] = count
+        if 4 * count > 3 * len(self._slots):
             self._grow()
         return True
 
-    def find(self, name: str) -> int:
-        """The number of a name; -1 where it is none of these."""
+    def find(self, name: str, guess: int = -1) -> int:
+        """The number of a name; -1 where it is none of these. guess: the number that it is likely to have."""
+        if 0 <= guess < len(self._ends) - 1:
+            raw, begin = name.encode("utf-8", "surrogatepass"), self._ends[guess]
+            if self._ends[guess + 1] - begin == len(raw) and self._text.startswith(raw, begin):
+                return guess
         return self._slots[self._slot(name)] - 1
 
     def _slot(self, name: str) -> int:
@@ -119,6 +124,10 @@ class Tensors(Numbered[TensorInfo]):
         """A tensor by its name; None where there is none."""
         number = self.names.find(name)
         return None if number < 0 else TensorInfo(name, *self._known[self._kinds[number]])
+
+    def kind(self, number: int) -> Kind:
+        """Dtype and shape of the tensor of a number."""
+        return self._known[self._kinds[number]]
 
     def begin(self, name: str) -> int:
         """Where a tensor begins. Raises KeyError where there is none of this name."""

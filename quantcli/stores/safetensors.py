@@ -42,7 +42,7 @@ class HeaderTooLargeError(DataError):
 
 
 _AT_ONCE, _PIECE = 1024, 1 << 20
-"""Tensors whose entries in a header are made at a time, and characters of metadata."""
+"""Tensors whose entries in a header are made at a time, and characters of metadata or bytes of a header."""
 
 
 def parse_header(file: InputFile) -> tuple[dict[str, str], Tensors, int]:
@@ -76,18 +76,21 @@ class SafetensorsFile(Source):
             self.metadata, self._tensors, self.data = parse_header(self.file)
             if "quantcli" in self.metadata:
                 check_memory(self.data, self.path)
-            self._seal = seal.holds(self.file.read(0, self.data)) if "quantcli" in self.metadata else None
+            self._seal = seal.holds(self._header()) if "quantcli" in self.metadata else None
             self.file.passed(0, self.data)
         except BaseException:
             self.file.close()
             raise
+
+    def _header(self) -> Iterator[bytes]:
+        return (self.file.read(at, min(_PIECE, self.data - at)) for at in range(0, self.data, _PIECE))
 
     @property
     def documents(self) -> list[HeaderDocument]:
         """The quantcli document of the header, with the tensors of its file; none in other people's files."""
         if "quantcli" not in self.metadata:
             return []
-        return [HeaderDocument(self.metadata["quantcli"], self.infos(), self._seal)]
+        return [HeaderDocument(self.metadata["quantcli"], self._tensors, self._seal)]
 
     def infos(self) -> Sequence[TensorInfo]:
         return self._tensors

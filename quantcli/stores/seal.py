@@ -14,19 +14,7 @@ UNSEALED = "0" * 32
 
 _PLACE = re.compile(rb'"quantcli":"\{\\"check\\":\\"([0-9a-f]{32})\\"')
 """The text before a header's own digest. Inside any other name or text these quotes would have backslashes."""
-
-
-def _found(header: bytes) -> tuple[int, bytes] | None:
-    """The place of a header's own digest, and its correct value; None for headers without one."""
-    from xxhash import xxh3_128
-
-    place = _PLACE.search(header)
-    if place is None:
-        return None
-    hasher, whole = xxh3_128(), memoryview(header)  # a header may have 100 MB: no copies
-    for part in (whole[: place.start(1)], UNSEALED.encode(), whole[place.end(1) :]):
-        hasher.update(part)
-    return place.start(1), hasher.hexdigest().encode()
+_LENGTH = len(b'"quantcli":"{\\"check\\":\\"') + 32 + len(b'\\"')
 
 
 def seal(pieces: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -48,7 +36,20 @@ def seal(pieces: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
     yield held[0], held[1] + hasher.hexdigest().encode() + held[2]
 
 
-def holds(header: bytes) -> bool | None:
-    """Whether a header is as it was written; None when it has no digest of its own."""
-    found = _found(header)
-    return None if found is None else header.startswith(found[1], found[0])
+def holds(pieces: Iterable[bytes]) -> bool | None:
+    """Whether a header is as it was written; None when it has no digest of its own. pieces: of it, in order: a header
+    may have 100 MB."""
+    from xxhash import xxh3_128
+
+    hasher, held, rest = xxh3_128(), None, b""
+    for piece in pieces:
+        piece, rest = rest + piece, b""
+        place = _PLACE.search(piece) if held is None else None
+        if place is not None:
+            held = place[1]
+            piece = piece[: place.start(1)] + UNSEALED.encode() + piece[place.end(1) :]
+        elif held is None:  # it may begin at the end of this one
+            whole = max(len(piece) - _LENGTH + 1, 0)
+            piece, rest = piece[:whole], piece[whole:]
+        hasher.update(piece)
+    return None if held is None else held == hasher.hexdigest().encode()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.metrics import Metrics
+    from quantcli.stores.compact import Tensors
     from quantcli.stores.files import InputFile
     from quantcli.stores.gguf_types import Block
     from quantcli.stores.onnx_graph import Graph
@@ -28,7 +29,7 @@ class HeaderDocument(NamedTuple):
     matches its own digest (None: it has none)."""
 
     text: str
-    infos: Sequence[TensorInfo]
+    infos: Tensors
     seal: bool | None
 
 

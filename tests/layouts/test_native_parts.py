@@ -6,20 +6,24 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from making import change_header, run, save
 from strategies import gaussian
 
 import quantcli
 from quantcli import DataError, Scheme, UsageError
-from quantcli.layouts.native import stored as reading
+from quantcli.layouts.native import reading
 from quantcli.layouts.native.document import KEY, Result, document
 from quantcli.layouts.native.held import held
 from quantcli.layouts.native.parts import ENDINGS, outputs
 from quantcli.layouts.native.write import check_scheme
 from quantcli.metrics import Metrics
+from quantcli.stores.compact import Tensors
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, grouping_of
@@ -73,7 +77,9 @@ def test_what_is_written_is_read() -> None:
     }
     text = "".join(document(tensors, None, "xxh3", 77, results))
     assert len(text) <= len("".join(document(tensors, None, "xxh3", 77)))
-    infos = [info for tensor in tensors for info in outputs(tensor)]
+    infos = Tensors()
+    for info in (info for tensor in tensors for info in outputs(tensor)):
+        assert infos.add(info.name, (info.dtype, info.shape), 0)
     found = reading.parse(text, infos, True)
     assert [t.info.name for t in found.tensors] == ["z", "k", "a", "m"] and found.source_bytes == 77
     for tensor, read in zip(tensors, found.tensors):
@@ -81,6 +87,37 @@ def test_what_is_written_is_read() -> None:
         assert (read.digest, read.minmax_sse) == (results[read.info.name].digest, results[read.info.name].minmax_sse)
         assert read.metrics == results[read.info.name].metrics
         assert read.bytes_out == sum(info.nbytes for info in outputs(tensor))
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_document_that_is_read_in_turn_says_what_the_whole_says(data: st.DataObject) -> None:
+    """Of a damaged one both say what is wrong, in the same words; one that is arranged otherwise says the same."""
+    tensors: list[Decided] = [quantized(n, bits=4, group_size=32) for n in "abc"]
+    tensors.append(Kept(info=TensorInfo("k", "F32", (4,)), reason="norm"))
+    results = {t.info.name: Result(None if t.scheme is None else FINE, "0" * 32) for t in tensors}
+    text = "".join(document(tensors, None, "xxh3", 77, results))
+    infos = Tensors()
+    for info in (info for tensor in tensors for info in outputs(tensor)):
+        infos.add(info.name, (info.dtype, info.shape), 0)
+    at, size = data.draw(st.integers(0, len(text) - 1)), data.draw(st.integers(0, 40))
+    put = data.draw(
+        st.sampled_from(["", " ", ",", '"', "{", "}", '"a":1,', "1e999", '"tensors":{', text[at - size : at]])
+    )
+    damaged = text[:at] + put + text[at + size :]
+
+    def said(text: str) -> object:
+        try:
+            found = reading.parse(text, infos, True)
+        except DataError as error:
+            return str(error)
+        return [(t.info, t.scheme, t.reason, t.metrics, t.digest) for t in found.tensors], found.schemes, found.digest
+
+    for one in (text, damaged):
+        in_turn = said(one)
+        with mock.patch.object(reading, "_in_turn", side_effect=ValueError):
+            assert said(one) == in_turn
+    assert said(json.dumps(json.loads(text), indent=1)) == said(text)
 
 
 @pytest.mark.parametrize(("key", "value", "says"), [

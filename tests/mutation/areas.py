@@ -82,7 +82,7 @@ AREAS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "metrics": {"quantcli/metrics.py": ["tests/test_metrics.py"]},
     "container": {
         f"quantcli/layouts/native/{name}.py": _NATIVE
-        for name in ("document", "held", "model", "parts", "stored", "write")
+        for name in ("document", "held", "model", "parts", "reading", "stored", "write")
     },
     "safetensors": {
         f"quantcli/stores/{name}.py": _FILES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import numpy as np
@@ -14,7 +14,12 @@ from making import BF16, ROOT, one_line, run, save
 from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
+from quantcli.layouts.native import alike
 from quantcli.models import open_model
+from quantcli.reports import build
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SCHEMA = json.loads((ROOT / "quantcli" / "reports" / "renderings" / "report.schema.json").read_text())
 
@@ -234,3 +239,43 @@ def test_weights_that_others_were_quantized_from_are_what_was_read(tmp_path: Pat
     seen = run("compare", tmp_path / "fp8", tmp_path / "out", "--json")
     assert seen.json["summary"]["sqnr_db"] == pytest.approx(made.json["summary"]["sqnr_db"], abs=1e-6)
     assert run("compare", tmp_path / "fp8", tmp_path / "fp8", "--json").json["summary"]["sqnr_db"] is None
+
+
+def figures(*words: Any) -> list[dict[str, Any]]:
+    """What is said of each tensor, and of all, in order."""
+    ran = run(*words, "--json")
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    return [*found["tensors"], found["summary"] | {"seconds": None}]
+
+
+@pytest.mark.parametrize("words", [("compare", "m", "q"), ("compare", "m", "m2"), ("report", "q", "--against", "m")])
+def test_small_tensors_read_together_have_the_figures_that_each_has_alone(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is beside them and on any number of threads; those that are not finite too."""
+    monkeypatch.chdir(tmp_path)
+    tensors: dict[str, NDArray[Any]] = {
+        f"{n}.w": gaussian(3 + n // 20, 64, seed=n).astype((BF16, np.float32, np.float16)[n // 7 % 3])
+        for n in range(60)
+    }
+    tensors |= {"a": np.array([1, np.nan, np.inf, 0], np.float32), "b": np.zeros((2, 64), np.float32)}
+    save(Path("m"), tensors | {"i": np.arange(5)})
+    save(Path("m2"), {n: (v * 1.5).astype(v.dtype) for n, v in tensors.items()} | {"i": np.arange(5)})
+    how = ("--group-size", 32, "--override", "1*.w:symmetric=false", "--on-nonfinite", "keep")
+    assert run("quantize", "m", "-o", "q", *how).code == 0
+    found = [figures(*words, "--threads", threads) for threads in (1, 2, 7)]
+    monkeypatch.setattr(alike, "MANY", 1)
+    assert found == [figures(*words)] * 3
+
+
+def test_rows_that_are_made_when_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say what those say that are held."""
+    commands = (("compare", "model.safetensors", "q4.safetensors"), ("report", "q4.safetensors"),
+                ("report", "q3.safetensors", "--against", "model.safetensors"))  # fmt: skip
+    held = [(figures(*words), run(*words, "--all").out) for words in commands]
+    monkeypatch.setattr(build, "HELD", 1)
+    for words, (said, table) in zip(commands, held):
+        assert figures(*words) == said
+        lines = zip(table.splitlines(), run(*words, "--all").out.splitlines(), strict=True)
+        assert all(a == b or a.endswith(" s") for a, b in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from making import NUMPY_OF
 
 from quantcli import memory
 from quantcli.errors import DataError
+from quantcli.stores import seal
 from quantcli.stores import text as stores_text
 from quantcli.stores.compact import Names
 from quantcli.stores.files import InputFile
@@ -252,3 +254,17 @@ def test_a_header_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.Mo
         for free[0], problem in ((12 * length - 1, "takes 192 MiB to read"), (12 * length, "holds no tensors")):
             with pytest.raises(DataError, match=problem if length > 1 << 24 else "holds no tensors"):
                 SafetensorsFile(InputFile(str(path)))
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60), st.lists(st.integers(1, 50), min_size=1), st.booleans())
+def test_the_digest_of_a_header_that_is_read_in_pieces(
+    before: bytes, behind: bytes, sizes: list[int], changed: bool
+) -> None:
+    """Wherever these end, in its own place too; a header that was changed is told."""
+    header = before + b'"quantcli":"{\\"check\\":\\"' + seal.UNSEALED.encode() + b'\\"' + behind
+    [(_, sealed)] = seal.seal([(0, header)])
+    if changed:
+        sealed += b" "
+    ends = [0, *itertools.accumulate(itertools.chain(sizes, itertools.repeat(sizes[-1], len(sealed))))]
+    assert seal.holds(sealed[a:b] for a, b in itertools.pairwise(ends)) == (not changed)
+    assert seal.holds([before]) is None

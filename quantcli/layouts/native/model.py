@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import LEVELS, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
 from quantcli.layouts.native.parts import parts, zero_shape
-from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor, parse
+from quantcli.layouts.native.reading import parse
+from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor
 from quantcli.notebook import table
 from quantcli.scales import Store
 from quantcli.stores import Source, open_source
@@ -34,7 +36,14 @@ if TYPE_CHECKING:
     from quantcli.scheme import Scheme
 
 
+T = TypeVar("T")
+
 CHANGED = "its quantcli header was changed after it was written, so what it says cannot be relied on"
+
+
+def not_finite(what: str, source: Source, name: str) -> DataError:
+    """The error about a parameter of a tensor that is not finite."""
+    return DataError(f"a stored {what} is not finite", place=[source.path, printable(name)])
 
 
 class Tensor:
@@ -124,7 +133,7 @@ class Tensor:
         assert scheme is not None and plan is not None
         scale, zero = self.scales(span)
         if not np.isfinite(scale).all():
-            raise DataError("a stored scale is not finite", place=[self._source.path, printable(self.name)])
+            raise not_finite("scale", self._source, self.name)
         scale = by_rows(scale, plan, span.row, span.rows)
         return spread(QuantParams(scale, zero, self._codebook(span)), self.stored.info, scheme, plan)
 
@@ -187,7 +196,7 @@ class Tensor:
             return fixed_codebook(scheme)
         levels = self.levels(span)
         if not np.isfinite(levels).all():
-            raise DataError("a stored level is not finite", place=[self._source.path, printable(self.name)])
+            raise not_finite("level", self._source, self.name)
         return codebook(levels)
 
     def _zero_points(self, row: int, rows: int, group: int, groups: int) -> NDArray[Any]:
@@ -248,31 +257,28 @@ class Tensor:
         return QuantizedTensor(self.stored.info, scheme, plan, self.params(whole), self.packed(whole))
 
 
-class _Plain(Mapping[str, Tensor]):
-    """The tensors of a source that quantcli did not write, each of which is made when it is asked for: those of a
-    million small tensors take 250 MiB."""
+class _Made(Mapping[str, Tensor], Generic[T]):
+    """Tensors of a source, each of which is made when it is asked for: those of a million small tensors take 250 MiB.
+    held: what they are made of."""
 
-    def __init__(self, source: Source) -> None:
-        self._source, self._infos = source, source.named()
+    def __init__(self, held: Mapping[str, T], make: Callable[[T], Tensor]) -> None:
+        self._held, self._make = held, make
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensor(self._infos[name])
-
-    def _tensor(self, info: TensorInfo) -> Tensor:
-        return Tensor(self._source, StoredKept(info=info, reason=""))
+        return self._make(self._held[name])
 
     def values(self) -> InOrder[Tensor]:
         """The tensors in order."""
-        return InOrder(self, lambda: map(self._tensor, self._infos.values()))
+        return InOrder(self, lambda: map(self._make, self._held.values()))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._infos
+        return name in self._held
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._infos)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._infos)
+        return len(self._held)
 
 
 class Model(Mapping[str, Tensor]):
@@ -281,9 +287,10 @@ class Model(Mapping[str, Tensor]):
     def __init__(self, source: Source) -> None:
         self.source = source
         self.documents: list[Document] = []
-        covered: set[str] = set()
         stored: list[StoredTensor] = []
-        self._tensors: Mapping[str, Tensor] = _Plain(source)
+        self._tensors: Mapping[str, Tensor] = _Made(
+            source.named(), lambda info: Tensor(source, StoredKept(info=info, reason=""))
+        )
         for header in source.documents:
             try:
                 found = parse(*header)
@@ -291,10 +298,12 @@ class Model(Mapping[str, Tensor]):
                 raise error.within(source.path) from None
             self.documents.append(found)
             stored.extend(found.tensors)
-            covered.update(info.name for info in header.infos)
         if self.documents:
-            stored += [StoredKept(info=info, reason="") for info in source.infos() if info.name not in covered]
-            self._tensors = {s.info.name: Tensor(source, s) for s in stored}
+            listed = [header.infos for header in source.documents]
+            if sum(map(len, listed)) < len(source.infos()):  # files that quantcli did not write are beside its own
+                known = {info.name for infos in listed for info in infos}
+                stored += [StoredKept(info=info, reason="") for info in source.infos() if info.name not in known]
+            self._tensors = _Made({s.info.name: s for s in stored}, partial(Tensor, source))
 
     def __repr__(self) -> str:
         quantized = sum(tensor.scheme is not None for tensor in self.values())
@@ -330,6 +339,9 @@ class Model(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
     def values(self) -> ValuesView[Tensor]:
         """The tensors in order."""
