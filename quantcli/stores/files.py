@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from quantcli import interrupts
-from quantcli.errors import DataError, QuantcliError, UsageError, os_error
+from quantcli.errors import DataError, QuantcliError, UsageError, os_error, printable
 from quantcli.stores import abandoned, system
 
 _COPY = 1 << 23
@@ -235,7 +235,7 @@ def check_destination(path: str, *, force: bool, sources: list[InputFile]) -> st
             raise UsageError("the output exists", place=[path], hint="use --force to replace it")
     folder = os.path.dirname(target) or "."
     if not os.path.isdir(folder):
-        raise DataError("no such folder", place=[folder, os.path.basename(path)], hint="create it first")
+        raise DataError(f"no such folder: {printable(folder, 300)}", place=[path], hint="create it first")
     return target
 
 
