@@ -244,7 +244,8 @@ def check_space(path: str, size: int, source: str) -> None:
     made from `source`."""
     folder = os.path.dirname(path) or "."
     if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
-        raise os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
+        code = errno.EROFS if system.is_read_only(folder) else errno.EACCES
+        raise os_error(OSError(code, os.strerror(code)), path)
     free = system.free_space(folder)
     if free is not None and size > free:  # in /proc and the like creating the file fails with the reason
         problem = f"not enough space for the {size} bytes made from {source}: {free} bytes are free"
