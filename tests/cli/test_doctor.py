@@ -113,7 +113,7 @@ def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
 def test_a_read_only_file_system_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where quantize asks whether it may write; access() says no more than that it may not."""
     real = os.statvfs
-    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY, f_blocks=real(path).f_blocks))
     line = one_line(run("quantize", DIGITS, "-o", tmp_path / "out.safetensors"), 1)
     assert "out.safetensors: read-only file system" in line
