@@ -13,6 +13,7 @@ import stat
 import tempfile
 
 from quantcli import interrupts
+from quantcli.errors import os_error
 from quantcli.stores import system, workspace
 
 _SUFFIX = ".temporary"
@@ -42,19 +43,22 @@ class TemporaryFolder:
 
 
 def _made() -> tuple[str, int]:
-    """A new folder and the descriptor that locks it, -1 where folders cannot be locked."""
+    """A new folder and the descriptor that locks it, -1 where folders cannot be locked. Raises QuantcliError."""
     host = re.sub(r"[^A-Za-z0-9-]", "-", os.uname().nodename)[:64] if hasattr(os, "uname") else "here"
     prefix = f"quantcli-{host}-"
-    _tidy(prefix)
-    while True:
-        path = tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX)
-        try:
-            lock = _locked(path)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # another run saw it before it was locked, and removes it
-        if lock < 0 or workspace.is_at(lock, path):
-            return path, lock
-        os.close(lock)
+    try:
+        _tidy(tempfile.gettempdir(), prefix)
+        while True:
+            path = tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX)
+            try:
+                lock = _locked(path)
+            except (BlockingIOError, FileNotFoundError):
+                continue  # another run saw it before it was locked, and removes it
+            if lock < 0 or workspace.is_at(lock, path):
+                return path, lock
+            os.close(lock)
+    except OSError as error:
+        raise os_error(error, error.filename or "temporary folder") from None
 
 
 def _locked(path: str) -> int:
@@ -75,9 +79,8 @@ def _locked(path: str) -> int:
     return -1
 
 
-def _tidy(prefix: str) -> None:
+def _tidy(place: str, prefix: str) -> None:
     """Remove the folders of runs that were killed, as far as that is possible."""
-    place = tempfile.gettempdir()
     named = re.compile(f"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(_SUFFIX)}")
     with contextlib.suppress(OSError):
         for path in (os.path.join(place, name) for name in os.listdir(place) if named.fullmatch(name)):

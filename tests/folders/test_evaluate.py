@@ -214,3 +214,9 @@ def test_an_evaluation_may_end_what_it_started(place: Path) -> None:
     wait_for(place / "started")
     running.terminate()
     assert running.wait() == -signal.SIGTERM and (place / "ended").exists()
+
+
+def test_no_folder_for_what_is_temporary(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place / "none"))
+    line = one_line(run("report", "d4.safetensors", "--eval-command", "echo 1"), 2)
+    assert "none" in line and "no such file or directory" in line and "standard output" not in line
