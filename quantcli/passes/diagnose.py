@@ -171,7 +171,9 @@ def _variants(used: str) -> list[Variant]:
     found = []
     for name in library.VARIANTS:
         mine, built_for = used == f"native-{name}", INSTRUCTIONS.get(name, "")
-        if name not in runs:
+        if not library.is_built(functions, name):
+            why = "not built for this system"
+        elif name not in runs:
             why = f"this processor lacks {built_for}"
         elif asked:
             why = asked
