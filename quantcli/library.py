@@ -67,9 +67,14 @@ def name() -> str:
 
 
 def runnable(functions: ctypes.CDLL) -> list[str]:
-    """The variants that this processor runs, the fastest last."""
+    """The variants that this processor runs, of those that were built, the fastest last."""
     level = functions.qk_cpu_level()
-    return [variant for variant, needs in VARIANTS.items() if needs <= level]
+    return [variant for variant, needs in VARIANTS.items() if needs <= level and is_built(functions, variant)]
+
+
+def is_built(functions: ctypes.CDLL, variant: str) -> bool:
+    """Whether the library has a variant: on Windows it has fewer, and on processors other than x86-64 one."""
+    return hasattr(functions, f"qk_{variant}_encode")
 
 
 def of_another_version() -> UsageError:

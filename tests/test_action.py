@@ -71,6 +71,12 @@ def test_a_model_that_is_as_good_passes(place: Path) -> None:
     assert "report" in step_ids()
 
 
+def test_without_a_page(place: Path) -> None:
+    code, said, summary, _ = steps(place, file="d4.safetensors", report="")
+    assert code == 0 and "d4.safetensors" in summary, said
+    assert not list(place.glob("*.html"))
+
+
 def test_a_model_that_lost_fails_and_names_the_tensor(place: Path) -> None:
     code, said, summary, outputs = steps(place, file="d3.safetensors", like="d4.safetensors", max_drop="0.5")
     assert code == 1 and outputs == {"passed": "false"}

@@ -6,6 +6,7 @@ a log that writes nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -18,15 +19,21 @@ from click.core import ParameterSource
 
 from quantcli.errors import QuantcliError, UsageError, os_error
 
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_FLAGS |= sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"))
+"""Of open, for a log. Appended is each line whole, also where two runs write to one file."""
+
 ONE_OF = {"tensors": "tensor", "findings": "finding", "gates": "gate", "points": "point", "files": "file"}
 """Lists of documents whose entries get a line each, and what such a line is about."""
 
 
 class Log:
-    """The lines of a run, each with the seconds since it began. file: where they go, None for nowhere."""
+    """The lines of a run, each with the seconds since it began. file: where they go, None for nowhere. ended_by: why
+    the file takes no more."""
 
     def __init__(self, file: FileIO | None) -> None:
         self._file, self._began = file, time.perf_counter()
+        self.ended_by: OSError | None = None
 
     @property
     def is_kept(self) -> bool:
@@ -34,7 +41,7 @@ class Log:
         return self._file is not None
 
     def line(self, event: str, **facts: Any) -> None:
-        """Add a line. Once the file takes no more, the run goes on without."""
+        """Add a line. Once the file takes no more, the run goes on without, and says so at its end."""
         if self._file is None:
             return
         import json  # here, so that no page of help waits for it
@@ -42,7 +49,9 @@ class Log:
         at = round(time.perf_counter() - self._began, 3)
         try:
             self._file.write((json.dumps({"event": event, "at": at, **facts}, default=str) + "\n").encode())
-        except (OSError, ValueError):
+        except OSError as error:
+            self._file, self.ended_by = None, error
+        except ValueError:  # it is closed: a thread came late
             self._file = None
 
     def document(self, document: Any) -> None:
@@ -75,11 +84,7 @@ def logging(path: str | None, ctx: click.Context) -> Iterator[None]:
         yield
         return
     _check(path, ctx)
-    try:
-        opened = FileIO(path, "w")  # unbuffered: what was decided before a run is killed is in it
-    except OSError as error:
-        raise os_error(error, path) from None
-    with opened as file:
+    with _opened(path) as file:
         log = Log(file)
         _current.append(log)
         try:
@@ -91,10 +96,32 @@ def logging(path: str | None, ctx: click.Context) -> Iterator[None]:
             raise
         finally:
             _current.remove(log)
+            if log.ended_by is not None:
+                why = os_error(log.ended_by, path).within("--log-file")
+                with suppress(OSError, ValueError):
+                    click.echo(f"quantcli: warning: {why}; the log ends before the run", err=True)
+
+
+def _opened(path: str) -> FileIO:
+    """The file of a log, empty, and unbuffered: what was decided before a run is killed is in it. Raises QuantcliError
+    for one that cannot be written, and a pipe that nothing reads, which would keep the run waiting."""
+    try:
+        fd = os.open(path, _FLAGS, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            hint = "start what reads it first"
+            raise QuantcliError("a pipe that nothing reads", place=["--log-file", path], hint=hint) from None
+        raise os_error(error, path).within("--log-file") from None
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(fd, True)
+    return FileIO(fd, "w")
 
 
 def _check(path: str, ctx: click.Context) -> None:
     """Raise UsageError for a log that would be one of the files of a command, or lie in a folder that it reads."""
+    if path in ("", "-"):
+        problem = "standard output is for results" if path else "an empty file name"
+        raise UsageError(problem, place=["--log-file"], hint="name a file")
     own = os.path.realpath(path)
     given = [v for key, values in ctx.params.items() if key != "log_file" for v in _texts(values)]
     for name in given:

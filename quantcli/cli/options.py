@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from quantcli import front, interrupts, registry
+from quantcli import front, registry
 from quantcli.cli import _help, _log, _naming, _utf8
 from quantcli.cli._bar import Bar
 from quantcli.cli._help import F
@@ -45,24 +45,16 @@ def standard_output(output: str | None, console: Console) -> Iterator[str | None
     if output != "-":
         yield output
         return
-    import tempfile
-
-    from quantcli.stores import standard, workspace
+    from quantcli.stores import standard
+    from quantcli.stores.temporary import TemporaryFolder
 
     if console.json:
         raise UsageError("standard output is for the file", place=["--json"], hint="name a file with -o")
     standard.check_output()
-    with interrupts.deferred():
-        folder = tempfile.mkdtemp(prefix="quantcli-")
-        clean = functools.partial(workspace.remove, folder, strict=False)
-        interrupts.remember(clean)
-    try:
+    with TemporaryFolder() as folder:
         path = os.path.join(folder, "output.safetensors")
         yield path
         standard.send(path)
-    finally:
-        clean()
-        interrupts.forget(clean)
 
 
 def _output(text: str, kind: click.ParamType) -> Callable[[F], F]:  # type: ignore[type-arg,unused-ignore]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from quantcli import __version__, interrupts
+from quantcli import __version__
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.folders import attest
 from quantcli.passes.findings import Finding, Verified
 from quantcli.passes.tiles import Progress
-from quantcli.stores import places, workspace
+from quantcli.stores import places
 from quantcli.stores.places import read_small
+from quantcli.stores.temporary import TemporaryFolder
 from quantcli.strict import strict_json
 
 MOST = 1 << 26
@@ -153,7 +152,7 @@ def _made_again(
     sums: Callable[[Mapping[str, str]], dict[str, str]],
 ) -> list[Finding]:
     """Files that come out otherwise when the model is made again."""
-    with _folder() as folder:
+    with TemporaryFolder() as folder:
         place, out = (
             os.path.join(folder, "recipe.yaml"),
             os.path.join(folder, "again", os.path.basename(places.to_write(path).rstrip("/"))),
@@ -173,17 +172,3 @@ def _made_again(
         for name in dict.fromkeys([*here, *again])
         if again.get(name) != here.get(name)
     ]
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[str]:
-    """A temporary folder, which goes whatever ends the run."""
-    with interrupts.deferred():
-        folder = tempfile.mkdtemp(prefix="quantcli-")
-        clean = partial(workspace.remove, folder, strict=False)
-        interrupts.remember(clean)
-    try:
-        yield folder
-    finally:
-        clean()
-        interrupts.forget(clean)

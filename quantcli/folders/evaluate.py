@@ -7,25 +7,30 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
-from quantcli import interrupts
 from quantcli.errors import DataError, UsageError, os_error, printable
 from quantcli.floats import left_out
 from quantcli.folders import components, dequantize, prepare
 from quantcli.folders.components import Quantized
 from quantcli.passes import decode
 from quantcli.passes.tiles import Progress
-from quantcli.stores import workspace
 from quantcli.stores.pipelines import prefixed
+from quantcli.stores.temporary import TemporaryFolder
 
 PLACE = "{}"
 """What stands for the path of the model in a command."""
+
+LAST = 1 << 20
+"""Bytes of what a command prints in which its figure is looked for."""
+
+PATIENCE = 2.0
+"""Seconds that a command has to end itself when the run is interrupted."""
 
 NUMBER = re.compile(r"(?:^|(?<=[\s=:,(\[]))([-+]?(?:\d+(?:,\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?=$|[\s,;%)\]}])")
 """A number that stands alone, and is no part of a name or a path. Digits on both sides of a comma are one, which is no
@@ -94,13 +99,17 @@ def asked(command: str, pattern: str | None) -> Evaluation:
 
 
 def _words_of(command: str) -> list[str]:
-    """The words of a command as a shell divides them. Raises UsageError where it has none or does not end."""
+    """The words of a command as a shell divides them. Raises UsageError where it has none or does not end, and where
+    there is no such program."""
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise UsageError(f"it is not a command: {error}", place=["--eval-command"]) from None
     if not words:
         raise UsageError("an empty command", place=["--eval-command"])
+    if PLACE not in words[0] and shutil.which(words[0]) is None:
+        hint = "name one that is in PATH, or the path of one; no shell takes part"
+        raise UsageError("no such program", place=["--eval-command", printable(words[0], 200)], hint=hint)
     return words if any(PLACE in word for word in words) else [*words, PLACE]
 
 
@@ -117,11 +126,7 @@ def evaluate(
     Raises QuantcliError where there is nothing to decode, the command cannot be run or fails, and where it prints no
     figure.
     """
-    with interrupts.deferred():
-        folder = tempfile.mkdtemp(prefix="quantcli-")
-        clean = partial(workspace.remove, folder, strict=False)
-        interrupts.remember(clean)
-    try:
+    with TemporaryFolder() as folder:
         with components.quantized(path, variant, "evaluating") as found:
             whole = home_of(found) is not None
             name = os.path.basename(os.path.normpath(path))
@@ -131,22 +136,15 @@ def evaluate(
                 bar=partial(bar, "decoding"), say=lambda line: None,
             )  # fmt: skip
         return _figure([word.replace(PLACE, target) for word in how.words], how.pattern)
-    finally:
-        clean()
-        interrupts.forget(clean)
 
 
 def _figure(words: Sequence[str], pattern: re.Pattern[str] | None) -> float:
     """The number that a command prints: the last that a pattern finds, or the last one of its last line."""
     place = ["--eval-command", printable(words[0], 200)]
-    try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
-    except OSError as error:
-        raise os_error(error, words[0]).within("--eval-command") from None
-    if done.returncode:
-        how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-        raise DataError(f"it ended with {how}", place=place)
-    text = done.stdout.decode("utf-8", "replace").strip()
+    code, text = _ran(words)
+    if code:
+        how = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
+        raise DataError(f"it {how}", place=place)
     last = text.rpartition("\n")[2]
     found = pattern.findall(text) if pattern is not None else NUMBER.findall(last)
     figure = math.nan
@@ -154,6 +152,37 @@ def _figure(words: Sequence[str], pattern: re.Pattern[str] | None) -> float:
         figure = float(found[-1]) if found else math.nan
     if not math.isfinite(figure):
         what = "nothing" if not text else f"no such number, and last: {printable(last, 200)}"
-        hint = "have its last line end in one, or give --eval-pattern"
+        hint = "have its last line end in the figure, or give --eval-pattern"
         raise DataError(f"it printed {what}", place=place, hint=hint)
     return figure
+
+
+def _ran(words: Sequence[str]) -> tuple[int, str]:
+    """How a command ended, and the last lines of what it printed. Raises QuantcliError where it cannot be run."""
+    try:
+        running = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
+    except OSError as error:
+        raise os_error(error, words[0]).within("--eval-command") from None
+    printed, cut = bytearray(), False
+    with running:
+        assert running.stdout is not None
+        try:
+            while piece := running.stdout.read(1 << 16):
+                printed += piece
+                if len(printed) > 2 * LAST:
+                    del printed[:-LAST]
+                    cut = True
+        except BaseException:
+            _end(running)
+            raise
+    begin = printed.find(b"\n") + 1 if cut else 0
+    return running.returncode, printed[begin:].decode("utf-8", "replace").strip()
+
+
+def _end(running: subprocess.Popen[bytes]) -> None:
+    """End a command, which may end what it has started itself."""
+    running.terminate()
+    try:
+        running.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        running.kill()

@@ -17,7 +17,10 @@ from quantcli.patterns import module_of
 def not_linear(weight: Weight, model: Architecture) -> str | None:
     """Why a loader that quantizes the Linear layers of transformers does not support a quantized weight in this
     module."""
-    kind = model.holder(module_of(weight.info.name))
+    module = module_of(weight.info.name)
+    if model.tied and module in (*model.shared, *model.shared.values()):
+        return "config.json ties it to the embedding (tie_word_embeddings), which is not quantized"
+    kind = model.holder(module)
     if kind is None or kind == EXPERTS:
         return None
     if kind == INITIALIZED:

@@ -60,11 +60,13 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A folder where files are written; free: bytes, None where they are not known."""
+    """A folder where files are written; free: bytes, None where they are not known. problem: why nothing can be written
+    there, or why it is another one than was asked for; empty where there is none."""
 
     name: str
     path: str
     free: int | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,7 @@ def diagnose() -> Diagnosis:
         memory=total,
         available=available,
         limit=memory.of_container(),
-        places=[_place("temporary folder", tempfile.gettempdir()), _place("current folder", os.getcwd())],
+        places=[_temporary(), _current()],
         extras=_extras(),
         targets=[_target(target) for target in registry.names("layouts", "WRITES")],
     )
@@ -169,7 +171,9 @@ def _variants(used: str) -> list[Variant]:
     found = []
     for name in library.VARIANTS:
         mine, built_for = used == f"native-{name}", INSTRUCTIONS.get(name, "")
-        if name not in runs:
+        if not library.is_built(functions, name):
+            why = "not built for this system"
+        elif name not in runs:
             why = f"this processor lacks {built_for}"
         elif asked:
             why = asked
@@ -185,11 +189,31 @@ def _processor() -> str:
     return found[1].strip() if found is not None else platform.processor() or platform.machine()
 
 
-def _place(name: str, path: str) -> Place:
+def _temporary() -> Place:
+    """The folder of temporary files, which Python looks for in several places."""
     try:
-        return Place(name=name, path=path, free=shutil.disk_usage(path).free)
+        path = tempfile.gettempdir()
+    except OSError as error:
+        return Place(name="temporary folder", path="none", free=None, problem=error.strerror or str(error))
+    asked = os.environ.get("TMPDIR", "")
+    passed = asked and os.path.realpath(asked) != os.path.realpath(path)
+    return _place("temporary folder", path, f"not TMPDIR, {asked}, where nothing can be written" if passed else "")
+
+
+def _current() -> Place:
+    try:
+        return _place("current folder", os.getcwd())
     except OSError:
-        return Place(name=name, path=path, free=None)
+        return Place(name="current folder", path="none", free=None, problem="it was removed")
+
+
+def _place(name: str, path: str, problem: str = "") -> Place:
+    if not os.access(path, os.W_OK | os.X_OK):
+        problem = "nothing can be written there"
+    try:
+        return Place(name=name, path=path, free=shutil.disk_usage(path).free, problem=problem)
+    except OSError:
+        return Place(name=name, path=path, free=None, problem=problem)
 
 
 def _version(package: str) -> str | None:

@@ -97,7 +97,10 @@ _ALL = (
     Reason(
         name="lm-head",
         says="keep-list: output head",
-        named=_expression(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$"),
+        named=_expression(
+            r"(?:^|\.)(?:lm_head(?:\.(?:decoder|out_proj))?|embed_out|(?:\w+_)?predictions\.decoder|generator_lm_head"
+            r"|vocab_projector|pred_layer\.proj)(?:\.weight)?$|^output\.weight$"
+        ),
         ways=(OVERRIDE, TABLES_TOO, ALL),
     ),
     Reason(

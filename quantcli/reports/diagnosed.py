@@ -8,7 +8,7 @@ from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.passes.diagnose import Diagnosis, Extra, Target
+from quantcli.passes.diagnose import Diagnosis, Extra, Place, Target
 from quantcli.reports.documents import Display, Line, Part, document
 
 
@@ -56,7 +56,7 @@ class DoctorReport:
                     ("processor", found.processor),
                     ("threads", f"{found.threads} by default, of {found.processors} processors"),
                     *memory,
-                    *((place.name, f"{_size(place.free)} free in {place.path}") for place in found.places),
+                    *((place.name, _place(place)) for place in found.places),
                 ],
             ),
             ("extras", [(extra.name, _extra(extra)) for extra in found.extras]),
@@ -68,12 +68,16 @@ def _size(nbytes: int | None) -> str:
     return "unknown" if nbytes is None else t.size(nbytes)
 
 
+def _place(place: Place) -> str:
+    return f"{_size(place.free)} free in {place.path}" + (f": {place.problem}" if place.problem else "")
+
+
 def _extra(extra: Extra) -> str:
     """Whether an extra is installed, and what for."""
     missing = [name for name, version in extra.packages.items() if version is None]
     state = "installed" if not missing else f"not installed (pip install 'quantcli[{extra.name}]')"
-    state += f", {', '.join(missing)} missing" if missing and len(missing) < len(extra.packages) else ""
-    return f"{state}: {extra.purpose}" if extra.purpose else state
+    state += f": {extra.purpose}" if extra.purpose else ""
+    return state + (f"; missing: {', '.join(missing)}" if 0 < len(missing) < len(extra.packages) else "")
 
 
 def _target(target: Target) -> str:

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from quantcli import interrupts
-from quantcli.errors import DataError, QuantcliError, UsageError, os_error
+from quantcli.errors import DataError, QuantcliError, UsageError, os_error, printable
 from quantcli.stores import abandoned, system
 
 _COPY = 1 << 23
@@ -235,7 +235,7 @@ def check_destination(path: str, *, force: bool, sources: list[InputFile]) -> st
             raise UsageError("the output exists", place=[path], hint="use --force to replace it")
     folder = os.path.dirname(target) or "."
     if not os.path.isdir(folder):
-        raise DataError("no such folder", place=[folder, os.path.basename(path)], hint="create it first")
+        raise DataError(f"no such folder: {printable(folder, 300)}", place=[path], hint="create it first")
     return target
 
 
@@ -244,7 +244,8 @@ def check_space(path: str, size: int, source: str) -> None:
     made from `source`."""
     folder = os.path.dirname(path) or "."
     if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
-        raise os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
+        code = errno.EROFS if system.is_read_only(folder) else errno.EACCES
+        raise os_error(OSError(code, os.strerror(code)), path)
     free = system.free_space(folder)
     if free is not None and size > free:  # in /proc and the like creating the file fails with the reason
         problem = f"not enough space for the {size} bytes made from {source}: {free} bytes are free"

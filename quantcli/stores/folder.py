@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from quantcli import interrupts
-from quantcli.errors import DataError, QuantcliError, UsageError, os_error
+from quantcli.errors import DataError, QuantcliError, UsageError, os_error, printable
 from quantcli.stores import places, system
 from quantcli.stores.files import InputFile, another_created
 from quantcli.stores.workspace import Workspace, is_own, remove
@@ -37,7 +37,7 @@ def check_folder(path: str, *, force: bool, source: str) -> str:
             raise UsageError("the output exists", place=[path], hint="use --force to replace it")
     parent = os.path.dirname(target)
     if not os.path.isdir(parent):
-        raise QuantcliError("no such folder", place=[parent, os.path.basename(path)], hint="create it first")
+        raise QuantcliError(f"no such folder: {printable(parent, 300)}", place=[path], hint="create it first")
     return target
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from quantcli.errors import listed, printable
+from quantcli.errors import DataError, listed, printable
+from quantcli.stores.files import InputFile
 
 _PICKLES = "; a checkpoint of PyTorch is read from a file with its own ending, such as .pt or .bin"
 _CONVERT = "; convert the model to ONNX, or save it as safetensors"
+_POINTER, _FETCH = b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"
+_POINTER_LIMIT = 1024
+"""Bytes: pointers of Git LFS are smaller, by its specification."""
 _MAGIC = [
     (0, b"GGUF", "this is a GGUF file"),
     (0, b"\x93NUMPY", "this is a NumPy array, whose name must end in .npy, or several in a row, which are not read"),
     (0, b"PK\x03\x04", f"this is a zip archive (of torch.save or .npz), not safetensors{_PICKLES}"),
-    (0, b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"),
+    (0, _POINTER, _FETCH),
     (0, b"\x80\x02", f"this is a Python pickle, not safetensors{_PICKLES}"),
     (0, b"\x80\x04", f"this is a Python pickle, not safetensors{_PICKLES}"),
     (0, b"<!DOCTYPE", "this is a web page"),
@@ -44,6 +48,12 @@ def told_by_bytes(start: bytes) -> str | None:
     """
     text = start.lstrip()
     return next((what for at, magic, what in _MAGIC if (start if at else text).startswith(magic, at)), None)
+
+
+def check_fetched(file: InputFile) -> None:
+    """Raise DataError for a file that Git LFS has not fetched: a few lines of text in its place, whatever its name."""
+    if len(_POINTER) <= file.size < _POINTER_LIMIT and file.read(0, len(_POINTER)) == _POINTER:
+        raise DataError(_FETCH, place=[file.path])
 
 
 def told_by_name(path: str, called: str = "this") -> str | None:

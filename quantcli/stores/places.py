@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from quantcli.errors import DataError, UsageError
-from quantcli.stores import files, remote
+from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.stores import files, foreign, remote
 from quantcli.stores.files import InputFile
 
 AT_ONCE = 32
@@ -175,7 +175,13 @@ def relative(path: str, folder: str) -> str:
 def opened(path: str, *, hold: bool = True, follow: bool = True) -> InputFile:
     """A file to read; hold, follow: as InputFile has them. Raises QuantcliError."""
     if not is_url(path):
-        return InputFile(path, hold=hold, follow=follow)
+        file = InputFile(path, hold=hold, follow=follow)
+        try:
+            foreign.check_fetched(file)
+        except QuantcliError:
+            file.close()
+            raise
+        return file
     try:
         return remote.store(path).open(path)
     except remote.MissingError:

@@ -193,6 +193,13 @@ def free_space(folder: str) -> int | None:
         return None
 
 
+def is_read_only(folder: str) -> bool:
+    """Whether nothing is written to the file system of a folder, where that is known."""
+    with contextlib.suppress(OSError, AttributeError):
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    return False
+
+
 def sync_folder(folder: str) -> None:
     """Sync a folder's entries to disk, where a folder can be opened; an error does not matter, they are in place."""
     if not hasattr(os, "O_DIRECTORY"):

@@ -99,7 +99,7 @@ class Workspace:
         with contextlib.suppress(OSError):
             self._put_back()
         if not self._worth_keeping():
-            if _is_at(self._lock, os.path.join(self.folder, "lock")):  # else it belongs to another run already
+            if is_at(self._lock, os.path.join(self.folder, "lock")):  # else it belongs to another run already
                 with contextlib.suppress(OSError):
                     for path in self._contents():
                         with contextlib.suppress(OSError):
@@ -191,7 +191,7 @@ def _locked(folder: str, path: str) -> int:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # if nothing is in it
             raise os_error(error, path) from None
-        if _is_at(fd, lock):
+        if is_at(fd, lock):
             return fd
         os.close(fd)  # the run that had it removed it as it ended
 
@@ -211,7 +211,7 @@ def is_held(folder: str) -> bool:
     return system.is_locked(os.path.join(folder, "lock"))
 
 
-def _is_at(fd: int, path: str) -> bool:
+def is_at(fd: int, path: str) -> bool:
     """Whether an open file is the one of this name."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(fd), os.lstat(path))

@@ -9,11 +9,14 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from making import environment, on_a_terminal, run, run_process
+from making import ROOT, environment, on_a_terminal, one_line, run, run_process
 
 from quantcli import library, registry
+
+DIGITS = ROOT / "sample_models" / "digits.safetensors"
 
 
 def test_the_facts_are_those_of_the_machine() -> None:
@@ -84,3 +87,35 @@ def test_wrong_settings_and_stale_libraries_are_told_not_raised(tmp_path: Path) 
     ran = run("doctor", "-o", tmp_path / "a.md", "-q")
     assert ran.out == "" and "kernels" in (tmp_path / "a.md").read_text()
     assert run("doctor", "-o", tmp_path / "a.csv", "-q").code == 0
+
+
+def test_folders_in_which_nothing_can_be_written_are_told(tmp_path: Path) -> None:
+    """Python takes another folder without a word where TMPDIR cannot be written to."""
+    found = run_process("doctor", "--json", TMPDIR=str(tmp_path / "none")).json
+    assert (
+        found["places"][0]["path"] != str(tmp_path / "none") and str(tmp_path / "none") in found["places"][0]["problem"]
+    )
+    shown = run_process("doctor", TMPDIR=str(tmp_path / "none")).out
+    assert "where nothing can be written" in " ".join(shown.split())
+    assert [place["problem"] for place in run_process("doctor", "--json", TMPDIR=str(tmp_path)).json["places"]] == [
+        "",
+        "",
+    ]
+
+
+def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    line = f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && {sys.executable} -m quantcli doctor"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0 and "it was removed" in done.stdout, done
+
+
+def test_a_read_only_file_system_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where quantize asks whether it may write; access() says no more than that it may not."""
+    real = os.statvfs
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY, f_blocks=real(path).f_blocks))
+    line = one_line(run("quantize", DIGITS, "-o", tmp_path / "out.safetensors"), 1)
+    assert "out.safetensors: read-only file system" in line
+    monkeypatch.setattr(os, "statvfs", real)
+    assert "permission denied" in one_line(run("quantize", DIGITS, "-o", tmp_path / "out.safetensors"), 1)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from making import ROOT, one_line, run, run_process, save, strict_json
+from making import ROOT, command, environment, one_line, run, run_process, save, strict_json
 from strategies import gaussian
 
 from quantcli import registry
@@ -82,13 +86,39 @@ def test_what_may_not_be_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "--log-file" in one_line(run("inspect", tmp_path, "--log-file", "x.log"), 2)
     assert "--log-file" in one_line(run("quantize", source, "-o", "q.safetensors", "--log-file", "q.safetensors"), 2)
     assert source.read_bytes() == before
-    assert "no such file" in one_line(run("inspect", source, "--log-file", "none/x.log"), 1)
+    assert "--log-file: none/x.log: no such file" in one_line(run("inspect", source, "--log-file", "none/x.log"), 1)
+    assert "results" in one_line(run("inspect", source, "--log-file", "-"), 2)
+    assert "empty" in one_line(run("inspect", source, "--log-file", ""), 2)
+    os.mkfifo(tmp_path / "pipe")
+    assert "a pipe that nothing reads" in one_line(run_process("inspect", source, "--log-file", tmp_path / "pipe"), 1)
+    assert not Path("-").exists()
+
+
+def test_a_pipe_that_is_read_takes_the_log(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.safetensors", {"x": gaussian(64, 128, seed=1)})
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        until = time.monotonic() + 60
+        while (ran := run_process("inspect", source, "--log-file", tmp_path / "pipe")).code:
+            assert time.monotonic() < until, ran
+        assert reader.stdout is not None
+        found = [json.loads(line) for line in reader.stdout.read().splitlines()]
+    assert [found[0]["event"], found[-1]["event"]] == ["start", "end"]
+
+
+def test_two_runs_to_one_log_leave_whole_lines(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.safetensors", {f"x{i}": gaussian(64, 128, seed=1) for i in range(200)})
+    words = command("inspect", source, "-q", "--log-file", tmp_path / "log")
+    both = [subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    assert all(line["event"] for line in lines(tmp_path / "log"))
 
 
 def test_a_log_that_takes_no_more_ends_no_run(tmp_path: Path) -> None:
     source = save(tmp_path / "a.safetensors", {"x": gaussian(64, 128, seed=1)})
     ran = run_process("quantize", source, "-o", tmp_path / "q.safetensors", "--log-file", "/dev/full")
     assert ran.code == 0 and (tmp_path / "q.safetensors").exists(), ran
+    assert "--log-file: /dev/full: no space left on device; the log ends before the run" in ran.err
 
 
 def test_every_command_that_does_something_has_it() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jsonschema
 import pytest
-from making import ROOT, one_line, run, save, to
+from making import ROOT, environment, measured, one_line, run, save, to
 from remote_parts import serving
 from strategies import gaussian
 
@@ -90,8 +93,6 @@ def test_models_of_the_configuration_may_have_one(place: Path) -> None:
 
 def test_the_figure_is_that_of_the_dequantized_model(place: Path) -> None:
     """What the sample model's own script says of the quantized file itself."""
-    import subprocess
-
     said = subprocess.run([*EVALUATE.split(), "d3.safetensors"], capture_output=True, text=True, check=True).stdout
     figure = float(said.split("accuracy ")[1].split()[0])
     words = ["report", "d3.safetensors", "--eval-command", EVALUATE, "--eval-pattern", r"accuracy ([\d.]+)"]
@@ -137,11 +138,11 @@ def test_commands_that_give_no_figure(place: Path) -> None:
     assert ran.code == 0 and ran.json["evaluation"] == 5
     for command, said in (
         ("false", "exit code 1"),
-        ("no-such-program x", "no such file"),
+        ("no-such-program x", "no such program"),
         ("true", "it printed nothing"),
         ("echo a {}x", "no such number"),
         ("echo accuracy 0,95", "no such number, and last: accuracy 0,95 "),
-        ("echo 2 1,234.5 {}", "have its last line end in one, or give --eval-pattern"),
+        ("echo 2 1,234.5 {}", "have its last line end in the figure, or give --eval-pattern"),
         ("", "an empty command"),
         ("'", "not a command"),
     ):
@@ -151,3 +152,71 @@ def test_commands_that_give_no_figure(place: Path) -> None:
         one_line(run("report", "d4.safetensors", "--eval-command", "echo 1", "--eval-pattern", pattern), 2)
     assert run("compare", DIGITS, "d4.safetensors", "--min-eval", "1").code == 2  # which has no such option
     assert list((place / "temporary").iterdir()) == []
+
+
+def wait_for(path: Path) -> None:
+    """Wait until another process has made a file."""
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_only_the_end_of_much_output_is_held(place: Path) -> None:
+    """100 MB of lines, of which an anchored pattern must not take half a one: within 24 MiB more than for a line."""
+    (place / "say.py").write_text(
+        "import sys\nfor _ in range(100):\n    sys.stdout.write(('accuracy 7 ' + 'x' * 989 + '\\n') * 1000)\n"
+        "print('accuracy 0.5')\n"
+    )
+    (place / "short.py").write_text("print('accuracy 0.5')\n")
+    words = ["report", "d4.safetensors", "-q", "--eval-pattern", r"^accuracy (\S+)$", "--max-eval", "0.5"]
+    used = [measured(*words, "--eval-command", f"{sys.executable} {name}")[1] for name in ("short.py", "say.py")]
+    assert used[1] < used[0] + 24
+
+
+def test_a_program_that_is_not_there_is_refused_before_anything_is_read(place: Path) -> None:
+    """The model is not even there."""
+    line = one_line(run("report", "none.safetensors", "--eval-command", "no-such-program {}"), 2)
+    assert "--eval-command: no-such-program: no such program" in line
+
+
+def test_the_model_of_a_killed_run_goes_with_the_next(place: Path) -> None:
+    """And that of a run that still evaluates does not."""
+    room = place / "room"
+    room.mkdir()
+    words = [sys.executable, "-m", "quantcli", "report", "d4.safetensors", "-q", "--eval-command"]
+    (place / "wait.py").write_text("import sys, time\nopen('started', 'w').close()\ntime.sleep(60)\nprint(1)\n")
+    runs = []
+    for _ in range(2):
+        runs.append(subprocess.Popen([*words, f"{sys.executable} wait.py"], env=environment(TMPDIR=str(room))))
+        wait_for(place / "started")
+        (place / "started").unlink()
+    killed, alive = runs
+    assert len(list(room.iterdir())) == 2
+    killed.kill()
+    killed.wait()
+    assert subprocess.run([*words, "echo 1"], env=environment(TMPDIR=str(room)), check=False).returncode == 0
+    assert [[f.name for f in left.iterdir()] for left in room.iterdir()] == [["d4.safetensors"]]
+    alive.terminate()
+    alive.wait()
+    assert list(room.iterdir()) == []
+
+
+def test_an_evaluation_may_end_what_it_started(place: Path) -> None:
+    """It gets SIGTERM when quantcli does, and time to act on it."""
+    (place / "wait.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (open('ended', 'w').close(), sys.exit(1)))\n"
+        "open('started', 'w').close()\ntime.sleep(60)\n"
+    )
+    words = ["report", "d4.safetensors", "-q", "--eval-command", f"{sys.executable} wait.py"]
+    running = subprocess.Popen([sys.executable, "-m", "quantcli", *words], env=environment(TMPDIR=str(place)))
+    wait_for(place / "started")
+    running.terminate()
+    assert running.wait() == -signal.SIGTERM and (place / "ended").exists()
+
+
+def test_no_folder_for_what_is_temporary(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place / "none"))
+    line = one_line(run("report", "d4.safetensors", "--eval-command", "echo 1"), 2)
+    assert "none" in line and "no such file or directory" in line and "standard output" not in line

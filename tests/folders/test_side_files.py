@@ -126,3 +126,12 @@ def check(source: Path, out: Path, report: dict[str, Any]) -> None:
     made_anew = {n for n in found if n not in converted}
     assert made_anew <= WRITTEN
     assert converted - set(found) == set()
+
+
+def test_a_tokenizer_that_git_lfs_has_not_fetched_is_refused(tmp_path: Path) -> None:
+    """Its pointer would be copied in its place, and no loader would take the output."""
+    folder = made(tmp_path / "model")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 12345\n"
+    (folder / "tokenizer.json").write_text(pointer)
+    line = one_line(run("quantize", folder, "-o", tmp_path / "out"), 1)
+    assert "tokenizer.json: this is a Git LFS pointer" in line and not (tmp_path / "out").exists()

@@ -33,6 +33,7 @@ from quantcli.kernels import (
 )
 from quantcli.kernels.codebook import codebook
 from quantcli.kernels.numpy_kernels import NumpyKernels
+from quantcli.passes import diagnose
 
 SHAPES = [  # rows, cols, group
     (1, 1, 1), (1, 7, 7), (3, 32, 32), (4, 100, 32), (4, 100, 100), (2, 255, 64), (2, 256, 64),
@@ -285,6 +286,30 @@ def test_the_table_in_use_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None
             load()
     monkeypatch.delenv("QUANTCLI_KERNELS")
     assert load().name == "numpy"
+
+
+@needs_native
+def test_variants_that_were_not_built_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has base and v2 alone, whatever its processor runs; a library for two kinds of Mac has base alone."""
+    whole, load = library.opened(), kernels.load.__wrapped__
+    assert whole is not None
+
+    class Windows:
+        """The library without what is not built there."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith(("qk_v3_", "qk_v4_")):
+                raise AttributeError(name)
+            return getattr(whole, name)
+
+        __getitem__ = __getattr__
+
+    monkeypatch.delenv("QUANTCLI_KERNELS", raising=False)
+    monkeypatch.setattr(library, "opened", Windows)
+    assert load().name == f"native-{[v for v in library.runnable(whole) if v in ('base', 'v2')][-1]}"
+    told = {variant.name: variant for variant in diagnose.diagnose().variants}
+    assert told["v4"].why == told["v3"].why == "not built for this system"
+    assert [name for name, variant in told.items() if variant.used] == [load().name.removeprefix("native-")]
 
 
 @needs_native

@@ -175,6 +175,15 @@ def test_what_is_asked_for_and_no_loader_takes() -> None:
     assert made("--recipe", "r.yaml", "--keep-embeddings") == {TABLES[0]: "embedding", TABLES[1]: "lm-head"}
 
 
+@pytest.mark.parametrize(("target", "reason"), [
+    ("compressed-tensors", "target"), ("bnb-nf4", "target"), ("awq", "target"), ("native", "w4g128"),
+])  # fmt: skip
+def test_a_head_that_transformers_ties_is_never_quantized_for_it(target: str, reason: str) -> None:
+    """transformers 5.23 stops at such a folder, for a quantized layer has no weight to tie: tried with a Llama."""
+    model(tied=True)
+    assert made("--to", target, "--no-keep-embeddings")[TABLES[1]] == reason
+
+
 @pytest.mark.parametrize("target", ["gguf", "mlx", "native"])
 @pytest.mark.parametrize("words", [[], ["--keep-embeddings"], ["--no-keep-embeddings"]])
 def test_recipes_and_python_make_the_same(target: str, words: list[str]) -> None:

@@ -243,6 +243,13 @@ def test_refusals_say_what_is_wrong(name: str, words: str, tmp_path: Path) -> No
     assert words in refused(path)
 
 
+@pytest.mark.parametrize("name", ["a.gguf", "a.onnx", "a.npy", "a.npz", "a.pt", "a.safetensors"])
+def test_a_pointer_of_git_lfs_is_named_under_any_name(name: str, tmp_path: Path) -> None:
+    """As the specification of Git LFS has it: what a clone without its files holds in the place of each."""
+    (tmp_path / name).write_bytes(HOSTILE["a Git LFS pointer"])
+    assert "fetch the file with 'git lfs pull'" in refused(tmp_path / name)
+
+
 @given(data=st.data())
 def test_no_damage_is_overlooked(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The reader is stricter than the safetensors library: what the library refuses is refused, and what we read

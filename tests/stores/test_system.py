@@ -55,13 +55,15 @@ for words in json.loads(sys.argv[1]):
 TESTS = str(Path(__file__).resolve().parents[1])
 
 
-def tried(system: str, *commands: Sequence[object], before: Callable[[], object] | None = None) -> Ran:
+def tried(system: str, *commands: Sequence[object], before: Callable[[], object] | None = None, **changes: str) -> Ran:
     """How command lines end on another system, up to the first that fails; on Windows with the file layer that refuses
-    what is open. before: called in their process at first."""
+    what is open. before: called in their process at first; changes: of its environment."""
     start = START.format(**WITHOUT[system], windows=system == "windows", tests=TESTS)
     words = json.dumps([list(map(str, one)) for one in commands])
     line = [sys.executable, "-c", start, words]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(), preexec_fn=before, check=False)
+    done = subprocess.run(
+        line, capture_output=True, text=True, env=environment(**changes), preexec_fn=before, check=False
+    )
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
@@ -220,3 +222,23 @@ def test_other_commands_on_windows(model: Path, samples: Path, tmp_path: Path) -
         assert contents(here / name) == contents(there / name), name
     wrong = tried("windows", ("quantize", model, "--recipe", tmp_path, "-o", "out", "-q"))
     assert "this is a folder, not a regular file" in one_line(wrong, 1)
+
+
+@pytest.mark.parametrize("system", ["macos", "windows"])
+def test_evaluations_logs_and_pipes_elsewhere(system: str, samples: Path, tmp_path: Path) -> None:
+    """What is temporary goes again, and the commands run without the flags and locks of Linux."""
+    digits, out, log = samples / "digits.safetensors", tmp_path / "q.safetensors", tmp_path / "log"
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "evaluate.py").write_text("import sys\nprint(len(open(sys.argv[1], 'rb').read()))\n")
+    said = tried(
+        system,
+        ("quantize", digits, "-o", out, "-q", "--log-file", log),
+        ("report", out, "--eval-command", f"{sys.executable} {tmp_path / 'evaluate.py'}", "--min-eval", "100000"),
+        ("attest", out, "--source", digits, "-o", tmp_path / "statement.json", "-q"),
+        ("verify", out, "--source", digits, "--statement", tmp_path / "statement.json"),
+        ("doctor",),
+        TMPDIR=str(tmp_path / "temporary"),
+    )
+    assert said.code == 0 and "passed  min-eval" in said.out, said
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert [json.loads(line)["event"] for line in log.read_text().splitlines()][-1] == "end"

@@ -7,17 +7,16 @@ What makes an output of the files that were sent is told by a Sink.
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import ClassVar, Protocol
 
-from quantcli import interrupts
 from quantcli.errors import QuantcliError, UsageError, os_error
-from quantcli.stores import files, workspace
+from quantcli.stores import files
 from quantcli.stores.files import InputFile
+from quantcli.stores.temporary import TemporaryFolder
 
 
 class Sink(Protocol):
@@ -53,21 +52,6 @@ LAST = ("adapter_config.json", "config.json", "modules.json", "model_index.json"
 """Files of a folder that are sent last: without them no loader takes it."""
 
 
-class _Spool:
-    """A folder in the temporary one, which is removed in the end."""
-
-    def __init__(self) -> None:
-        with interrupts.deferred():
-            self.path = tempfile.mkdtemp(prefix="quantcli-")
-            self._clean = functools.partial(workspace.remove, self.path, strict=False)
-            interrupts.remember(self._clean)
-
-    def close(self) -> None:
-        """Remove it."""
-        self._clean()
-        interrupts.forget(self._clean)
-
-
 def _renamed(error: BaseException | None, old: str, new: str) -> None:
     """Have an error name the output instead of the spool."""
     if isinstance(error, QuantcliError):
@@ -83,7 +67,7 @@ class SpooledFolder:
     def __init__(self, path: str, sink: Sink, *, force: bool) -> None:
         self.path, self._sink = path, sink
         self.hold = False
-        self._spool = _Spool()
+        self._spool = TemporaryFolder()
         self.temp = self._spool.path
         self._last: dict[str, bytes] = {}
         self._published = False
@@ -225,7 +209,7 @@ class HiddenSpool:
 
     def __init__(self, path: str, sink: Sink, *, force: bool) -> None:
         self.path, self.sink, self.sent = path, sink, False
-        self._spool = _Spool()
+        self._spool = TemporaryFolder()
         self.folder = self._spool.path
         try:
             sink.begin(force=force)
