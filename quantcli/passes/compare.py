@@ -99,17 +99,17 @@ class Comparison:
 
         return sum((yield [partial(errors, first, last) for first, last in blocks_of(a, b)]), NOTHING)
 
+    def _together(self, item: Item, advance: Advance) -> list[Metrics]:
+        """The errors of small pairs that are alike, read at once."""
+        before, after = (alike.floats(view.stored, item.given) for view in self.pairs[item.name] if view.stored)
+        found = list(map(errors_of, before, after))
+        advance(item.nbytes)
+        return found
+
 
 def blocks_of(a: View, b: View) -> tuple[tuple[int, int], ...]:
     """The runs of weights in which two tensors are best read side by side."""
     return (a if a.stored is None and b.stored is not None else b).blocks
-
-    def _together(self, item: Item, advance: Advance) -> list[Metrics]:
-        """The errors of small pairs that are alike, read at once."""
-        before, after = (alike.floats(view.stored, item.given) for view in self.pairs[item.name] if view.stored)
-        found = list(map(_errors, before, after))
-        advance(item.nbytes)
-        return found
 
 
 def values_of(a: View, b: View, first: int, last: int) -> tuple[Floats, Floats]:
