@@ -317,13 +317,13 @@ def test_a_worker_without_the_file(models: tuple[Path, Path], scheduler: str, tm
     """A path that means another file in another process: that of its own descriptors."""
     own = save(tmp_path / "own.safetensors", {"layers.0.weight": gaussian(256, 256, seed=0)})
     with own.open("rb") as file:
-        path = f"/proc/self/fd/{os.dup2(file.fileno(), 199)}"
+        path = f"/proc/self/fd/{os.dup2(file.fileno(), 999)}"
         try:
             told = one_line(run("compare", path, models[1], "--dask", scheduler), 2)
         finally:
-            os.close(199)
+            os.close(999)
     assert re.match(
-        r"worker \S+, process \d+: /proc/self/fd/199: no such file or directory; every worker must find the", told
+        r"worker \S+, process \d+: /proc/self/fd/999: no such file or directory; every worker must find the", told
     )
 
 
