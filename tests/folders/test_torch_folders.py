@@ -141,8 +141,12 @@ def test_variants(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_missing_or_no_pickle(many: Path, tmp_path: Path) -> None:
     shard = many / "pytorch_model-00002-of-00002.bin"
-    shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    assert "this is not a file of torch.save" in one_line(run("inspect", many), 1)
+    for content, problem in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "this is a Git LFS pointer"),
+        (b"version 4\n", "this is not a file of torch.save"),
+    ):
+        shard.write_bytes(content)
+        assert problem in one_line(run("inspect", many), 1)
     shard.unlink()
     assert "no such file, though the index names it" in one_line(run("inspect", many), 1)
     (many / "pytorch_model.bin.index.json").unlink()
