@@ -117,7 +117,7 @@ def test_a_terabyte_is_planned_as_the_topic_says(tmp_path: Path) -> None:
     tensors = 10_000
     sparse_checkpoint(tmp_path / "model", 200, tensors)
     asked = ["quantize", tmp_path / "model", "--bits", "4", "-o", tmp_path / "w4"]
-    each, per_tensor = stated(r"its start: ([\d.]+) ms for each tensor"), stated(r"`--part` \| ([\d.]+) \|")
+    each, per_tensor = stated(r"its start: ([\d.]+) ms for each tensor"), stated(r"`quantize --part` \| ([\d.]+) \|")
     for more in (["--dry-run"], ["--part", f"77/{tensors}", "--threads", "1"]):
         seconds, memory = measured(*asked, *more, "-q", timeout=60)
         assert seconds < 1.5 + tensors * each / 1000, (more, seconds)
