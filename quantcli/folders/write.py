@@ -41,6 +41,7 @@ from quantcli.stores.pipelines import prefixed
 
 if TYPE_CHECKING:
     from quantcli.passes.export import Export
+    from quantcli.tensors.decided import Decided
 
 # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -378,20 +379,18 @@ def move(
 
 
 def _files_of(export: Export) -> list[tuple[Source, OneFile]]:
-    """The files of a model that is moved, each with the shard it is made from."""
+    """The files of a model that is moved, each with the shard it is made from: what of it is stored by the layout."""
     source, model = export.model.source, export.outgoing
     shards: Mapping[str, Source] = source.shards if source.folder is not None else {outputs.NAME: source}
-    cuts = [(shard, _cut_of(name, shard, model)) for name, shard in shards.items()]
-    cuts = [(shard, cut) for shard, cut in cuts if cut.tensors]
-    named_cuts = [
-        (shard, replace(cut, name=outputs.loadable(cut.name, i, len(cuts)))) for i, (shard, cut) in enumerate(cuts)
-    ]
-    return [(shard, outputs.safetensors(model, cut, source.path)) for shard, cut in named_cuts]
-
-
-def _cut_of(name: str, shard: Source, model: Outgoing) -> Cut:
-    """What of a native model is in a shard, and stored by the layout."""
-    held = {info.name for info in shard.infos()}
-    jobs = model.jobs
-    own = [t.info.name for t in model.tensors if {t.info.name, f"{t.info.name}_packed"} & held]
-    return Cut(name, tuple(n for n in own if n in jobs), shard.metadata, 0, outputs.intact(shard))
+    home = {info.name: name for name, shard in shards.items() for info in shard.infos()}
+    own: dict[str | None, list[Decided]] = {name: [] for name in (*shards, None)}
+    for tensor in filter(lambda t: model.conversion.holds(t.info.name), model.tensors):
+        name = tensor.info.name
+        own[home.get(name, home.get(f"{name}_packed"))].append(tensor)
+    held, files = [(name, shard) for name, shard in shards.items() if own[name]], list[tuple[Source, OneFile]]()
+    for number, (name, shard) in enumerate(held):
+        called = outputs.loadable(name, number, len(held))
+        cut = Cut(called, tuple(t.info.name for t in own[name]), shard.metadata, 0, outputs.intact(shard))
+        part = replace(model, tensors=own[name], whole=model)
+        files.append((shard, outputs.safetensors(part, cut, source.path)))
+    return files
