@@ -128,12 +128,13 @@ def _compared(
         say(note)
     if signals.may_hold(a.source) and any(info.dtype in signals.DIVISORS for info in a.source.infos()):
         say(f"{a.path}: its integers are not measured: {signals.OPTION} reads them as a signal")
-    pairs, new, vanished = comparing.pairs_of(ours, theirs, b.path)
+    pairs = comparing.pairs_of(ours, theirs, b.path)
     assert pair.before is not None and pair.after is not None
     opening = comparing.opening_of(pair.before, pair.after, as_float=as_float)
     sources = (a.source, b.source)
     metrics = comparing.measure(pairs, sources, threads=threads, progress=progress, crew=crew, opening=opening)
-    return build.of_pairs(pairs, metrics, (new, vanished), source=source, bytes_in=a.file_bytes, bytes_out=b.file_bytes)
+    others = pairs.new, pairs.vanished
+    return build.of_pairs(pairs, metrics, others, source=source, bytes_in=a.file_bytes, bytes_out=b.file_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,14 +109,6 @@ class Sum:
     def found(self) -> Metrics:
         """Those of all of them."""
         return Metrics(self._sse, self._power, self._numel, self._worst, self._clipped)
-
-
-def together(known: Iterable[Metrics]) -> Metrics:
-    """Metrics of several tensors, added in their order."""
-    whole = Sum()
-    for m in known:
-        whole.add(m)
-    return whole.found
 
 
 def total(tiles: list[tuple[Sums, int]]) -> Metrics:

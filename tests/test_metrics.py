@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from making import GOLDEN_FILES
 
 from quantcli.kernels import Sums
-from quantcli.metrics import DB_PER_BIT, NOTHING, Metrics, decibels, ordered_sum, together, total
+from quantcli.metrics import DB_PER_BIT, NOTHING, Metrics, Sum, decibels, ordered_sum, total
 
 GOLDEN = json.loads((GOLDEN_FILES / "minmax.json").read_text())["metrics"]
 
@@ -107,8 +107,11 @@ def test_figures_that_contradict_each_other(found: Metrics, expected: bool) -> N
 
 def test_metrics_of_tensors_together() -> None:
     several = [Metrics(1.0, 10.0, 4, 0.5, 2), Metrics(2.0, 20.0, 6, 0.25, 1), Metrics(4.0, 40.0, 7, 0.75, 3)]
-    assert together(several) == Metrics(7.0, 70.0, 17, 0.75, 6) == several[0] + several[1] + several[2]
-    assert together([]) == NOTHING
+    whole = Sum()
+    assert whole.found == NOTHING
+    for one in several:
+        whole.add(one)
+    assert whole.found == Metrics(7.0, 70.0, 17, 0.75, 6) == several[0] + several[1] + several[2]
 
 
 def test_what_is_exact() -> None:

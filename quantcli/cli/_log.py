@@ -21,7 +21,7 @@ from quantcli.errors import QuantcliError, UsageError, os_error
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FLAGS |= sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"))
-"""Of open, for a log. Appended is each line whole, also where two runs write to one file."""
+"""How the file of a log is opened: each line is appended whole, also where two runs write to one file."""
 
 ONE_OF = {"tensors": "tensor", "findings": "finding", "gates": "gate", "points": "point", "files": "file"}
 """Lists of documents whose entries get a line each, and what such a line is about."""

@@ -43,8 +43,8 @@ def command(
     Every kept tensor must be that of the base, or that rounded to another dtype. Every quantized one is compared with
     what min-max scales and the best search leave at its format, and with the others of its kind; codes and scales show
     whether weights were rounded, made good in other columns (GPTQ) or scaled first (AWQ). Weights of a part of a tensor
-    that lie much farther from the base than the others are named by their place. The exit code is 0 when all
-    of it is consistent with the base, 1 when something is not, and 2 when it could not be measured.
+    that lie much farther from the base than the others are named by their place. The exit code is 0 when all of it is
+    consistent with the base, 1 when something is not, and 2 when it could not be measured.
     """
     from quantcli.passes.audit_path import audit_path
     from quantcli.reports import audited

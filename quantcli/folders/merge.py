@@ -106,7 +106,7 @@ def pieces_of(files: Sequence[tuple[str, Mapping[str, Finished]]], model: str) -
 
 def _final(planned: Planned, pieces: Pieces, options: Options) -> Planned:
     """A model with what its tensors turned out to be. Raises DataError where that changes how others are stored."""
-    gone = [name for name in planned.model.jobs if name in planned.model.by_name and name not in pieces]
+    gone = [name for name in planned.model.jobs if name not in pieces]
     if gone:
         raise DataError("no part has written it", place=[planned.source.path, printable(gone[0])])
     known = planned.model.by_name

@@ -37,8 +37,8 @@ from quantcli.layouts.pieces import (
     finer,
     not_a_matrix,
     one_group,
+    or_copied,
     params,
-    plain,
     put_columns,
     quantized,
     repeated,
@@ -299,7 +299,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "modules_to_not_convert": kept,
     }
     return Conversion(
-        job=lambda t: plain(t.info) if t.scheme is None else _job(t, group),
+        job=or_copied(partial(_job, group=group)),
         stem=module_of,
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},

@@ -39,7 +39,7 @@ from quantcli.layouts.loaders import (
     skips,
     unknown,
 )
-from quantcli.layouts.pieces import facts, not_a_matrix, plain
+from quantcli.layouts.pieces import facts, not_a_matrix, or_copied
 from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E8M0, scales, small_floats
 from quantcli.layouts.stored import FLOATS, part, wrong
@@ -272,7 +272,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "modules_to_not_convert": kept,
     }
     return Conversion(
-        job=lambda t: plain(t.info) if t.scheme is None else _job(t),
+        job=or_copied(_job),
         stem=module_of,
         config={"quantization_config": settings},
         notes=[*unknown(model), *loads_experts(tensors, model), *_renamed(model), *unjoined(tensors)],

@@ -40,9 +40,9 @@ from quantcli.layouts.pieces import (
     facts,
     not_a_matrix,
     one_group,
+    or_copied,
     pack_rows,
     params,
-    plain,
     put_columns,
     quantized,
     repeated,
@@ -328,7 +328,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     if not symmetric or bits not in (4, 8):
         notes.append("vLLM loads only symmetric weights of 4 or 8 bits")
     return Conversion(
-        job=lambda t: plain(t.info) if t.scheme is None else _job(t, group, VERSIONS[version]),
+        job=or_copied(partial(_job, group=group, added=VERSIONS[version])),
         stem=module_of,
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},

@@ -28,7 +28,7 @@ from quantcli.layouts import whole_bytes
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import architecture, model_dtype
 from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
-from quantcli.layouts.pieces import facts, not_a_matrix, plain, quantized, with_number
+from quantcli.layouts.pieces import facts, not_a_matrix, or_copied, quantized, with_number
 from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E2M1, held, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
@@ -178,7 +178,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     settings = {"quant_method": "modelopt", "quant_algo": algorithm, **size, "ignore": kept, "producer": producer}
     document = json.dumps({"producer": producer, "quantization": own}, indent=2) + "\n"
     return Conversion(
-        job=lambda t: plain(t.info) if t.scheme is None else _job(t),
+        job=or_copied(_job),
         stem=module_of,
         config={"quantization_config": settings},
         beside={"hf_quant_config.json": document.encode()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,11 @@ def plain(info: TensorInfo) -> Job:
         return True
 
     return Job(outputs=(info,), pieces=lambda: (partial(copy, start) for start in range(0, info.nbytes, COPY)))
+
+
+def or_copied(job: Callable[[Weight], Job]) -> Callable[[Weight], Job]:
+    """The work on any tensor, given that on a quantized one: one that is kept is copied."""
+    return lambda tensor: plain(tensor.info) if tensor.scheme is None else job(tensor)
 
 
 def with_bytes(job: Job, info: TensorInfo, raw: bytes) -> Job:

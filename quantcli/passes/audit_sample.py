@@ -69,10 +69,9 @@ class Sampled:
     is near that; shifted: of groups with a float offset that is neither their lowest nor their highest weight;
     dividing: of groups with the scale of MLX's rule, where that tells. used, codes: how many codes occur, and how many
     there are; wanted: how many would occur if all were the nearest ones; reduced: whether those that occur span one bit
-    less than is stored. cleanest: the largest share of
-    nearest codes in a column, where chance alone would not give that to any; beyond: share of weights that are more
-    than a step from what they became, though not clipped; strays: how many are more than STRAY steps; zeroed: share of
-    those that became 0, though nearer to others.
+    less than is stored. cleanest: the largest share of nearest codes in a column, where chance alone would not give
+    that to any; beyond: share of weights that are more than a step from what they became, though not clipped; strays:
+    how many are more than STRAY steps; zeroed: share of those that became 0, though nearer to others.
     """
 
     sqnr_db: float | None

@@ -216,8 +216,8 @@ class _InOrder(ItemsView[str, "tuple[View, View]"]):
         return self._mapping.in_order()
 
 
-def pairs_of(before: Mapping[str, View], after: Mapping[str, View], place: str) -> tuple[Pairs, list[str], list[str]]:
-    """Tensors by name on both sides, those only after and those only before.
+def pairs_of(before: Mapping[str, View], after: Mapping[str, View], place: str) -> Pairs:
+    """Tensors by name on both sides.
 
     Raises DataError with all whose shapes differ, and when nothing is on both sides.
     """
@@ -231,7 +231,7 @@ def pairs_of(before: Mapping[str, View], after: Mapping[str, View], place: str) 
         raise DataError(f"{count} in shape: {listed(wrong)}", place=[place])
     if not both:
         raise DataError("no tensor has the same name in both", place=[place])
-    return both, both.new, both.vanished
+    return both
 
 
 def _same(before: Mapping[str, View], after: Mapping[str, View]) -> bool:

@@ -69,7 +69,7 @@ class Counted:
 
     def __init__(self, metrics: Mapping[str, Metrics | None], floats: Set[str]) -> None:
         self._metrics, self._floats = metrics, floats
-        self._codes, self._changed = Some(), Some()
+        self._codes, self._changed = _Measured(), _Measured()
 
     def add(self, t: TensorReport) -> None:
         """Take in a tensor."""
@@ -85,13 +85,13 @@ class Counted:
         for known in (self._codes, self._changed):
             if known.asked:
                 return known.found
-        known = Some()
+        known = _Measured()
         for m in self._metrics.values():
             known.add(m)
         return known.found
 
 
-class Some:
+class _Measured:
     """Metrics of tensors of which some were not measured. asked: how many tensors there are."""
 
     def __init__(self) -> None:
@@ -257,14 +257,6 @@ def told_of(tensors: Sequence[TensorReport]) -> tuple[Callable[[int], Told], Cal
         return t.bytes_in, t.dtype, tuple(t.shape), t.digest
 
     return told, lambda number: tensors[number].name
-
-
-def equal(tensors: Sequence[TensorReport]) -> list[Sequence[str]]:
-    """Names of tensors that are equal, as `Equal.found` gives them."""
-    gathered = Equal()
-    for t in tensors:
-        gathered.add(t)
-    return gathered.found(*told_of(tensors))
 
 
 class Named:

@@ -173,9 +173,10 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
             before, left = without_left_out(before, views, original, model)
             for line in filter(None, (note, left)):
                 how.say(line)
-            pairs, new, vanished = compare.pairs_of(before, views, model.path)
-            if new or vanished:
-                name, where = (new[0], model.path) if new else (vanished[0], pair.before.path)
+            pairs = compare.pairs_of(before, views, model.path)
+            alone = [(name, model.path) for name in pairs.new] or [(n, pair.before.path) for n in pairs.vanished]
+            if alone:
+                name, where = alone[0]
                 raise DataError(f"{printable(name)} is only in {where}", place=[model.path], hint="compare lists all")
             assert pair.after is not None
             opening = compare.opening_of(pair.before, pair.after, as_float=how.as_float, original=True)

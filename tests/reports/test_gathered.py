@@ -12,7 +12,7 @@ from making import ROOT, run
 
 from quantcli.planning.reasons import REASONS
 from quantcli.reports import build
-from quantcli.reports.gathered import equal, named
+from quantcli.reports.gathered import Equal, named, told_of
 from quantcli.reports.records import TensorReport, tensor_report
 from quantcli.tensors.info import TensorInfo
 
@@ -40,7 +40,10 @@ def test_equal_tensors(tensors: list[tuple[str, tuple[int, ...], str | None]]) -
         if one[2] is not None and r.bytes_in:
             sets.setdefault((-r.bytes_in, one), []).append(r.name)
     wanted = sorted((key[0], int(names[0][1:]), names) for key, names in sets.items() if len(names) > 1)  # type: ignore[index]
-    assert [list(names) for names in equal(reports)] == [names for *_, names in wanted]
+    gathered = Equal()
+    for r in reports:
+        gathered.add(r)
+    assert [list(names) for names in gathered.found(*told_of(reports))] == [names for *_, names in wanted]
 
 
 def test_a_warning_names_three() -> None:

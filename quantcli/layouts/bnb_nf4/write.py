@@ -19,8 +19,8 @@ from quantcli.layouts.pieces import (
     facts,
     finer,
     not_a_matrix,
+    or_copied,
     params,
-    plain,
     quantized,
     repeated,
     rounded,
@@ -111,7 +111,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "llm_int8_skip_modules": kept,
     }
     return Conversion(
-        job=lambda t: plain(t.info) if t.scheme is None else _job(t),
+        job=or_copied(_job),
         stem=module_of,
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},

@@ -23,8 +23,8 @@ from quantcli.layouts.pieces import (
     bands,
     facts,
     not_a_matrix,
+    or_copied,
     params,
-    plain,
     put_columns,
     quantized,
     rounded,
@@ -198,10 +198,7 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, older: bool = False) -
         raise UsageError(problem, hint="use another target")
     weights = {w.info.name: w for w in quantized(tensors)}
     both = model is not UNNAMED and all(description(w) == {"format": INT8} for w in weights.values())
-
-    def job(tensor: Weight) -> Job:
-        return plain(tensor.info) if tensor.scheme is None else _job(tensor, older=older, apart=not (older or both))
-
+    job = or_copied(partial(_job, older=older, apart=not (older or both)))
     if older:
         return _marked(job, weights)
 

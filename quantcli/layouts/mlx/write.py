@@ -23,8 +23,8 @@ from quantcli.layouts.pieces import (
     facts,
     finer,
     not_a_matrix,
+    or_copied,
     params,
-    plain,
     products_fit,
     quantized,
     repeated,
@@ -129,12 +129,11 @@ def settings(tensors: Sequence[Weight]) -> dict[str, Any]:
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as MLX stores it."""
     found, config = settings(tensors), json_beside(beside, "config.json") or {}
-    keys, own = completed(without_quantization(config)), changed(tensors, config)
+    keys, own, usual = completed(without_quantization(config)), changed(tensors, config), or_copied(_job)
 
     def job(tensor: Weight) -> Job:
-        if (changed := own.jobs.get(tensor.info.name)) is not None:
-            return changed
-        return plain(tensor.info) if tensor.scheme is None else _job(tensor)
+        other = own.jobs.get(tensor.info.name)
+        return usual(tensor) if other is None else other
 
     return Conversion(
         job=job,

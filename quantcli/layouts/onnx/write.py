@@ -9,7 +9,7 @@ from quantcli import __version__
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.onnx.forms import BLOCKS, block_job, block_of
 from quantcli.layouts.onnx.nodes import whole
-from quantcli.layouts.pieces import facts, plain, quantized
+from quantcli.layouts.pieces import facts, or_copied, quantized
 from quantcli.layouts.writer import KEY, Beside, ContainerFile, Conversion, Job, Weight
 from quantcli.patterns import module_of
 from quantcli.stores.protobuf_writer import message, number, opened, text
@@ -129,7 +129,8 @@ def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     for tensor in tensors:
         if tensor.scheme is None and tensor.info.dtype not in _TYPES:
             raise DataError(f"ONNX has no {tensor.info.dtype}", place=[printable(tensor.info.name)])
-    jobs = {t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors}
+    make = or_copied(_job)
+    jobs = {t.info.name: make(t) for t in tensors}
     outputs = [output for job in jobs.values() for output in job.outputs]
     return Conversion(
         job=lambda t: jobs[t.info.name],
