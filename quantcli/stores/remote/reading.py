@@ -244,18 +244,20 @@ class _Pieces:
             self._spare.append(piece.buffer)
 
     def _fetch(self) -> None:
-        """Fetch pieces, one after another, for as long as the process lives."""
+        """Fetch pieces, one after another, for as long as the process lives; between them none is held."""
         while True:
-            piece = self._wanted.get()
-            try:
-                if not piece.file.stopped:
-                    view = memoryview(piece.buffer)[: piece.size]
-                    retried(lambda p=piece, v=view: p.file.transport.fetch(p.begin, v), piece.file.path)  # type: ignore[misc]
-            except MissingError:
-                piece.error = changed(piece.file.path)
-            except BaseException as error:
-                piece.error = error
-            piece.ready.set()
+            self._fetched(self._wanted.get())
+
+    def _fetched(self, piece: _Piece) -> None:
+        try:
+            if not piece.file.stopped:
+                view = memoryview(piece.buffer)[: piece.size]
+                retried(lambda: piece.file.transport.fetch(piece.begin, view), piece.file.path)
+        except MissingError:
+            piece.error = changed(piece.file.path)
+        except BaseException as error:
+            piece.error = error
+        piece.ready.set()
 
 
 _PIECES = _Pieces()
