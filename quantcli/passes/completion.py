@@ -47,11 +47,21 @@ class Completion:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.wait()
-        elif self._last is not None and isinstance(error, Exception):
-            wait([self._last])  # its own error, if it has one, is not the first
-        elif self._last is not None:
+        try:
+            if error is None:
+                self.wait()
+            elif isinstance(error, Exception) and self._last is not None:
+                wait([self._last])  # its own error, if it has one, is not the first
+        except BaseException as later:
+            if not isinstance(later, Exception):
+                self._abandon()
+            raise
+        if error is not None and not isinstance(error, Exception):
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Give up the last file, because a signal has ended the run."""
+        if self._last is not None:
             self._over = True
             self._give_up()
             wait([self._last], _PATIENCE)
