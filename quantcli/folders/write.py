@@ -112,7 +112,7 @@ def quantized(
     configs = {name: json_beside(part.source.beside, CONFIG) for name, part in parts.items()}
     asked = {name: resume.asked(part.source, part.plan, options) for name, part in parts.items()}
     if fill is None:
-        next(iter(parts.values())).source.soon()
+        next(iter(parts.values())).source.read_ahead()
     with destinations.output_folder(path, force=options.force) as out:
         ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed, forget="" in parts)
         size = sum(part.model.size for part in parts.values())
@@ -217,7 +217,7 @@ def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: 
         path = os.path.join(state.part.temp, piece.cut.name)
         made = {name: resume.as_values(model.by_name[name], r) for name, r in outcome.results.items()}
         known = Finished(piece.count, resume.file_digest(path, options.threads), made)
-        after.going()
+        after.raise_if_given_up()
         state.results.append(outcome.results.in_order(piece.cut.tensors))
         ledger.record({state.part.named(piece.cut.name): known})
 

@@ -18,7 +18,7 @@ _PATIENCE = 1.0
 
 
 class _GivenUpError(Exception):
-    """The run is over, and with it what is left to do of a file."""
+    """A signal has ended the run, and so what is left to do of a file is not done."""
 
 
 class Completion:
@@ -86,7 +86,7 @@ class Completion:
         threading.Thread(target=run, daemon=True).start()
 
     def check(self) -> None:
-        """Raise the error of the last file, where it has failed already."""
+        """Raise the error of the last file, where there is one by now."""
         if self._last is not None and self._last.done():
             self._last.result()
 
@@ -96,8 +96,8 @@ class Completion:
             wait([self._last])
             self._last.result()
 
-    def going(self) -> None:
-        """Return where the next step of completing a file may be taken; a run that is over takes none."""
+    def raise_if_given_up(self) -> None:
+        """Raise an error where a signal has ended the run: no further step of completing the file is taken then."""
         if self._over:
             raise _GivenUpError
 

@@ -79,7 +79,7 @@ def test_after_a_signal_nothing_more_is_recorded_and_no_answer_is_waited_for() -
     def complete() -> None:
         try:
             answer.wait(20)
-            after.going()
+            after.raise_if_given_up()
             recorded.append("first")
         finally:
             ended.set()
@@ -101,7 +101,7 @@ def test_a_signal_while_the_last_file_is_waited_for_gives_it_up(ended: Exception
     def complete() -> None:
         begun.set()
         answer.wait(20)
-        after.going()
+        after.raise_if_given_up()
         recorded.append("last")
 
     def give_up() -> None:
