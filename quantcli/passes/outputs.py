@@ -42,8 +42,8 @@ def documented(to: str | None) -> bool:
 
 
 def _narrow(tensor: Decided) -> int:
-    """What grows where elements are narrower: a native file holds tensors in the order of the widest of what holds
-    each."""
+    """The key by which a native file sorts its tensors: those with the widest elements come first, be it in one of
+    several parts alone."""
     return -max(DTYPES[dtype].bits for _, (dtype, _) in parts.endings(tensor))
 
 
