@@ -14,9 +14,10 @@ from quantcli.errors import DataError, printable
 from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import LEVELS, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
+from quantcli.layouts.native.entries import ByName, Document, Unlisted
 from quantcli.layouts.native.parts import parts, zero_shape
 from quantcli.layouts.native.reading import parse
-from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor
+from quantcli.layouts.native.stored import StoredKept, StoredTensor
 from quantcli.notebook import table
 from quantcli.scales import Store
 from quantcli.stores import Source, open_source
@@ -287,23 +288,18 @@ class Model(Mapping[str, Tensor]):
     def __init__(self, source: Source) -> None:
         self.source = source
         self.documents: list[Document] = []
-        stored: list[StoredTensor] = []
+        self._listed: Sequence[StoredTensor] | None = None
         self._tensors: Mapping[str, Tensor] = _Made(
             source.named(), lambda info: Tensor(source, StoredKept(info=info, reason=""))
         )
-        for header in source.documents:
-            try:
-                found = parse(*header)
-            except DataError as error:
-                raise error.within(source.path) from None
-            self.documents.append(found)
-            stored.extend(found.tensors)
-        if self.documents:
-            listed = [header.infos for header in source.documents]
-            if sum(map(len, listed)) < len(source.infos()):  # files that quantcli did not write are beside its own
-                known = {info.name for infos in listed for info in infos}
-                stored += [StoredKept(info=info, reason="") for info in source.infos() if info.name not in known]
-            self._tensors = _Made({s.info.name: s for s in stored}, partial(Tensor, source))
+        try:
+            self.documents += (parse(*header) for header in source.documents)
+            if self.documents:  # files that quantcli did not write may be beside its own
+                others = [Unlisted(shard.infos()) for shard in source.shards.values() if not shard.documents]
+                named = ByName([*(document.tensors for document in self.documents), *others])
+                self._listed, self._tensors = named.stored, _Made(named, partial(Tensor, source))
+        except DataError as error:
+            raise error.within(source.path) from None
 
     def __repr__(self) -> str:
         quantized = sum(tensor.scheme is not None for tensor in self.values())
@@ -314,6 +310,11 @@ class Model(Mapping[str, Tensor]):
             ("tensor", "shape", "dtype", "scheme"),
             ((name, t.shape, t.dtype, t.scheme.name if t.scheme else "") for name, t in self.items()),
         )
+
+    @property
+    def entries(self) -> Sequence[StoredTensor]:
+        """What is known of each, in file order."""
+        return Unlisted(self.source.infos()) if self._listed is None else self._listed
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -383,8 +384,3 @@ def open(path: str, variant: str | None = None) -> Model:
     except BaseException:
         source.close()
         raise
-
-
-def stored_tensors(model: Model) -> Sequence[StoredTensor]:
-    """The stored tensors, in file order."""
-    return [tensor.stored for tensor in model.values()]
