@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from quantcli.each import Numbered
+from quantcli.each import Each, Numbered
 from quantcli.errors import DataError, printable
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.native.results import Results
 from quantcli.layouts.native.stored import Shared, StoredKept, StoredQuantized, StoredTensor
 from quantcli.scheme import Scheme
 from quantcli.stores.compact import InOrder, Joined, Tensors
+from quantcli.tensors.decisions import Decisions
 from quantcli.tensors.info import TensorInfo
 
 
@@ -144,6 +145,16 @@ class ByName(Mapping[str, StoredTensor]):
 
     def __len__(self) -> int:
         return len(self.stored)
+
+
+def infos_of(stored: Sequence[StoredTensor]) -> Sequence[TensorInfo]:
+    """Name, dtype and shape of each of these tensors, as it was before it was quantized."""
+    return Each(len(stored), lambda: (tensor.info for tensor in stored), lambda number: stored[number].info)
+
+
+def decisions(stored: Sequence[StoredTensor]) -> Decisions:
+    """What was decided for these tensors."""
+    return Decisions(infos_of(stored), (tensor.decided for tensor in stored))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from quantcli.layouts.native.stored import StoredKept, StoredTensor
 from quantcli.notebook import table
 from quantcli.scales import Store
 from quantcli.stores import Source, open_source
-from quantcli.stores.compact import InOrder
+from quantcli.stores.compact import Made
 from quantcli.tensors import digits, packing
 from quantcli.tensors.api import QuantizedTensor
 from quantcli.tensors.blocks import by_rows
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from quantcli.kernels.codebook import Codebook
     from quantcli.scheme import Scheme
 
-
-T = TypeVar("T")
 
 CHANGED = "its quantcli header was changed after it was written, so what it says cannot be relied on"
 
@@ -258,30 +256,6 @@ class Tensor:
         return QuantizedTensor(self.stored.info, scheme, plan, self.params(whole), self.packed(whole))
 
 
-class _Made(Mapping[str, Tensor], Generic[T]):
-    """Tensors of a source, each of which is made when it is asked for: those of a million small tensors take 250 MiB.
-    held: what they are made of."""
-
-    def __init__(self, held: Mapping[str, T], make: Callable[[T], Tensor]) -> None:
-        self._held, self._make = held, make
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._make(self._held[name])
-
-    def values(self) -> InOrder[Tensor]:
-        """The tensors in order."""
-        return InOrder(self, lambda: map(self._make, self._held.values()))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._held
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-
 class Model(Mapping[str, Tensor]):
     """The tensors of a file by their original names. Use it in a `with` statement, or close it."""
 
@@ -289,7 +263,7 @@ class Model(Mapping[str, Tensor]):
         self.source = source
         self.documents: list[Document] = []
         self._listed: Sequence[StoredTensor] | None = None
-        self._tensors: Mapping[str, Tensor] = _Made(
+        self._tensors: Mapping[str, Tensor] = Made(
             source.named(), lambda info: Tensor(source, StoredKept(info=info, reason=""))
         )
         try:
@@ -297,7 +271,7 @@ class Model(Mapping[str, Tensor]):
             if self.documents:  # files that quantcli did not write may be beside its own
                 others = [Unlisted(shard.infos()) for shard in source.shards.values() if not shard.documents]
                 named = ByName([*(document.tensors for document in self.documents), *others])
-                self._listed, self._tensors = named.stored, _Made(named, partial(Tensor, source))
+                self._listed, self._tensors = named.stored, Made(named, partial(Tensor, source))
         except DataError as error:
             raise error.within(source.path) from None
 
@@ -321,7 +295,7 @@ class Model(Mapping[str, Tensor]):
         """Name, dtype and shape of each, as it was before quantcli quantized it."""
         if not self.documents:
             return self.source.named()
-        return {name: tensor.stored.info for name, tensor in self.items()}
+        return Made(self._tensors, lambda tensor: tensor.stored.info)
 
     @property
     def is_quantized(self) -> bool:
@@ -347,6 +321,10 @@ class Model(Mapping[str, Tensor]):
     def values(self) -> ValuesView[Tensor]:
         """The tensors in order."""
         return self._tensors.values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Names and tensors in order."""
+        return self._tensors.items()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
