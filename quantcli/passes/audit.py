@@ -16,7 +16,7 @@ from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View, runs_of
 from quantcli.passes import audit_gains, compare
 from quantcli.passes.audit_codes import MOST_BITS
-from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twin
+from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twins
 from quantcli.passes.audit_method import RELATED, ROUNDED, UNEXPLAINED, method_of, other_scales
 from quantcli.passes.audit_places import Places, Sums, most_db, places_of, run_of, sums_of
 from quantcli.passes.audit_sample import STRAY, Sampled, sampled
@@ -285,7 +285,7 @@ def _usual(values: Sequence[float]) -> tuple[float, float]:
 
 def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audited]:
     """Tensors that are in one of the two alone, or of another shape there."""
-    found = []
+    found, others = [], twins([name for name in before if name not in after], before, after)
     for name in dict.fromkeys([*after, *before]):
         a, b = before.get(name), after.get(name)
         view = b if b is not None else a
@@ -299,9 +299,8 @@ def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audite
             became, problem = MISSING, "it is missing"
             if not a.numeric:
                 note, problem = "it holds no weights", ""
-            other = twin(a, before, after) if a.numeric else None
-            if other is not None:
-                became, note, problem = SHARED, f"the base has the same values in {other}", ""
+            if name in others:
+                became, note, problem = SHARED, f"the base has the same values in {others[name]}", ""
         problems = (problem,) if problem else ()
         found.append(replace(_named(name, view, became), problems=problems, note=note))
     return found
