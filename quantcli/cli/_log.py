@@ -99,7 +99,7 @@ def logging(path: str | None, ctx: click.Context) -> Iterator[None]:
             if log.ended_by is not None:
                 why = os_error(log.ended_by, path).within("--log-file")
                 with suppress(OSError, ValueError):
-                    click.echo(f"quantcli: warning: {why}; the log ends before the run", err=True)
+                    click.echo(f"quantcli: warning: {why}; the log is incomplete", err=True)
 
 
 def _opened(path: str) -> FileIO:

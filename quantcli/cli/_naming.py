@@ -87,8 +87,8 @@ def rendering(output: str, kind: type) -> str:
 
 
 def tell_remains(path: str, inform: Callable[[str], object], *, part: bool = False) -> None:
-    """Say where a part of the folder that was replaced is, if it could not be removed, and where parts of a run with
-    --part are that nobody needs now. path: the real one; part: whether this run makes a part itself."""
+    """Say where the rest of a folder is that was replaced and could not be removed, and where the parts are that a run
+    with --part left and nobody needs now. path: the real one; part: whether this run makes a part itself."""
     from quantcli.stores import destinations, places
     from quantcli.stores.workspace import parts_of
 
@@ -96,4 +96,4 @@ def tell_remains(path: str, inform: Callable[[str], object], *, part: bool = Fal
         inform(f"the folder that was replaced could not be removed: the rest of it is in {left}; remove it")
     hidden = parts_of(path)
     if not part and not places.is_url(path) and os.path.isdir(hidden):
-        inform(f"parts of a run with --part are beside the output, which has nothing of them; remove {hidden}")
+        inform(f"parts that a run with --part left are not in this output; remove {hidden}")

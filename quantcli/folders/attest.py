@@ -130,9 +130,10 @@ def _rounds(opened: Mapping[str, InputFile], threads: int) -> list[tuple[list[st
     if not any(places.is_url(file.path) for file in opened.values()):
         return [(list(opened), threads)]
     large = [name for name, file in opened.items() if file.size > SMALL]
+    small = [name for name, file in opened.items() if file.size <= SMALL]
     for name, following in pairwise(large):
         opened[name].precedes(opened[following])
-    return [([name for name in opened if name not in set(large)], places.AT_ONCE), (large, 1)]
+    return [(small, places.AT_ONCE), (large, 1)]
 
 
 def recipe_in(path: str, given: str | None) -> str | None:

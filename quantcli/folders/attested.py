@@ -167,8 +167,13 @@ def _made_again(
         again = sums(attest.files_of(out))
     other = f", with quantcli {__version__} instead of {printable(known.version, 40)}"
     why = other if known.version != __version__ else ""
-    return [
-        Finding(tensor=name, check="bytes", problem=f"made again from the source, it is another file{why}")
-        for name in dict.fromkeys([*here, *again])
-        if again.get(name) != here.get(name)
-    ]
+    names = [name for name in dict.fromkeys([*here, *again]) if again.get(name) != here.get(name)]
+    found = [(name, _otherwise(made=name in again, held=name in here)) for name in names]
+    return [Finding(tensor=name, check="bytes", problem=f"{problem}{why}") for name, problem in found]
+
+
+def _otherwise(*, made: bool, held: bool) -> str:
+    """How a file is not as the source gives it. made: whether it is made of the source; held: whether it is there."""
+    if not made:
+        return "no such file is made from the source"
+    return "made again from the source, it is another file" if held else "it is made from the source, and is missing"

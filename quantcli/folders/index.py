@@ -23,7 +23,7 @@ _AT_ONCE = 1000
 """Names that are packed together, and entries that are in a piece."""
 
 Packed = Sequence[bytes]
-"""Names in order, packed."""
+"""Names in alphabetical order, compressed."""
 
 
 def name_of(source: Source, model: Outgoing) -> str:
@@ -55,7 +55,8 @@ def pieces(source: Source, model: Outgoing, files: Iterable[tuple[str, Packed]])
 
 
 def packed(model: Outgoing, tensors: Iterable[str]) -> Packed:
-    """The names of all that holds these tensors of a model: those of a million tensors take 250 MB as texts."""
+    """The names of the parts in which these tensors of a model are stored, packed: those of a million tensors take 250
+    MB as texts."""
     held = map(model.by_name.__getitem__, tensors)
     names = sorted(begin + end for t in held for begin, own in model.conversion.stored(t) for end, _ in own)
     return [

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import cut
-from quantcli.folders import write as folders
+from quantcli.folders import move as folders
+from quantcli.folders.move import Moved
 from quantcli.folders.sidefiles import SideFiles
-from quantcli.folders.write import Moved
 from quantcli.layouts.native import parts
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs

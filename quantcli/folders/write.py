@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +21,14 @@ from quantcli.folders import card, index, resume
 from quantcli.folders.cut import Cutter, Piece
 from quantcli.folders.planned import Planned
 from quantcli.folders.resume import Finished, Ledger
-from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
+from quantcli.folders.sidefiles import CONFIG, SideFiles
 from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.native.results import Results
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
 from quantcli.passes.completion import Completion
 from quantcli.passes.converting import stored_otherwise
-from quantcli.passes.outputs import Cut, OneFile, Outgoing
+from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.passes.write import Outcome
 from quantcli.planning.plan import Plan, check
@@ -41,10 +40,7 @@ from quantcli.stores.folder import json_bytes
 from quantcli.stores.pipelines import prefixed
 
 if TYPE_CHECKING:
-    from quantcli.passes.export import Export
-    from quantcli.tensors.decided import Decided
-
-# ---- writing ----------------------------------------------------------------------------------------------------
+    pass
 
 
 @dataclass(slots=True)
@@ -113,7 +109,7 @@ def quantized(
     configs = {name: json_beside(part.source.beside, CONFIG) for name, part in parts.items()}
     asked = {name: resume.asked(part.source, part.plan, options) for name, part in parts.items()}
     if fill is None:
-        next(iter(parts.values())).source.soon()
+        next(iter(parts.values())).source.read_ahead()
     with destinations.output_folder(path, force=options.force) as out:
         ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed, forget="" in parts)
         size = sum(part.model.size for part in parts.values())
@@ -160,7 +156,7 @@ def _filled(
 def _write_files(options: Options, state: State, ledger: Ledger) -> None:
     """Write every file of weights, or take it over from an interrupted run, and record each."""
     cutter = Cutter(state.source, state.model, state.limit)
-    with Completion(beside=_is_bucket(ledger.out.path)) as after:
+    with Completion(beside=is_bucket(ledger.out.path)) as after:
         while state.at < cutter.count:
             if state.model is not cutter.model:  # planned anew
                 cutter = Cutter(state.source, state.model, state.limit)
@@ -178,7 +174,7 @@ def _write_files(options: Options, state: State, ledger: Ledger) -> None:
                 _make(cutter, piece, state, options, ledger, after)
 
 
-def _is_bucket(path: str) -> bool:
+def is_bucket(path: str) -> bool:
     """Whether a file is complete only after its server has answered several times."""
     return places.is_url(path) and not destinations.is_sent(path)
 
@@ -218,7 +214,7 @@ def _make(cutter: Cutter, piece: Piece, state: State, options: Options, ledger: 
         path = os.path.join(state.part.temp, piece.cut.name)
         made = {name: resume.as_values(model.by_name[name], r) for name, r in outcome.results.items()}
         known = Finished(piece.count, resume.file_digest(path, options.threads), made)
-        after.going()
+        after.raise_if_given_up()
         state.results.append(outcome.results.in_order(piece.cut.tensors))
         ledger.record({state.part.named(piece.cut.name): known})
 
@@ -277,7 +273,7 @@ def _finished(state: State) -> Written:
 
         config, why = quantization_config(state.plan.tensors, content)
         added = {"quantization_config": config} if config else refused(content)
-    _describe(state.source, state.part, model, files, state.config, added)
+    describe(state.source, state.part, model, files, state.config, added)
     return Written(
         plan=state.plan,
         model=model,
@@ -288,7 +284,7 @@ def _finished(state: State) -> Written:
     )
 
 
-def _describe(
+def describe(
     source: Source,
     part: Part,
     model: Outgoing,
@@ -327,72 +323,3 @@ def _numbered(source: Source, model: Outgoing, count: int) -> list[str]:
     if outputs.documented(model.to):
         return names
     return [outputs.loadable(name, i, count) for i, name in enumerate(names)]
-
-
-# ---- codes that are only moved ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """What was written of a model whose codes were moved: bytes of its weights, and which tensors no longer stand for
-    the same numbers."""
-
-    size: int
-    rounded: Set[str]
-
-
-def move(
-    exports: Mapping[str, Export], path: str, side: SideFiles, *, home: str | None, force: bool
-) -> dict[str, Moved]:
-    """Write models in another layout into a folder. exports: by their subfolders, a single one under an empty name;
-    home: the folder they are in."""
-    planned = {name: _files_of(export) for name, export in exports.items()}
-    sizes = {name: sum(file.size for _, file in files) for name, files in planned.items()}
-    first, original = next(iter(exports.values())), card.beside(home, side)
-    room = sum(sizes.values()) + side.size
-    largest = max((file.size for files in planned.values() for _, file in files), default=0)
-    destinations.check_space(path, room, home or first.model.source.path, largest=lambda: largest)
-    found = {}
-    with destinations.output_folder(path, force=force) as out:
-        out.begin(())
-        side.copy_to(out)
-        for name, export in exports.items():
-            source, model, part = export.model.source, export.outgoing, Part.of(out, name)
-            rounded = set[str]()
-
-            def made(name: str, rounded: set[str], outcome: Outcome) -> None:
-                rounded |= outcome.rounded
-                out.finished(name)
-
-            with Completion(beside=_is_bucket(path)) as after:
-                for shard, file in planned[name]:
-                    then = partial(made, part.named(file.name), rounded)
-                    export.files(shard, [file], part.temp, force=True, within=part.temp, after=after, then=then)
-            files = [WrittenFile.of(file, model) for _, file in planned[name]]
-            _describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
-            found[name] = Moved(sizes[name], rounded)
-        if original is not None:
-            told = [prefixed(n, line) for n, export in exports.items() for line in export.outgoing.conversion.notes]
-            out.write(CARD, with_loading(original, first.outgoing, told))
-        for export in exports.values():
-            export.model.source.check_unchanged()
-        out.publish()
-    return found
-
-
-def _files_of(export: Export) -> list[tuple[Source, OneFile]]:
-    """The files of a model that is moved, each with the shard it is made from: what of it is stored by the layout."""
-    source, model = export.model.source, export.outgoing
-    shards: Mapping[str, Source] = source.shards if source.folder is not None else {outputs.NAME: source}
-    home = {info.name: name for name, shard in shards.items() for info in shard.infos()}
-    own: dict[str | None, list[Decided]] = {name: [] for name in (*shards, None)}
-    for tensor in filter(lambda t: model.conversion.holds(t.info.name), model.tensors):
-        name = tensor.info.name
-        own[home.get(name, home.get(f"{name}_packed"))].append(tensor)
-    held, files = [(name, shard) for name, shard in shards.items() if own[name]], list[tuple[Source, OneFile]]()
-    for number, (name, shard) in enumerate(held):
-        called = outputs.loadable(name, number, len(held))
-        cut = Cut(called, tuple(t.info.name for t in own[name]), shard.metadata, 0, outputs.intact(shard))
-        part = replace(model, tensors=own[name], whole=model)
-        files.append((shard, outputs.safetensors(part, cut, source.path)))
-    return files

@@ -55,7 +55,7 @@ class Bytewise:
         return (0, 1) if self.scale.numel == 1 else (first // self.height, -(-last // self.height))
 
     def unsigned(self, values: Bytes) -> Bytes:
-        """Signed whole numbers as codes from 0 on. Raises DataError for one that is not of so many bits."""
+        """Signed whole numbers as codes from 0 on. Raises DataError for one that needs more bits."""
         found: Bytes = values ^ np.uint8(128)
         if self.bits < 8:
             found -= np.uint8(128 - (1 << (self.bits - 1)))

@@ -123,10 +123,10 @@ class Conversion:
     beside: further small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds
     these tensors. files(base, text, limit): for a container format, its files, the one that refers to the others first;
     base is the name of the output, limit the most bytes of a file, for targets with shards, and text goes into its
-    metadata under KEY. stem(name): of a layout that names what holds a tensor after it, what of its name these begin
-    with: what follows there, and what it describes, is the same for all tensors of which the rest of the name, dtype,
-    shape and scheme are. notes: limits of the loaders, for the user; in_folder: what they want of a folder into which a
-    single file is put.
+    metadata under KEY. stem(name): where the parts of a tensor are stored under names that begin as its own does, that
+    beginning, or nothing for a tensor that is an exception; tensors whose names go on alike, of one dtype, shape and
+    scheme, have parts of the same endings, dtypes and shapes. notes: limits of the loaders, for the user; in_folder:
+    what they want of a folder into which a single file is put.
     """
 
     job: Callable[[Weight], Job]

@@ -18,7 +18,7 @@ _PATIENCE = 1.0
 
 
 class _GivenUpError(Exception):
-    """The run is over, and with it what is left to do of a file."""
+    """A signal has ended the run, and so what is left to do of a file is not done."""
 
 
 class Completion:
@@ -47,11 +47,21 @@ class Completion:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.wait()
-        elif self._last is not None and isinstance(error, Exception):
-            wait([self._last])  # its own error, if it has one, is not the first
-        elif self._last is not None:
+        try:
+            if error is None:
+                self.wait()
+            elif isinstance(error, Exception) and self._last is not None:
+                wait([self._last])  # its own error, if it has one, is not the first
+        except BaseException as later:
+            if not isinstance(later, Exception):
+                self._abandon()
+            raise
+        if error is not None and not isinstance(error, Exception):
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Give up the last file, because a signal has ended the run."""
+        if self._last is not None:
             self._over = True
             self._give_up()
             wait([self._last], _PATIENCE)
@@ -76,7 +86,7 @@ class Completion:
         threading.Thread(target=run, daemon=True).start()
 
     def check(self) -> None:
-        """Raise the error of the last file, where it has failed already."""
+        """Raise the error of the last file, where there is one by now."""
         if self._last is not None and self._last.done():
             self._last.result()
 
@@ -86,8 +96,8 @@ class Completion:
             wait([self._last])
             self._last.result()
 
-    def going(self) -> None:
-        """Return where the next step of completing a file may be taken; a run that is over takes none."""
+    def raise_if_given_up(self) -> None:
+        """Raise an error where a signal has ended the run: no further step of completing the file is taken then."""
         if self._over:
             raise _GivenUpError
 

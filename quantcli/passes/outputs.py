@@ -42,8 +42,8 @@ def documented(to: str | None) -> bool:
 
 
 def _narrow(tensor: Decided) -> int:
-    """What grows where elements are narrower: a native file holds tensors in the order of the widest of what holds
-    each."""
+    """The key by which a native file sorts its tensors: those with the widest elements come first, be it in one of
+    several parts alone."""
     return -max(DTYPES[dtype].bits for _, (dtype, _) in parts.endings(tensor))
 
 
@@ -144,9 +144,9 @@ class Outgoing:
         ends = [*(end - first for end in self.ends if first < end < first + count), count] if self.ends else ()
         return replace(self, tensors=self.tensors[first : first + count], ends=ends, whole=self.whole or self)
 
-    def written(self) -> None:
-        """Forget how the tensors are converted, but not their sizes, where the conversion is made of all of them: of
-        many small tensors it takes more memory than all else. It is found out again where it is wanted again."""
+    def forget_conversion(self) -> None:
+        """Forget how the tensors are converted, but not their sizes, where the conversion holds something of each: of
+        many small tensors that takes more memory than all else. It is made again where it is asked for again."""
         if self.to is not None and self.conversion.stem is None:
             self._sizes  # noqa: B018 - kept
             self.__dict__.pop("conversion", None)

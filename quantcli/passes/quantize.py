@@ -72,7 +72,7 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
     Raises QuantcliError for what the weights or the disk forbid.
     """
     folder, base = os.path.split(path)
-    source.soon()
+    source.read_ahead()
     with ExitStack() as stack:
         own = model.to is None and not places.is_url(path)
         within = None if own else stack.enter_context(destinations.cleared(path, force=options.force))
@@ -85,7 +85,7 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
             destinations.check_space(path, size, source.path, largest=lambda: most, together=True)  # noqa: B023
             outcome = write_part(source, held, files, folder, options, within=within)
             if not outcome.amendments:
-                model.written()
+                model.forget_conversion()
                 notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
                 results = outcome.results.in_order(t.info.name for t in held.tensors)
                 return Written(plan=plan, model=model, results=results, size=size, notes=notes)

@@ -108,9 +108,9 @@ def write(
 
         def complete() -> None:
             with open_files:
-                _complete(list(zip(files, outs)), work, outcome, check, after.going)
+                _complete(list(zip(files, outs)), work, outcome, check, after.raise_if_given_up)
                 publish(outs, force=force)
-            after.going()
+            after.raise_if_given_up()
             then(outcome)
 
         def give_up() -> None:
@@ -126,18 +126,18 @@ def _complete(
     work: Work,
     outcome: Outcome,
     check: Callable[[Outcome, Mapping[str, str]], None],
-    going: Callable[[], None],
+    raise_if_given_up: Callable[[], None],
 ) -> None:
-    """Have files hold all their bytes, and look at them."""
+    """Write what is left of files, and check them."""
     for file, out in written:
         _write_between(file, out, outcome)
     work.finished()
     for file, out in written:
         out.sync()
-        going()
+        raise_if_given_up()
         file.check(out.temp, out.path)
     check(outcome, {name: out.temp for file, out in written for name in file.tensors})
-    going()
+    raise_if_given_up()
 
 
 def _write_between(file: OneFile, out: OutputFile, outcome: Outcome) -> None:

@@ -18,7 +18,7 @@ _LAST = (1 << 63) - 1
 """The last place in a file that there can be. What a damaged file has beyond it begins there."""
 
 _NARROW = (1 << 32) - 1
-"""The last place in a text that a number of 4 bytes says."""
+"""The last place in a text that a number of 4 bytes can hold."""
 
 
 class Names(Numbered[str]):

@@ -149,8 +149,8 @@ class InputFile:
     def precedes(self, other: InputFile) -> None:
         """Declare that another file is usually read when this one has been."""
 
-    def soon(self) -> None:
-        """Declare that it is read next, from where the last read of it ended."""
+    def read_ahead(self) -> None:
+        """Begin to read what follows the last read, before it is asked for; here nothing, for the system does it."""
 
     def passed(self, offset: int, size: int) -> None:
         """Declare that these bytes will not be read again."""

@@ -149,10 +149,10 @@ class Source(Protocol):
         """Every file that is read: those behind it, and what its tensors are made of besides."""
         return self.files()
 
-    def soon(self) -> None:
-        """Declare that its tensors are read next, in their order."""
+    def read_ahead(self) -> None:
+        """Begin to read its tensors, which are read next and in their order; of a file of this machine nothing."""
         for file in self.files()[:1]:
-            file.soon()
+            file.read_ahead()
 
     def interrupt(self) -> None:
         """Make reads that wait for data fail, because the run is over."""

@@ -1,4 +1,4 @@
-"""Temporary folders, which go whatever ends a run: where it is killed, the next one on this machine removes them.
+"""Temporary folders that are removed however a run ends: after a kill the next run on this machine removes them.
 
 A folder is locked as long as its run lives. Its name has that of the machine, because some file systems that several
 machines share keep locks on each alone.

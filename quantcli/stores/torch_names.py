@@ -171,7 +171,7 @@ def _ordered(items: Any = ()) -> dict[Any, Any]:
         raise DataError(f"an OrderedDict is made of {said(items)}")
     for pair in items:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise DataError(f"an OrderedDict is made of a list with {said(pair)} in it, which is no key and value")
+            raise DataError(f"an OrderedDict is made of a list with {said(pair)} in it, not of pairs alone")
     made = {checked_key(key): value for key, value in items}
     items[:] = [None]  # a second dict of the same list is an error: a million of a million items would take for ever
     return made

@@ -118,7 +118,7 @@ def test_a_log_that_takes_no_more_ends_no_run(tmp_path: Path) -> None:
     source = save(tmp_path / "a.safetensors", {"x": gaussian(64, 128, seed=1)})
     ran = run_process("quantize", source, "-o", tmp_path / "q.safetensors", "--log-file", "/dev/full")
     assert ran.code == 0 and (tmp_path / "q.safetensors").exists(), ran
-    assert "--log-file: /dev/full: no space left on device; the log ends before the run" in ran.err
+    assert "--log-file: /dev/full: no space left on device; the log is incomplete" in ran.err
 
 
 def test_every_command_that_does_something_has_it() -> None:

@@ -126,6 +126,24 @@ def test_another_source_and_another_recipe_are_found(tmp_path: Path, monkeypatch
     assert "not made again" in ran.out and "bytes" not in ran.out.splitlines()[0]
 
 
+def test_files_that_the_source_does_not_give_and_files_that_it_gives_alone_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m").mkdir()
+    save(Path("m/model.safetensors"), {"x.weight": gaussian(64, 128, seed=1)})
+    assert run("quantize", "m", "--bits", "4", "-o", "q", "-q").code == 0
+    Path("q/notes.txt").write_text("mine")
+    Path("q/README.md").unlink()
+    assert run("attest", "q", "--source", "m", "-o", "s.json", "-q").code == 0
+    ran = run("verify", "q", "--statement", "s.json", "--source", "m", "--json")
+    found = {f["tensor"]: f["problem"] for f in ran.json["findings"]}
+    assert ran.code == 1 and found == {
+        "notes.txt": "no such file is made from the source",
+        "README.md": "it is made from the source, and is missing",
+    }
+
+
 def test_envelopes_and_bundles_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DSSE, as cosign writes it, and a bundle of Sigstore around that."""
     monkeypatch.chdir(tmp_path)

@@ -253,7 +253,7 @@ def test_parts_that_are_left_beside_a_whole_run(source: Path) -> None:
     words = ("quantize", source, "--bits", 4, "-o", "w4")
     assert run(*words, "--part", "1/2").code == 0
     ran = run(*words)
-    assert ran.code == 0 and "parts of a run with --part are beside the output, which has nothing of them" in ran.err
+    assert ran.code == 0 and "parts that a run with --part left are not in this output" in ran.err
     line = one_line(run("merge", "w4"), 1)
     assert "the output is there, and of the parts beside it part 2 of 2 is missing; remove " in line
     assert run(*words, "--part", "2/2", "--force").code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -78,7 +79,7 @@ def test_after_a_signal_nothing_more_is_recorded_and_no_answer_is_waited_for() -
     def complete() -> None:
         try:
             answer.wait(20)
-            after.going()
+            after.raise_if_given_up()
             recorded.append("first")
         finally:
             ended.set()
@@ -90,3 +91,31 @@ def test_after_a_signal_nothing_more_is_recorded_and_no_answer_is_waited_for() -
     assert time.monotonic() - began < 10 and given_up == ["first"]
     answer.set()
     assert ended.wait(20) and not recorded
+
+
+@pytest.mark.parametrize("ended", [None, ValueError("refused")])
+def test_a_signal_while_the_last_file_is_waited_for_gives_it_up(ended: Exception | None) -> None:
+    """Whether the run has come to its end or an error has ended it before."""
+    begun, answer, given_up, recorded = threading.Event(), threading.Event(), list[str](), list[str]()
+
+    def complete() -> None:
+        begun.set()
+        answer.wait(20)
+        after.raise_if_given_up()
+        recorded.append("last")
+
+    def give_up() -> None:
+        given_up.append("last")
+        answer.set()
+
+    def signalled() -> None:
+        begun.wait(20)
+        time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), Completion(beside=True) as after:
+        after.begin(complete, give_up)
+        threading.Thread(target=signalled, daemon=True).start()
+        if ended is not None:
+            raise ended
+    assert given_up == ["last"] and not recorded

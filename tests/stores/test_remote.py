@@ -270,7 +270,7 @@ def test_what_is_read_soon_is_fetched_before_it_is_asked_for_and_only_once(monke
     link = _Link(64 << 20)
     file = reading.RemoteFile("link", link)
     file.read(0, 1000)
-    file.soon()
+    file.read_ahead()
     reading.give_way()
     expected, patience = reading.FIRST + reading.BESIDE, time.monotonic() + 20
     while link.sent < expected and time.monotonic() < patience:

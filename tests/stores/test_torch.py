@@ -259,7 +259,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a call of a dtype": (Call(Name("torch", "float32"), ()), "it calls something that is not a function"),
     "a call with too much": (Call(ORDERED.function, (1, 2, 3)), "it calls collections.OrderedDict with 3 arguments"),
     "an OrderedDict of a number": (Call(ORDERED.function, (1,)), "an OrderedDict is made of a number"),
-    "an OrderedDict of three": (Call(ORDERED.function, ([["a", 1, 2]],)), "a list with a list in it, which is no key"),
+    "an OrderedDict of three": (Call(ORDERED.function, ([["a", 1, 2]],)), "a list with a list in it, not of pairs alone"),
     "an OrderedDict of odd keys": (Call(ORDERED.function, ([[(1, 2), 3]],)), "a key is a tuple, not text"),
     "attributes of a function": (Raw(b"ccollections\nOrderedDict\nN}b"), "it sets attributes of something"),
     "items of a tuple": (Raw(b")K\x01K\x02s"), "it sets items of something that is not a dict"),

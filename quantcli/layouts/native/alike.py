@@ -40,8 +40,8 @@ def runs(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def cut(items: Iterable[tuple[T, Hashable, int]]) -> Iterator[list[T]]:
-    """What follows each other, in runs that are done together, or one by one. items: with what those of a run have in
-    common, None for one that is done by itself, and the weights of each."""
+    """Items that follow each other, in runs that are worked on together. items: each with a key that all of a run
+    share, None for one that is worked on alone, and its number of weights."""
     for (key, numel), same in groupby(items, lambda item: (item[1], item[2])):
         most = 1 if key is None else max(1, min(MANY, TILE // numel))
         while run := [one for one, _, _ in islice(same, most)]:

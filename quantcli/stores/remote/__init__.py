@@ -77,8 +77,9 @@ def scheme_of(path: str) -> str:
 
 
 def meanwhile(call: Callable[[], None]) -> None:
-    """Have something begun once a server is asked what it has. Before that other modules are imported, and two threads
-    that import wait for each other at every file: it took a third more processor time."""
+    """Call something when a server is first asked for a list of files, to use the time until it answers. Before that
+    other modules are imported, and two threads that import wait for each other at every file: that took a third more
+    processor time."""
     _meanwhile.append(call)
 
 

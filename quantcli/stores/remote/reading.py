@@ -155,7 +155,7 @@ class _Pieces:
         return count
 
     def begin(self, file: RemoteFile) -> None:
-        """Ask for what comes behind the last read of a file, as much as may be held beside an upload."""
+        """Ask for what follows the last read of a file, as much as may be held beside an upload."""
         with self._lock:
             at = file.place
             for _ in range(BESIDE // PIECE):
@@ -316,8 +316,8 @@ class RemoteFile(InputFile):
         """Read ahead in another file once this one comes to its end."""
         self.after = other if isinstance(other, RemoteFile) else None
 
-    def soon(self) -> None:
-        """Read ahead what comes next."""
+    def read_ahead(self) -> None:
+        """Begin to read what follows the last read, before it is asked for."""
         _PIECES.begin(self)
 
     def interrupt(self) -> None:

@@ -87,9 +87,8 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
 
 
 def _described(path: str) -> Any:
-    """What botocore has in a file beside its modules, whose ending is left out, without what is never asked for: the
-    manual, and the endpoints of 300 other services, which took 6 MiB more of a run. None where there is
-    no such file."""
+    """One of botocore's data files, by its path without an ending, but for what is never used: the manual, and the
+    endpoints of 300 other services, which took 6 MiB. None where there is no such file."""
     for ending, opened in ((".json", open), (".json.gz", gzip.open)):
         with contextlib.suppress(FileNotFoundError), opened(path + ending, "rb") as file:
             return json.loads(file.read(), object_hook=_asked_for)

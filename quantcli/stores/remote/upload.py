@@ -29,12 +29,12 @@ COPIES = 8
 """Parts that the bucket copies at a time."""
 
 _SPARE: list[mmap.mmap] = []
-"""Parts that were sent, of any upload, for one is completed while the next begins: to be cleared takes them half as
-long as new pages take."""
+"""The memory of parts that were sent, for further parts of any upload, as one is completed while the next begins: to
+clear it takes half as long as to get new pages."""
 
 
 def _spare(size: int) -> mmap.mmap | None:
-    """A part of just this size to use again, where there is one."""
+    """The memory of a part of just this size, where there is some to use again."""
     with contextlib.suppress(IndexError):
         if len(content := _SPARE.pop()) == size:
             return content
