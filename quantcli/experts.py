@@ -52,7 +52,7 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
                 named_layers[layer.prefix] = _Layer(layer, wanted)
         elif wanted is not None:
             unsplit.update(dict.fromkeys(layer.stored, Unsplit(wanted, True)))
-    by_name = source.named()
+    by_name = source.named() if unclear else {}
     for name, why in unclear.items():
         if not (naming is native.experts and rows_are_outputs(name, by_name)):
             unsplit[name] = Unsplit(why, False)

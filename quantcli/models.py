@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import chain
@@ -23,7 +23,7 @@ from quantcli.layouts.reader import Found, Held, Read, is_published, none_regrou
 from quantcli.layouts.regrouped import Regrouped
 from quantcli.notebook import table
 from quantcli.stores import places, signals
-from quantcli.stores.compact import InOrder
+from quantcli.stores.compact import InOrder, Items
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -234,6 +234,10 @@ class Model(Mapping[str, View]):
     def values(self) -> InOrder[View]:
         """The views of all, in order."""
         return self._views.values()
+
+    def items(self) -> ItemsView[str, View]:
+        """Names and views, in order."""
+        return Items(self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views if self.own is None else self.own)

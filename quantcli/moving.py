@@ -23,6 +23,7 @@ from quantcli.floats import decoded, left_out, named_for
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, TOGETHER, Moved, every, joined, offsets_of, scheme_of
 from quantcli.layouts.held_floats import input_scale, stored_by
+from quantcli.layouts.native.entries import infos_of
 from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.native.stored import StoredKept
@@ -32,7 +33,9 @@ from quantcli.models import Model, View, view_of
 from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
 from quantcli.moving_records import Movable, Moving
 from quantcli.scheme import STATIC, scale_dtype_name
-from quantcli.stores.derived import Derived
+from quantcli.scheme import Scheme as Resolved
+from quantcli.stores.compact import Made
+from quantcli.stores.derived import Derived, Outline
 from quantcli.tensors.decided import Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import grouping_of
@@ -55,31 +58,35 @@ def movable(model: Model, to: str, *, container: bool = False, scheme: str | Non
     if not model.is_native and not model.quantized:
         raise DataError("it holds no quantized tensor", place=[model.path], hint="use quantize --to")
     try:
-        notes = list[str]()
-        views = model if model.is_native else named_for(model, to, notes.append)
-        floats = decoded(model.source, views, moved=True)
-        source = loadable(floats, to, container=container)
-        stored = model.is_native and not source.arranged
-        found = _native(model.stored) if stored else _found(model.source, views, floats, source, notes, to)
+        found = _native(model.stored, to, container=container) if model.is_native else None
+        if found is None:
+            notes = list[str]()
+            views = model if model.is_native else named_for(model, to, notes.append)
+            floats = decoded(model.source, views, moved=True)
+            source = loadable(floats, to, container=container)
+            found = _found(model.source, views, floats, source, notes, to)
         return _for_runtime(of_nvfp4(of_mxfp4(found, to, scheme), to), to)
     except QuantcliError as error:
         raise (error if error.place[:1] == [model.path] else error.within(model.path)) from None
 
 
-def _native(model: Native) -> Movable:
-    """The tensors of quantcli's own file, with all there is to know of them."""
-    tensors = {
-        name: Moving(
-            decided=tensor.stored.decided,
-            codes=tensor,
-            view=view_of(tensor),
-            scheme=tensor.scheme.name if tensor.scheme is not None else None,
-            bytes_in=tensor.stored.bytes_out,
-            metrics=tensor.stored.metrics,
-        )
-        for name, tensor in model.items()
-    }
-    return Movable(model.source, tensors)
+def _native(model: Native, to: str, *, container: bool) -> Movable | None:
+    """The tensors of quantcli's own file, with all there is to know of them; None where the target needs them in
+    another arrangement. Raises UsageError and DataError as `loadable` does."""
+    plain = Outline(model.source, infos_of(model.entries))
+    return Movable(model.source, Made(model, _moving)) if loadable(plain, to, container=container) is plain else None
+
+
+def _moving(tensor: Tensor) -> Moving:
+    """A tensor of quantcli's own file."""
+    return Moving(
+        decided=tensor.stored.decided,
+        codes=tensor,
+        view=view_of(tensor),
+        scheme=tensor.scheme.name if tensor.scheme is not None else None,
+        bytes_in=tensor.stored.bytes_out,
+        metrics=tensor.stored.metrics,
+    )
 
 
 # ---- of other tools -----------------------------------------------------------------------------------------------
@@ -281,21 +288,31 @@ _GROUP = re.compile(r"g([1-9][0-9]{0,3})(?![0-9])")
 def _for_runtime(model: Movable, to: str) -> Movable:
     """A model whose weights do not say how inputs are quantized where the target has no words for that, with a note on
     what its file said."""
-    accepts, tensors, left = named(to).accepts, dict(model), set[str]()
-    for name, tensor in model.items():
+    accepts, plain, left = named(to).accepts, dict[Resolved, Resolved](), set[str]()
+
+    def of_weights(scheme: Resolved) -> Resolved:
+        """The scheme that the target has for this one, but for inputs; one for all tensors of a scheme."""
+        if scheme not in plain:
+            wanted = changed(scheme, activations="none") if scheme.activations != "none" else scheme
+            fits = accepts.obstacle(scheme) is None or accepts.obstacle(wanted) is not None
+            plain[scheme] = scheme if fits else wanted
+        return plain[scheme]
+
+    def without_inputs(tensor: Moving) -> Moving:
+        decided = tensor.decided
+        if decided.scheme is None or tensor.obstacle or of_weights(decided.scheme) == decided.scheme:
+            return tensor
+        assert isinstance(decided, Quantized)
+        return replace(tensor, decided=replace(decided, scheme=of_weights(decided.scheme), input_scale=None))
+
+    for tensor in model.values():
         scheme = tensor.decided.scheme
         if scheme is None or tensor.obstacle:
             continue
         before = tensor.codes.held.activations if isinstance(tensor.codes, Moved) else scheme.activations
-        if scheme.activations != "none" and accepts.obstacle(scheme) is not None:
-            plain = changed(scheme, activations="none")
-            if accepts.obstacle(plain) is None:
-                assert isinstance(tensor.decided, Quantized)
-                tensors[name] = replace(tensor, decided=replace(tensor.decided, scheme=plain, input_scale=None))
-                scheme = plain
-        if scheme.activations != before:
+        if of_weights(scheme).activations != before:
             left.add(before)
     if not left:
         return model
     said = f"{to} does not say how inputs are quantized ({', '.join(sorted(left))}): that is left out"
-    return Movable(model.source, tensors, (*model.notes, said))
+    return Movable(model.source, Made(model, without_inputs), (*model.notes, said))

@@ -13,6 +13,7 @@ from quantcli.layouts.held import Moved
 from quantcli.layouts.reader import Held
 from quantcli.layouts.writer import named
 from quantcli.moving_records import Movable, Moving
+from quantcli.stores.compact import Made
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.fused import partners
 from quantcli.tensors.rows import grouping_of
@@ -79,13 +80,15 @@ def of_nvfp4(model: Movable, to: str) -> Movable:
     if with_scale == without:
         return model
     before, after = (NVFP4, ALONE) if without else (ALONE, NVFP4)
-    tensors = dict(model)
+    found = dict[str, Moving]()
     for name, tensor in model.items():
         held = _codes_of(tensor, before)
         if held is None:
             continue
         assert isinstance(tensor.decided, Quantized)
         shape = tensor.decided.info.shape
-        found = alone(held, math.prod(shape[:-1]), shape[-1]) if without else held
-        tensors[name] = _with_codes(tensor, replace(tensor.decided, scheme=after), found)
-    return Movable(model.source, tensors, model.notes)
+        codes = alone(held, math.prod(shape[:-1]), shape[-1]) if without else held
+        found[name] = _with_codes(tensor, replace(tensor.decided, scheme=after), codes)
+    if not found:
+        return model
+    return Movable(model.source, Made(model, lambda tensor: found.get(tensor.decided.info.name, tensor)), model.notes)

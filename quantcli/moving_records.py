@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,14 @@ class Movable(Mapping[str, Moving]):
 
     def __getitem__(self, name: str) -> Moving:
         return self._tensors[name]
+
+    def values(self) -> ValuesView[Moving]:
+        """The tensors in order."""
+        return self._tensors.values()
+
+    def items(self) -> ItemsView[str, Moving]:
+        """Names and tensors in order."""
+        return self._tensors.items()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

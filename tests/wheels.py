@@ -60,8 +60,8 @@ def main() -> None:
 INSTALLED = {
     "man": ("man quantcli-quantize | head -4", "quantize a model file or folder"),
     "bash": (
-        "bash -c 'source {share}/bash-completion/completions/quantcli; COMP_WORDS=(quantcli quan); COMP_CWORD=1; "
-        "_quantcli_completion quantcli; echo $COMPREPLY'",
+        'bash -c \'source {share}/bash-completion/completions/quantcli; COMP_LINE="quantcli quan"; '
+        "COMP_POINT=13; _quantcli_completion quantcli quan; echo $COMPREPLY'",
         "quantize",
     ),
     "zsh": (

@@ -139,6 +139,9 @@ def _complete() -> NoReturn:
     """Answer a shell that asks for completions; whatever goes wrong, it gets none."""
     from click.shell_completion import shell_complete
 
+    from quantcli.cli import _shells
+
+    _shells.register()
     try:
         code = shell_complete(cli, {}, "quantcli", COMPLETE, os.environ[COMPLETE])
         sys.stdout.flush()

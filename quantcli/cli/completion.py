@@ -31,15 +31,13 @@ def script(shell: str) -> str:
     """The completion script of a shell."""
     from click.shell_completion import get_completion_class
 
-    from quantcli.cli import cli
+    from quantcli.cli import _shells, cli
     from quantcli.front import COMPLETE
 
+    _shells.register()
     found = get_completion_class(shell)
     assert found is not None
-    text = found(cli, {}, "quantcli", COMPLETE).source() + "\n"
-    # zsh loads the function `_quantcli` from a file of that name; click defines another one there, so that every second
-    # Tab found nothing.
-    return text.replace("_quantcli_completion", "_quantcli") if shell == "zsh" else text
+    return found(cli, {}, "quantcli", COMPLETE).source() + "\n"
 
 
 PROVIDES = command

@@ -47,7 +47,7 @@ def write(
             size += decode.write(
                 model, place, dtype=dtype, force=True, threads=threads, progress=progress, within=part.temp
             )
-            out.flush()
+            out.finished(part.named(_name(model)))
             config = json_beside(model.source.beside, CONFIG)
             if config is not None:
                 part.write(CONFIG, json_bytes(without_quantization(config)))

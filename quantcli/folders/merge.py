@@ -202,6 +202,7 @@ def fill(planned: Planned, pieces: Pieces, options: Options, state: State) -> No
                 target = os.path.join(state.part.temp, file.name)
                 with _assembled(file, target, final.model, pieces, results, within=state.part.temp) as out:
                     out.publish()
+                state.part.out.finished(state.part.named(file.name))
             state.files.append(WrittenFile.of(file, final.model))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from quantcli.folders import card
@@ -51,13 +52,14 @@ def move(
             source, model, part = export.model.source, export.outgoing, Part.of(out, name)
             rounded = set[str]()
 
-            def made(outcome: Outcome, rounded: set[str] = rounded) -> None:
+            def made(name: str, rounded: set[str], outcome: Outcome) -> None:
                 rounded |= outcome.rounded
-                out.flush()
+                out.finished(name)
 
             with Completion(beside=is_bucket(path)) as after:
                 for shard, file in planned[name]:
-                    export.files(shard, [file], part.temp, force=True, within=part.temp, after=after, then=made)
+                    then = partial(made, part.named(file.name), rounded)
+                    export.files(shard, [file], part.temp, force=True, within=part.temp, after=after, then=then)
             files = [WrittenFile.of(file, model) for _, file in planned[name]]
             describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
             found[name] = Moved(sizes[name], rounded)

@@ -112,11 +112,15 @@ class Ledger:
 
     def take_over(self, files: Mapping[str, Finished]) -> None:
         """Count files of the interrupted run, which its journal has, as files of this one."""
+        for name in files:
+            self.out.finished(name)
         self.done |= files
 
     def record(self, files: Mapping[str, Finished]) -> None:
         """Record files that this run has finished. The journal is written anew only once: to do it after each of 200
         files of 34,000 tensors took 25 s."""
+        for name in files:
+            self.out.finished(name)
         self.done |= files
         if self._recorded:
             self.out.record(Journal({}, dict(files)).as_bytes(), more=True)

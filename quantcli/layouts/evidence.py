@@ -61,12 +61,14 @@ class Evidence:
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """A layout by the tensor of its codes: how its name ends, its dtypes (none: any), and the names of which one must
-    stand beside it, {n} for its name, {s} for that without the ending, {m} for that of its module."""
+    stand beside it, {n} for its name, {s} for that without the ending, {m} for that of its module. flat: whether it has
+    one dimension, and not more."""
 
     name: str
     ending: str
     dtypes: tuple[str, ...]
     beside: tuple[str, ...] = ()
+    flat: bool = False
 
 
 _FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -78,15 +80,16 @@ _LAYOUTS = (
     _Layout("HQQ", "W_q", (), ("{s}nbits", "{s}zero", "{s}meta")),
     _Layout("optimum-quanto", "._data", (), ("{s}._scale", "{s}_scale")),
     _Layout("torchao", "_qdata", (), ("{s}_scale", "{s}_scale_and_zero")),
-    _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__nf4", ("U8",)),
-    _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__fp4", ("U8",)),
+    _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__nf4", ("U8",), flat=True),
+    _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__fp4", ("U8",), flat=True),
     _Layout("bitsandbytes in 4 bits", "", ("U8",), ("{n}.absmax",)),
     _Layout("bitsandbytes in 8 bits", ".weight", ("I8",), ("{m}.SCB",)),
-    _Layout("ComfyUI", ".comfy_quant", ("U8",)),
+    _Layout("ComfyUI", ".comfy_quant", ("U8",), flat=True),
     _Layout("ComfyUI's scaled 8-bit floats", ".weight", (*_FP8, "U8"), ("{m}.scale_weight",)),
     _Layout("SVDQuant", ".qweight", WHOLE, ("{m}.wscales",)),
     _Layout("GPTQ", "qweight", WHOLE, ("{s}g_idx",)),
-    _Layout("GPTQ or AWQ", "qweight", WHOLE),
+    _Layout("GPTQ or AWQ", "qweight", ("I32",)),
+    _Layout("GPTQ or AWQ", "qweight", WHOLE, ("{s}qzeros",)),
     _Layout("EXL2", ".q_weight", ("I32",)),
     _Layout("EXL3", ".trellis", ("I16", "U16")),
     _Layout("AQLM", ".codes", WHOLE, ("{s}.codebooks",)),
@@ -94,6 +97,7 @@ _LAYOUTS = (
     _Layout("QuIP#", ".Qidxs", (*WHOLE, "I64")),
     _Layout("Marlin", ".B", ("I32",), ("{s}.s",)),
     _Layout("MLX", ".weight", ("U32",), ("{m}.scales",)),
+    _Layout("SDNQ", ".weight", ("U8", "I16", "I64"), ("{m}.scale",), flat=True),
     _Layout("ModelOpt with scaled inputs", ".weight", ("U8", "I8", *_FP8), ("{m}.pre_quant_scale",)),
     _Layout("MXFP4 of gpt-oss", "_blocks", ("U8",), ("{s}_scales",)),
     _Layout("NVFP4 of ModelOpt", "", ("U8",), ("{n}_scale_2",)),
@@ -109,9 +113,6 @@ _LAYOUTS = (
 """The first that fits is reported."""
 
 _OF_ANY_DTYPE = tuple(layout.ending for layout in _LAYOUTS if not layout.dtypes)
-_ONE_ROW = (".comfy_quant", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
-"""Descriptions, which are codes of one dimension."""
-
 _WEIGHT = ("weight", "_packed", "_blocks", "_qdata", "_quantized", "._data", ".W_q")
 """How the names of weights end that are stored as whole numbers."""
 
@@ -125,7 +126,7 @@ def _fits(layout: _Layout, info: TensorInfo, infos: Mapping[str, TensorInfo]) ->
     name = info.name
     if not name.endswith(layout.ending) or (layout.dtypes and info.dtype not in layout.dtypes):
         return None
-    if len(info.shape) < 2 and layout.ending not in _ONE_ROW:
+    if layout.flat != (len(info.shape) < 2):
         return None
     stem = name[: len(name) - len(layout.ending)]
     while stem.endswith("._data"):
@@ -302,9 +303,13 @@ def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
     suspect, claim = _suspect(infos), claimed(config)
     known = _of_layout(suspect, infos) or _of_reader(suspect, infos, config)
     if known is not None:
-        seen = f"{known.seen}, and {claim}" if claim is not None else known.seen
-        return Evidence(layout=known.layout, seen=seen)
+        return _beside_claim(known, claim)
     return _of_claim(suspect, config) or _of_codes(suspect.values()) or _of_companions(suspect, infos)
+
+
+def _beside_claim(known: Evidence, claim: str | None) -> Evidence:
+    """Evidence with what a configuration says besides, which may name the tool."""
+    return Evidence(layout=known.layout, seen=f"{known.seen}, and {claim}" if claim is not None else known.seen)
 
 
 def _of_reader(
@@ -382,5 +387,6 @@ def undecoded(
     dtypes = SMALL_FLOATS if others else CODES
     found = found or (_of_method(config) if others else None)
     suspect = _suspect(infos)
-    found = found or _of_layout(suspect, infos) or _of_claim(suspect, config, dtypes)
-    return found or _of_companions(suspect, infos)
+    known = _of_layout(suspect, infos) if found is None else None
+    found = found or (_beside_claim(known, claimed(config)) if known is not None else None)
+    return found or _of_claim(suspect, config, dtypes) or _of_companions(suspect, infos)

@@ -7,8 +7,10 @@
             X_scale     U8        [out, in/32]   E8M0: exponents of 2 with a bias of 127
 
 The weight is float * (scale * scale_2), the inverse sense of compressed-tensors' global scale, here in float32; its
-dtype is that of the model by config.json. FP8 and MXFP8 of ModelOpt are stored as by compressed-tensors, and read as
-those. A pre_quant_scale stands for inputs that are multiplied before the weight is: such weights are refused.
+dtype is that of the model by config.json. Groups of NVFP4 are of 16, or of 32 as some recipes of ModelOpt have them.
+Its FP8, MXFP8 and int8 are stored as by compressed-tensors, and read as those; modelopt_int4 reads its integers of 4
+bits.
+A pre_quant_scale stands for inputs that are multiplied before the weight is: beside floats it is refused.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ import numpy as np
 from quantcli import __version__
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError, printable
-from quantcli.layouts import whole_bytes
+from quantcli.layouts import modelopt_int4, whole_bytes
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import architecture, model_dtype
 from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
 from quantcli.layouts.pieces import facts, not_a_matrix, or_copied, quantized, with_number
 from quantcli.layouts.reader import Found, Held, Read, Reader
-from quantcli.layouts.small import E2M1, held, looked_up, scales, table
+from quantcli.layouts.small import E2M1, NV, held, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Beside, Conversion, Job, Runtime, Weight, Writer
@@ -41,7 +43,7 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
-GROUPS = {"F8_E4M3": 16, "U8": 32}
+GROUPS = {"F8_E4M3": (16, 32), "U8": (32,)}
 """Columns of a group by the dtype of its scale."""
 
 CHANGING = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b", "weight_zero_point")
@@ -67,10 +69,12 @@ def _stored(infos: Mapping[str, TensorInfo], name: str) -> _Stored:
     for other in CHANGING:
         if (beside := f"{module_of(name)}.{other}") in infos:
             raise wrong(name, f"{printable(beside)} beside 4-bit floats is not supported")
-    (rows, held), group = matrix(codes, name), GROUPS[scale.dtype]
-    if matrix(scale, name) != (rows, held * 2 // group) or held * 2 % group:
-        raise wrong(name, f"scales {list(scale.shape)} do not match groups of {group} of {rows} x {held * 2}")
-    overall = part(infos, f"{name}_scale_2", name, ("F32",)) if group == 16 else None
+    (rows, held), sizes, shape = matrix(codes, name), GROUPS[scale.dtype], matrix(scale, name)
+    group = next((size for size in sizes if held * 2 % size == 0 and shape == (rows, held * 2 // size)), None)
+    if group is None:
+        shown = " or ".join(map(str, sizes))
+        raise wrong(name, f"scales {list(scale.shape)} do not match groups of {shown} of {rows} x {held * 2}")
+    overall = part(infos, f"{name}_scale_2", name, ("F32",)) if scale.dtype == "F8_E4M3" else None
     if overall is not None and overall.numel != 1:
         raise wrong(name, f"scale_2 {list(overall.shape)} is not a single number")
     return _Stored(name=name, group=group, codes=codes, scale=scale, overall=overall)
@@ -91,14 +95,14 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 def _held(stored: _Stored, read: Read) -> Held:
     overall = 1.0 if stored.overall is None else float(floats(read, stored.overall, stored.name, 0, 1)[0])
-    return held(read, stored.codes, stored.scale, stored.name, stored.cols, overall=overall)
+    return held(read, stored.codes, stored.scale, stored.name, stored.cols, group=stored.group, overall=overall)
 
 
 def _found(stored: _Stored, dtype: str) -> Found:
     return Found(
         name=stored.name,
         shape=(stored.codes.shape[0], stored.cols),
-        scheme="nvfp4" if stored.overall is not None else "mxfp4",
+        scheme="mxfp4" if stored.overall is None else "nvfp4" if stored.group == NV else f"fp4g{stored.group}-e4m3",
         bits=4,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
         decode=partial(_decode, stored),
@@ -108,9 +112,12 @@ def _found(stored: _Stored, dtype: str) -> Found:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """The weights stored as bytes of two floats, with scales of a byte beside them."""
+    """The weights stored as bytes of two codes: floats with scales of a byte beside them, or integers."""
     found, dtype = [], model_dtype(config)
     for name, info in infos.items():
+        if modelopt_int4.is_int4(infos, info):
+            found.append(modelopt_int4.found(infos, name))
+            continue
         scale = infos.get(f"{name}_scale")
         if info.dtype != "U8" or scale is None or scale.dtype not in GROUPS or name.endswith("_packed"):
             continue
@@ -120,7 +127,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     return found
 
 
-READS = Reader(summary="ModelOpt: NVFP4 and MXFP4", find=find)
+READS = Reader(summary="ModelOpt: NVFP4, MXFP4, and int4 with or without AWQ's scales of inputs", find=find)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Regrouped:
     stand for instead, in ascending order, times the scale; empty for whole numbers. single: whether all weights share
     one scale. scale_dtype: of the stored scales; exact_scales: whether these are floats, and not codes themselves.
     params(rows): scales and zero points (rows, groups) of some rows, given by number. taken(values, rows): those rows
-    of any tensor of the shape.
+    of any tensor of the shape; gained: whether their columns are divided by what the layout multiplies them with.
     """
 
     shape: tuple[int, int]
@@ -48,6 +48,7 @@ class Regrouped:
     taken: Callable[[Values, NDArray[np.intp]], Floats]
     levels: tuple[float, ...] = ()
     exact_scales: bool = True
+    gained: bool = False
 
 
 def plain(cols: int, values: Values, rows: NDArray[np.intp]) -> Floats:

@@ -78,12 +78,14 @@ def held(
     cols: int,
     *,
     bits: int = 4,
+    group: int | None = None,
     overall: float = 1,
     turned: bool = False,
 ) -> Held:
     """The codes of rows of small floats, of 4 bits two to a byte, and their scales: bytes that are exponents of 2 for
-    every 32 columns, or E4M3 for every 16, times the scale of the tensor. turned: as in `Held`."""
-    group, dtype = (NV, "F8_E4M3") if scale.dtype == "F8_E4M3" else (MX, "F8_E8M0")
+    every 32 columns, or E4M3 for every 16 or `group`, times the scale of the tensor. turned: as in `Held`."""
+    usual, dtype = (NV, "F8_E4M3") if scale.dtype == "F8_E4M3" else (MX, "F8_E8M0")
+    group = usual if group is None else group
     size, groups = cols * bits // 8, cols // group
 
     def packed(first: int, last: int) -> Bytes:

@@ -101,6 +101,12 @@ class _Packed:
         return self.cols // self.scale.shape[0]
 
 
+def _has_codes(infos: Mapping[str, TensorInfo], module: str) -> bool:
+    """Whether a weight has codes that may be read; those with scales in bytes (MXFP8, NVFP4) are in another order."""
+    scale = infos.get(f"{module}{PREFIX}scale")
+    return infos[f"{module}{PREFIX}qdata"].dtype in CODES and (scale is None or not scale.dtype.startswith("F8_"))
+
+
 def _is_packed(infos: Mapping[str, TensorInfo], module: str) -> bool:
     """Whether codes have zero points that are floats, as only those of Int4Tensor do."""
     zero = infos.get(f"{module}{PREFIX}zero_point")
@@ -177,7 +183,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         module, prefix, end = name.rpartition(PREFIX)
         if prefix:
             parts.setdefault(module, []).append(end)
-    modules = [m for m, ends in parts.items() if "qdata" in ends and infos[f"{m}{PREFIX}qdata"].dtype in CODES]
+    modules = [m for m, ends in parts.items() if "qdata" in ends and _has_codes(infos, m)]
     bands, found, widths = ParamBands(), list[Found](), section(config, TORCHAO)
     for module in modules:
         _check_parts(module, parts[module])

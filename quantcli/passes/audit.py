@@ -14,9 +14,9 @@ import numpy as np
 from quantcli.errors import DataError
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View, runs_of
-from quantcli.passes import compare
+from quantcli.passes import audit_gains, compare
 from quantcli.passes.audit_codes import MOST_BITS
-from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twin
+from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twins
 from quantcli.passes.audit_method import RELATED, ROUNDED, UNEXPLAINED, method_of, other_scales
 from quantcli.passes.audit_places import Places, Sums, most_db, places_of, run_of, sums_of
 from quantcli.passes.audit_sample import STRAY, Sampled, sampled
@@ -102,8 +102,7 @@ def audit(
     found.metrics |= compare.measure(pairs, threads=threads, progress=progress)
     tensors = [_of_kept(n, after[n], found) for n in both if n not in coded]
     tensors += [_of_codes(n, after[n], found) for n in quantized]
-    tensors = _beside_scaled(_explained(tensors, before, after), before, after)
-    known = {t.name: t for t in _scored(tensors)}
+    known = {t.name: t for t in _scored(_explained(tensors, found, before, after))}
     alone = {t.name: t for t in _alone(before, after)}
     return [known.get(n) or alone[n] for n in dict.fromkeys([*after, *before])]
 
@@ -229,59 +228,31 @@ def _few(sample: Sampled) -> str:
 # ---- what tensors are beside others -------------------------------------------------------------------------------
 
 
-def _explained(tensors: list[Audited], before: Mapping[str, View], after: Mapping[str, View]) -> list[Audited]:
-    """The tensors, those among the changed ones marked as scaled whose gains are the inverse of those that columns of
-    codes have: AWQ moves scales from a layer into the norm before it."""
-    gains = [t.sample.gains for t in tensors if t.sample is not None and t.sample.gains is not None]
+def _explained(
+    tensors: list[Audited], found: _Found, before: Mapping[str, View], after: Mapping[str, View]
+) -> list[Audited]:
+    """The tensors; as scaled those among the changed ones whose gains columns of codes have, and these by what they are
+    with such gains."""
+    vectors = [t.name for t in tensors if t.became == CHANGED]
+    why = audit_gains.explained(vectors, found.samples, before, after)
+    found.samples |= why.layers
 
-    def explained(t: Audited) -> bool:
-        if t.became != CHANGED or len(t.shape) != 1 or not before[t.name].numeric:
-            return False
-        x, y = (v.read(0, t.shape[0]).astype(np.float64) for v in (before[t.name], after[t.name]))
-        return any(_inverse(x, y, g) for g in gains if len(g) == len(x))
+    def explained(t: Audited) -> Audited:
+        if t.name in why.layers:
+            return _of_codes(t.name, after[t.name], found)
+        if t.name not in why.vectors:
+            return t
+        problems = tuple(filter(None, (why.vectors[t.name],)))
+        return replace(t, became=SCALED, problems=problems, note="its scales are in columns of codes")
 
-    found = [
-        replace(t, became=SCALED, problems=(), note="its scales are in columns of codes") if explained(t) else t
-        for t in tensors
-    ]
-    if not gains or any(t.became == SCALED for t in found):
-        return found
+    tensors = [explained(t) for t in tensors]
+    if why.vectors:
+        return tensors
     line = "its rows or columns are scaled, and no kept tensor makes up for that"
     return [
         replace(t, problems=(*t.problems, line)) if t.sample is not None and t.sample.gains is not None else t
-        for t in found
+        for t in tensors
     ]
-
-
-def _beside_scaled(tensors: list[Audited], before: Mapping[str, View], after: Mapping[str, View]) -> list[Audited]:
-    """The tensors, those whose codes are not the nearest ones looked at again with the gains of a scaled vector: small
-    gains show in no tensor by itself, but where a norm has them its other layers have them too."""
-    gains: dict[int, list[np.ndarray]] = defaultdict(list)
-    for t in tensors:
-        if t.became == SCALED:
-            x, y = (v.read(0, t.shape[0]).astype(np.float64) for v in (before[t.name], after[t.name]))
-            gains[t.shape[0]].append(np.divide(x, y, out=np.ones_like(x), where=y != 0))
-
-    def again(t: Audited) -> Audited:
-        if t.sample is None or t.sample.gained_db is not None or (t.sample.nearest or 1) >= ROUNDED:
-            return t
-        for own in gains.get(t.shape[-1], []):
-            sample = sampled(before[t.name], after[t.name], own)
-            if (sample.nearest or 0) >= ROUNDED:
-                known = _Found(samples={t.name: sample}, metrics={t.name: t.metrics}, places={t.name: t.places})
-                return _of_codes(t.name, after[t.name], known)
-        return t
-
-    return [again(t) for t in tensors]
-
-
-def _inverse(x: np.ndarray, y: np.ndarray, gains: np.ndarray) -> bool:
-    """Whether the ratio of two vectors is the inverse of some gains, up to a factor."""
-    known = (x != 0) & (gains > 0)
-    if not np.array_equal(np.sign(x), np.sign(y)) or known.sum() < max(8, 0.9 * len(x)):
-        return False
-    ratio, inverse = np.log(y[known] / x[known]), -np.log(gains[known])
-    return float(np.std(ratio - inverse)) < 0.2 * float(np.std(ratio))
 
 
 def _scored(tensors: list[Audited]) -> list[Audited]:
@@ -314,7 +285,7 @@ def _usual(values: Sequence[float]) -> tuple[float, float]:
 
 def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audited]:
     """Tensors that are in one of the two alone, or of another shape there."""
-    found = []
+    found, others = [], twins([name for name in before if name not in after], before, after)
     for name in dict.fromkeys([*after, *before]):
         a, b = before.get(name), after.get(name)
         view = b if b is not None else a
@@ -328,9 +299,8 @@ def _alone(before: Mapping[str, View], after: Mapping[str, View]) -> list[Audite
             became, problem = MISSING, "it is missing"
             if not a.numeric:
                 note, problem = "it holds no weights", ""
-            other = twin(a, before, after) if a.numeric else None
-            if other is not None:
-                became, note, problem = SHARED, f"the base has the same values in {other}", ""
+            if name in others:
+                became, note, problem = SHARED, f"the base has the same values in {others[name]}", ""
         problems = (problem,) if problem else ()
         found.append(replace(_named(name, view, became), problems=problems, note=note))
     return found

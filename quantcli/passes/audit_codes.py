@@ -41,7 +41,7 @@ Codes = Callable[[TileSpan, "Floats", QuantParams], "NDArray[np.uint8]"]
 class Coded:
     """The codes of a tensor: its scheme and rows, and the parameters and codes of runs of whole rows, of which the
     decoded weights are known. taken: the weights of some rows, where these are not runs of them. exact_scales: whether
-    scales are stored as floats."""
+    scales are stored as floats; gained: whether columns of rows that are taken are divided by gains of the layout."""
 
     scheme: Scheme
     plan: Grouping
@@ -49,6 +49,7 @@ class Coded:
     codes: Codes
     taken: Callable[[Values, NDArray[np.intp]], Floats] | None = None
     exact_scales: bool = True
+    gained: bool = False
 
 
 def coded(view: View) -> Coded | str:
@@ -133,9 +134,8 @@ def _of_other_rows(found: Regrouped) -> Coded | str:
         zero = middle if params.zero is None else spread_out(params.zero, decoded, found.group)
         return np.asarray(np.rint(steps) + zero, np.uint8)
 
-    return Coded(
-        scheme=scheme, plan=plan, params=params, codes=codes, taken=found.taken, exact_scales=found.exact_scales
-    )
+    how: dict[str, Any] = {"taken": found.taken, "exact_scales": found.exact_scales, "gained": found.gained}
+    return Coded(scheme=scheme, plan=plan, params=params, codes=codes, **how)
 
 
 def _of_channels(held: Held, scheme: Scheme, plan: Grouping, shape: tuple[int, ...]) -> Coded | str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 EQUAL, CAST, CHANGED = "equal", "cast", "changed"
 """What a kept tensor is: bit by bit that of the base; that, rounded to another dtype; another one."""
+
+BEGINNING = 64
+"""Values by which tensors are told apart before they are compared."""
 
 WAYS = (EQUAL, CAST, "F16", "BF16")
 """Ways in which a kept tensor may be the one of the base, the closest first."""
@@ -62,12 +66,30 @@ def kind_of(a: View, b: View, how: str) -> tuple[str, str]:
     return CAST, f"rounded from {a.info.dtype} to {through}"
 
 
-def twin(view: View, before: Mapping[str, View], after: Mapping[str, View]) -> str | None:
-    """Another tensor of the base that has the same values, and that the file has."""
-    for name, other in before.items():
-        alike = name in after and other is not view and other.info.shape == view.info.shape
-        if not alike or other.info.dtype != view.info.dtype or not view.info.numel:
-            continue
-        if all(EQUAL in same(view, other, *run) for run in runs_of(view.info.numel, BLOCK)):
-            return name
-    return None
+def twins(missing: Iterable[str], before: Mapping[str, View], after: Mapping[str, View]) -> dict[str, str]:
+    """For tensors of the base that the file does not have: another one with the same values, that it has. Each tensor
+    is looked at once: only those that begin alike are compared."""
+    wanted = [name for name in missing if before[name].numeric and before[name].info.numel]
+    kinds = {_kind(before[name]) for name in wanted}
+    alike: defaultdict[bytes, list[str]] = defaultdict(list)
+    for name, view in before.items():
+        if name in after and view.numeric and _kind(view) in kinds:
+            alike[_beginning(view)].append(name)
+    found = {}
+    for name in wanted:
+        view = before[name]
+        runs = runs_of(view.info.numel, BLOCK)
+        for other in alike.get(_beginning(view), ()):
+            if _kind(before[other]) == _kind(view) and all(EQUAL in same(view, before[other], *run) for run in runs):
+                found[name] = other
+                break
+    return found
+
+
+def _kind(view: View) -> tuple[object, ...]:
+    return view.info.shape, view.info.dtype
+
+
+def _beginning(view: View) -> bytes:
+    """The first values of a tensor, zeros without a sign."""
+    return (view.read(0, min(view.info.numel, BEGINNING)) + np.float32(0)).tobytes()

@@ -70,8 +70,9 @@ class Sampled:
     dividing: of groups with the scale of MLX's rule, where that tells. used, codes: how many codes occur, and how many
     there are; wanted: how many would occur if all were the nearest ones; reduced: whether those that occur span one bit
     less than is stored. cleanest: the largest share of nearest codes in a column, where chance alone would not give
-    that to any; beyond: share of weights that are more than a step from what they became, though not clipped; strays:
-    how many are more than STRAY steps; zeroed: share of those that became 0, though nearer to others.
+    that to any; balanced: share of rows whose errors add up to less than a step, as rounding that preserves sums makes
+    them; beyond: share of weights that are more than a step from what they became, though not clipped; strays: how many
+    are more than STRAY steps; zeroed: share of those that became 0, though nearer to others.
     """
 
     sqnr_db: float | None
@@ -90,6 +91,7 @@ class Sampled:
     shifted: float | None = None
     dividing: float | None = None
     cleanest: float | None = None
+    balanced: float | None = None
     beyond: float | None = None
     strays: int = 0
     zeroed: float = 0.0
@@ -162,8 +164,9 @@ def sampled(before: View, after: View, columns: NDArray[np.float64] | None = Non
             return Sampled(**about, why="", nearest=_nearest_of(x, y, wide, _rows_of(spans)))
         if isinstance(found, str):
             return Sampled(**about, why=found)
-        rounded = before.info.dtype != "BF16"
-        return Sampled(**about, scheme=found.scheme, **_made(shown, y, found, spans, rounded=rounded))
+        off = audit_scales.BY_GAINS if scaled or found.gained else 0.0
+        off += audit_scales.BY_WEIGHTS if before.info.dtype != "BF16" else 0.0
+        return Sampled(**about, scheme=found.scheme, **_made(shown, y, found, spans, off))
 
 
 def _rows_of(spans: list[TileSpan]) -> NDArray[np.intp]:
@@ -225,9 +228,9 @@ def _gained(x: Floats, y: Floats) -> tuple[NDArray[np.float64], Floats]:
 # ---- how it was made ----------------------------------------------------------------------------------------------
 
 
-def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded: bool) -> dict[str, Any]:
+def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float) -> dict[str, Any]:
     """How codes and scales of a sample compare with what rounding, min-max and our search make of its weights.
-    rounded: whether the tool may have rounded weights to bfloat16 first."""
+    off: how far scales may be from what weights say, for what the tool rounds first."""
     grid, cols, table = code_grid(found.scheme), found.plan.cols, kernels.load()
     group, at = min(found.plan.group, cols), 0
     occur, wanted = np.zeros((2, 1 << grid.bits), bool)
@@ -269,7 +272,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
     if len(points) == 1 and grid.mode == INTEGER and scheme.granularity != "tensor":  # symmetric about another code
         scheme = changed(scheme, symmetric=True, grid=None)
     minmax, best = _references(x, y, scheme, group)
-    largest, about = audit_scales.of_largest(x, scales, found, rounded=rounded)
+    largest, about = audit_scales.of_largest(x, scales, found, off)
     return {
         "nearest": float(near.mean()),
         "nearest_db": decibels(sse, power),
@@ -280,6 +283,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], *, rounded:
         "shifted": audit_scales.shifted(x, scales, offsets, found) if grid.mode == OFFSET else None,
         "dividing": audit_scales.dividing(x, scales, found) if grid.mode == OFFSET else None,
         "cleanest": _cleanest(near),
+        "balanced": float(np.mean(np.abs((y - x).sum(axis=1)) <= scales.mean(axis=1))) if stepped else None,
         "beyond": beyond / near.size if stepped else None,
         "strays": strays,
         "zeroed": zeroed / near.size,

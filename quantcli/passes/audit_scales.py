@@ -14,9 +14,10 @@ from quantcli.passes.audit_codes import Coded
 if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
-SAME_SCALE, BY_SCALES, BY_WEIGHTS = 0.001, 0.004, 0.003
+SAME_SCALE, BY_SCALES, BY_WEIGHTS, BY_GAINS = 0.001, 0.004, 0.003, 0.006
 """How far a scale may be from that of the largest weight, relative to it; and how much further where scales are
-bfloat16, which rounds by up to 2^-8, and where tools may have rounded weights of the base to that first."""
+bfloat16, which rounds by up to 2^-8, where tools may have rounded weights of the base to that first, and where they
+multiplied columns with gains, which they round as they do the products."""
 
 SHIFTED = 0.05
 """Steps by which an offset must be away from the ends of a group's range to be told from them."""
@@ -62,9 +63,10 @@ def dividing(x: Floats, scales: Floats, found: Coded) -> float | None:
     return float(np.mean((np.abs(scales - divided) <= EXACT * divided)[telling]))
 
 
-def of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tuple[float | None, float | None]:
+def of_largest(x: Floats, scales: Floats, found: Coded, off: float) -> tuple[float | None, float | None]:
     """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all, and of
-    those within four times what rounding explains; None where scales are rounded too coarsely to tell."""
+    those within four times what rounding explains; None where scales are rounded too coarsely to tell. off: how far a
+    scale may be from what the weight says, relative to it, for what was rounded before."""
     if found.plan.height > 1 or found.scheme.granularity == "tensor" or not found.exact_scales:
         return None, None
     high, low = _of_groups(x, found)
@@ -76,7 +78,7 @@ def of_largest(x: Floats, scales: Floats, found: Coded, *, rounded: bool) -> tup
         return _powers(largest[known], scales[known], found), None
     if found.scheme.storage != "plain":
         return None, None
-    slack = SAME_SCALE + BY_SCALES * _of_16_bits(scales, found) + BY_WEIGHTS * rounded
+    slack = off + SAME_SCALE + BY_SCALES * _of_16_bits(scales, found)
 
     def shares(whole: Floats) -> tuple[float, float]:
         ratios = scales[known] / np.maximum(whole[known].astype(np.float64), TINY)

@@ -29,14 +29,17 @@ from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning.entry import quantized
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Source, destinations, places
+from quantcli.stores.compact import Tensors
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Decided, Kept
+from quantcli.tensors.decisions import Decisions
 from quantcli.tensors.fit import Misfit
 
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
-    from quantcli.moving_records import Movable
+    from quantcli.moving_records import Movable, Moving
     from quantcli.scheme import Scheme
+    from quantcli.tensors.info import TensorInfo
 
 MOST_THREADS = 4
 """Moving codes is limited by memory and disk: more threads would only take slabs of their own."""
@@ -181,31 +184,41 @@ def _unsuited(path: str, tensor: Decided, found: Exception) -> Decided:
 
 def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
     """The model that is written. Raises UsageError for codes that no other layout has."""
-    floats = {info.name: info for info in decoded(model, wanted).infos()}
+    floats = {info.name: info for info in decoded(model, wanted).infos()} if wanted else {}
     if wanted and not any(wanted.values()) and all(name in wanted for name, t in model.items() if t.scheme is not None):
         hint = "dequantize writes it in floating point"
         raise UsageError(f"{target} can store none of its weights quantized", hint=hint)
-    export = named(target)
-    tensors: list[Decided] = []
-    for name, tensor in model.items():
-        scheme = wanted.get(name)
-        if name not in wanted:
-            if tensor.obstacle:
-                problem = f"{target} cannot store its codes ({tensor.scheme}): {tensor.obstacle}"
-                raise UsageError(problem, place=[printable(name)])
-            tensors.append(tensor.decided)
-        elif scheme is None:
-            tensors.append(Kept(info=floats[name], reason="target"))
-        else:
-            tensors.append(quantized(floats[name], scheme, "target"))
+    export, infos = named(target), Tensors()
+
+    def decided() -> Iterator[Decided]:
+        for name, tensor in model.items():
+            found = _decided(name, tensor, wanted, floats, target)
+            infos.add(found.info.name, (found.info.dtype, found.info.shape), 0)
+            yield found
+
+    tensors = Decisions(infos, decided())
     return Outgoing(
-        tensors=tuple(tensors),
+        tensors=tensors,
         to=target,
         beside=model.source.beside,
         container=container,
         document="kept" if not wanted and export.keeps_document and export.documents(tensors) else "none",
         again=None if container else export.again(model.source),
     )
+
+
+def _decided(
+    name: str, tensor: Moving, wanted: Mapping[str, Scheme | None], floats: Mapping[str, TensorInfo], target: str
+) -> Decided:
+    """What a tensor becomes. floats: those that are quantized again. Raises UsageError for codes that no other layout
+    has."""
+    if name not in wanted:
+        if tensor.obstacle:
+            problem = f"{target} cannot store its codes ({tensor.scheme}): {tensor.obstacle}"
+            raise UsageError(problem, place=[printable(name)])
+        return tensor.decided
+    scheme = wanted[name]
+    return Kept(info=floats[name], reason="target") if scheme is None else quantized(floats[name], scheme, "target")
 
 
 def to_file(export: Export, path: str, *, force: bool) -> tuple[int, set[str]]:

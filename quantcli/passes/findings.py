@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from quantcli.errors import printable
@@ -97,6 +99,10 @@ class OfTensor:
     unchecked: Sequence[str] = ()
 
 
+_NOTHING = OfTensor()
+"""What is found on most tensors."""
+
+
 class Findings:
     """Findings from several threads; of those alike the first in file order counts, whoever comes first."""
 
@@ -116,19 +122,20 @@ class Findings:
 
     def of_tensor(self) -> OfTensor:
         """What was found, where all of it is on one tensor."""
-        return OfTensor(list(self._found.values()), self.unchecked)
+        return OfTensor(list(self._found.values()), self.unchecked) if self._found or self.unchecked else _NOTHING
 
     def put(self, more: OfTensor) -> None:
         """Take in what was found on another tensor."""
         for one in more.found:
             self._found[one.finding.tensor, one.finding.check, one.finding.problem] = one
-        self.unchecked += more.unchecked
+        self.unchecked += [line for line in more.unchecked if line not in self.unchecked]
 
     def ordered(self, names: Iterable[str]) -> tuple[Finding, ...]:
         """All that is wrong, in the order of these names."""
-        order = {name: i for i, name in enumerate(["", *names])}
+        wanted = {found.finding.tensor for found in self._found.values()}
+        order = {name: i for i, name in enumerate(chain([""], names)) if name in wanted} if wanted else {}
         found = sorted(
             self._found.values(),
-            key=lambda f: (order.get(f.finding.tensor, len(order)), CHECKS.index(f.finding.check), f.at),
+            key=lambda f: (order.get(f.finding.tensor, math.inf), CHECKS.index(f.finding.check), f.at),
         )
         return tuple(replace(f.finding, count=f.count) for f in found)

@@ -10,6 +10,7 @@ from typing import Any
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
 from quantcli.errors import printable
+from quantcli.layouts.native.entries import decisions
 from quantcli.layouts.native.stored import StoredTensor
 from quantcli.passes.configuration import quantization_config
 from quantcli.stores import Source, places
@@ -39,7 +40,7 @@ def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[
     content = strict_json(read_small(config, _MOST), config) if places.is_file(config) else None
     says = content.get("quantization_config") if isinstance(content, dict) else None
     if isinstance(content, dict) and (says is None or isinstance(says, dict)):
-        wanted, _ = quantization_config([t.decided for t in stored], architectures.of(content) or UNNAMED)
+        wanted, _ = quantization_config(decisions(stored), architectures.of(content) or UNNAMED)
         if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
             found.append(f"{CONFIG}: quantization_config names compressed-tensors, which does not support this")
         for name, value in (wanted or {}).items():

@@ -97,17 +97,22 @@ class Failed:
 
 def visited(made: Pass, items: Iterable[Item], threads: int, advance: Advance) -> list[Any]:
     """What visits in this process return."""
-    found: dict[int, Any] = {}
+    found = list[Any]()
 
     def keep(number: int, item: Item) -> Visit:
         found[number] = yield from made.visit(item, advance)
+
+    def visits() -> Iterator[Visit]:
+        for number, item in enumerate(items):
+            found.append(None)
+            yield keep(number, item)
 
     def stopped() -> None:
         for source in made.sources:
             source.interrupt()
 
-    walk((keep(number, item) for number, item in enumerate(items)), threads=threads, stopped=stopped)
-    return [found[number] for number in range(len(found))]
+    walk(visits(), threads=threads, stopped=stopped)
+    return found
 
 
 def identity(sources: Sequence[Source]) -> tuple[tuple[str, int, str], ...]:

@@ -10,7 +10,7 @@ its parameters found again: a scale may differ in its last bit and leave all cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,13 +21,13 @@ import numpy as np
 from quantcli import __version__, kernels
 from quantcli import metrics as metric
 from quantcli.dtypes import DTYPES
-from quantcli.errors import printable
+from quantcli.each import Each
 from quantcli.formats import code_grid
 from quantcli.kernels import QuantParams, Sums, Tile
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.matching import open_original
 from quantcli.models import open_model
-from quantcli.passes import checks, folder_checks
+from quantcli.passes import checks, verify_whole
 from quantcli.passes.batches import Crew, run
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.largest import Largest
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from quantcli.layouts.native.stored import StoredQuantized
     from quantcli.planning.statistics import InputStatistics
     from quantcli.stores import Source
+    from quantcli.tensors.decided import Decided
 
 
 def verify(
@@ -69,12 +70,14 @@ def verify(
     file cannot be read to its end."""
     found = Findings()
     made = Verification(model, original, statistics)
-    _headers(model, found)
+    verify_whole.headers(model, found)
     if original is not None:
-        _compare(model, original, found)
+        verify_whole.names_and_shapes(model, original, found)
         if not made.again:
             found.unchecked.append(f"scales are not recomputed: another version wrote them, not {__version__}")
-    items = [Item(name, made.nbytes(name)) for name in model]
+    items = Each(
+        len(model), lambda: map(made.item, model.values()), lambda n: made.item(model[model.entries[n].info.name])
+    )
     for one in run(made, items, threads=threads, progress=progress, crew=crew, opening=opening):
         found.put(one)
     model.source.check_unchanged()
@@ -91,45 +94,6 @@ def verify(
 WEIGHTED = ("scales weighted by importances", "--importance"), ("codes and scales chosen by statistics", "--statistics")
 
 
-def _headers(model: Model, found: Findings) -> None:
-    """Whether every header is as it was written, and every file has one of ours."""
-    source = model.source
-    documents = iter(model.documents)
-    for name, shard in source.shards.items():
-        place = f"{printable(name)}: " if name else ""
-        if not shard.documents:
-            found.add("", "structure", f"{place}it has no quantcli header")
-            continue
-        intact = next(documents).intact
-        if intact is None:
-            found.unchecked.append("the header has no digest of its own")
-        elif not intact:
-            found.add("", "structure", f"{place}the header was changed after it was written")
-    if source.folder is not None:
-        for problem in folder_checks.faults(source, source.folder, [t.stored for t in model.values()]):
-            found.add("", "structure", problem)
-
-
-def _compare(model: Model, original: Model, found: Findings) -> None:
-    """Whether names, types and shapes are those of the original."""
-    for name, tensor in model.items():
-        if name not in original:
-            found.add(name, "source", "it is not in the original")
-        elif not _alike(tensor, original[name]):
-            info, here = original[name].stored.info, tensor.stored.info
-            there = f"{info.dtype} {list(info.shape)}"
-            found.add(name, "source", f"it is {there} in the original, not {here.dtype} {list(here.shape)}")
-    for name in original:
-        if name not in model:
-            found.add(name, "source", "it is missing here")
-
-
-def _alike(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same type and shape."""
-    info, here = other.stored.info, tensor.stored.info
-    return (info.dtype, info.shape) == (here.dtype, here.shape)
-
-
 class Verification:
     """The pass over the tensors of a model, and the passes it takes to find parameters again."""
 
@@ -137,20 +101,23 @@ class Verification:
         self.model, self.original, self.statistics = model, original, statistics
         self.table = kernels.load()
         self.again = all(d.tool == f"quantcli {__version__}" for d in model.documents)
-        both = {} if original is None else {name: t for name, t in model.items() if name in original}
-        self.comparable = {name for name, t in both.items() if original is not None and _alike(t, original[name])}
-        decided = {name: tensor.stored.decided for name, tensor in model.items() if name in self.comparable}
-        self.largest = Largest(decided, self._original)
+        self.largest = Largest(_Comparable(self), self._original)
 
     @property
     def sources(self) -> list[Source]:
         """What is read."""
         return [one.source for one in (self.model, self.original) if one is not None]
 
-    def nbytes(self, name: str) -> int:
-        """Bytes that are read of a tensor."""
-        stored = self.model[name].stored
-        return stored.info.nbytes if stored.grouping is None or name in self.comparable else stored.bytes_out
+    def item(self, tensor: Tensor) -> Item:
+        """A tensor, with the bytes that are read of it."""
+        stored = tensor.stored
+        whole = stored.grouping is None or self.is_comparable(tensor)
+        return Item(stored.info.name, stored.info.nbytes if whole else stored.bytes_out)
+
+    def is_comparable(self, tensor: Tensor) -> bool:
+        """Whether the original has a tensor of this name, dtype and shape."""
+        other = self.original.get(tensor.name) if self.original is not None else None
+        return other is not None and verify_whole.alike(tensor, other)
 
     def visit(self, item: Item, advance: Advance) -> Visit:
         """What is wrong with a tensor."""
@@ -163,6 +130,25 @@ class Verification:
 
     def _original(self, name: str, start: int, block: NDArray[np.uint8]) -> None:
         _read(self.source_of(name), start, block.data)
+
+
+class _Comparable(Mapping[str, "Decided"]):
+    """What was decided for the tensors that can be compared with the original."""
+
+    def __init__(self, run: Verification) -> None:
+        self._run = run
+
+    def __getitem__(self, name: str) -> Decided:
+        tensor = self._run.model[name]
+        if not self._run.is_comparable(tensor):
+            raise KeyError(name)
+        return tensor.stored.decided
+
+    def __iter__(self) -> Iterator[str]:
+        return (tensor.name for tensor in self._run.model.values() if self._run.is_comparable(tensor))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 @contextmanager
@@ -191,6 +177,7 @@ class _Look:
     def __init__(self, run: Verification, name: str, advance: Advance) -> None:
         self.run, self.name, self._advance = run, name, advance
         self.tensor, self.table = run.model[name], run.table
+        self._comparable = run.is_comparable(self.tensor)
         self.found = Findings()
         self.add = partial(self.found.add, name)
 
@@ -204,7 +191,7 @@ class _Look:
         stored = tensor.stored
         if stored.digest is None:
             self.found.unchecked.append("the header has no digests of the original weights")
-        if stored.grouping is not None and name not in run.comparable:
+        if stored.grouping is not None and not self._comparable:
             yield [partial(checks.whole, self.add, tensor), *self._tiles(None, None)]
             return
         # The original bytes of a kept tensor are in the file itself.
@@ -259,7 +246,7 @@ class _Look:
         size = min(COPY, tensor.stored.info.nbytes - start)
         block = tensor.read_bytes(name, start, size)
         weights.see(start, block.data)
-        if name in self.run.comparable:
+        if self._comparable:
             same = self.run.source_of(name).read_bytes(name, start, size) == block
             if not same.all():
                 at = (start + int(same.argmin())) * 8 // DTYPES[tensor.dtype].bits

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from quantcli.each import Each
 from quantcli.errors import DataError, VersionError
 from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
 from quantcli.models import Model, View, open_model
@@ -59,7 +60,10 @@ def verify_path(
     if folder := folder_of(path):
         missing = [Finding(tensor="", check="structure", problem=line) for line in lacking(folder)]
         found = replace(found, findings=(*missing, *found.findings))
-    return found, [within(name, tensor) for name, (_, names) in done.items() for tensor in names]
+    return found, Each(
+        sum(len(names) for _, names in done.values()),
+        lambda: (within(name, tensor) for name, (_, names) in done.items() for tensor in names),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,7 @@ def _verified(pair: Pair, how: _How) -> tuple[Verified, Sequence[str]]:
         for one in (model, *([first] if first is not None else [])):
             for line in one.source.warnings:
                 how.say(f"{one.path}: {line}")
-        return _of(model, first, pair, how), list(model.stored)
+        return _of(model, first, pair, how), Each(len(model.stored), lambda: model.stored)
 
 
 def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quantcli import terminal as t
+from quantcli.each import Each
 from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.patterns import module_of
-from quantcli.reports.documents import Display, Line, Part, document
+from quantcli.reports.build import HELD
+from quantcli.reports.documents import PEOPLE_ONLY, SCHEMA_VERSION, Display, Line, Part, document, outline
 from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.info import TensorInfo
 
@@ -54,7 +57,7 @@ class ExportReport:
     source: str
     output: str
     target: str
-    tensors: list[ExportedTensor]
+    tensors: Sequence[ExportedTensor]
     notes: list[str]
     warnings: list[str]
     config: dict[str, Any]
@@ -64,14 +67,21 @@ class ExportReport:
     bytes_in: int
     bytes_out: int
     seconds: float
+    counts: Mapping[tuple[str, bool], int] = field(metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first; all numbers finite."""
         return document("export", self)
 
+    def outline(self) -> dict[str, Any]:
+        """What `as_dict` holds, with records as they are."""
+        return {"schema_version": SCHEMA_VERSION, "command": "export", **outline(self)}
+
     def parts(self, display: Display) -> Iterator[Part]:
         """The cost, then every tensor: what lost most first."""
-        counts = Counter(tensor.disposition for tensor in self.tensors)
+        counts = Counter[str]()
+        for (disposition, _), count in self.counts.items():
+            counts[disposition] += count
         what = ", ".join(f"{n} {word}" for word, n in counts.most_common())
         cost = f"SQNR {t.decibels(self.sqnr_db, False)} dB where it was not lossless"
         if self.lossless or self.sqnr_db is None:
@@ -80,13 +90,16 @@ class ExportReport:
         yield Line(f"{self.target}: {what}; {cost}")
         yield Line(f"{t.size(self.bytes_in)} -> {t.size(self.bytes_out)}, {self.seconds:.2f} s")
         yield Line()
-        rows = sorted(self.tensors, key=lambda r: (r.disposition == "kept", r.lossless, r.sqnr_db or 0.0))
-        yield _table(rows[: display.limit])
-        left = rows[display.limit :] if display.limit is not None else []
-        if left:
-            lossless = sum(r.lossless and r.disposition != "kept" for r in left)
-            kept = sum(r.disposition == "kept" for r in left)
-            yield Line(f"and {len(left)} more: {lossless} lossless, {kept} kept; --all shows them")
+        limit = len(self.tensors) if display.limit is None else display.limit
+        rows = heapq.nsmallest(
+            limit, self.tensors, key=lambda r: (r.disposition == "kept", r.lossless, r.sqnr_db or 0.0)
+        )
+        yield _table(rows)
+        if len(rows) < len(self.tensors):
+            left = Counter(self.counts) - Counter((r.disposition, r.lossless) for r in rows)
+            lossless = sum(count for (word, same), count in left.items() if same and word != "kept")
+            kept = left["kept", True] + left["kept", False]
+            yield Line(f"and {left.total()} more: {lossless} lossless, {kept} kept; --all shows them")
 
 
 def report_of(
@@ -105,11 +118,17 @@ def report_of(
     """The report on models by name, a single one under an empty name. rounded: which of their tensors no longer stand
     for the same numbers; bytes_in, bytes_out: of all weights."""
     found = {name: export.outgoing.conversion for name, export in exports.items()}
-    tensors = [
-        replace(tensor, name=within(name, tensor.name))
-        for name, export in exports.items()
-        for tensor in (_tensor(moving, export, rounded[name]) for moving in export.model.values())
-    ]
+    total = sum(len(export.model) for export in exports.values())
+    rows = Each(
+        total,
+        lambda: (
+            _tensor(within(name, own), moving, export, rounded[name])
+            for name, export in exports.items()
+            for own, moving in export.model.items()
+        ),
+    )
+    tensors: Sequence[ExportedTensor] = rows if total > HELD else list(rows)
+    counts = Counter((tensor.disposition, tensor.lossless) for tensor in tensors)
     errors = [m for export in exports.values() for m in export.metrics.values() if m is not None and not m.exact]
     configs = {name: dict(conversion.config) for name, conversion in found.items()}
     return ExportReport(
@@ -121,15 +140,17 @@ def report_of(
         warnings=list(warnings),
         config=configs.get("", configs),
         copied=list(copied),
-        lossless=all(tensor.lossless for tensor in tensors),
+        lossless=all(lossless for _, lossless in counts),
         sqnr_db=sum(errors, NOTHING).sqnr_db if errors else None,
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         seconds=seconds,
+        counts=counts,
     )
 
 
-def _tensor(moving: Moving, export: Export, rounded: Set[str]) -> ExportedTensor:
+def _tensor(shown: str, moving: Moving, export: Export, rounded: Set[str]) -> ExportedTensor:
+    """What became of a tensor. shown: its name, of a pipeline with that of the component."""
     name = moving.decided.info.name
     job = export.outgoing.jobs.get(name)
     outputs = job.outputs if job is not None else ()
@@ -141,7 +162,7 @@ def _tensor(moving: Moving, export: Export, rounded: Set[str]) -> ExportedTensor
     if job is None:
         disposition = "left out"
     return ExportedTensor(
-        name=name,
+        name=shown,
         shape=list(moving.decided.info.shape),
         disposition=disposition,
         scheme=moving.scheme,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import origins
-from quantcli.layouts.native.model import stored_tensors
 from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
 from quantcli.metrics import Metrics
 from quantcli.models import Model, View, open_model, view_of
@@ -99,7 +98,7 @@ def _of(pair: Pair, path: str, against: str | None, how: Measuring) -> Reported:
 def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
     """What is reported of a model that quantcli quantized."""
     model.stored.check_headers()
-    stored, documents = stored_tensors(model.stored), model.stored.documents
+    stored, documents = model.stored.entries, model.stored.documents
     metrics, known, outputs = [s.metrics for s in stored], None, None
     if pair.before is None:
         model.source.check_unchanged()  # a pipe to its end: it may be truncated, and its writer continues

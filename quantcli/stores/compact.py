@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import accumulate, chain
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from quantcli.each import Numbered
 from quantcli.tensors.info import Kind, TensorInfo
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 _LAST = (1 << 63) - 1
 """The last place in a file that there can be. What a damaged file has beyond it begins there."""
@@ -199,6 +200,45 @@ class InOrder(ValuesView[T]):
 
     def __iter__(self) -> Iterator[T]:
         return self._items()
+
+
+class Made(Mapping[str, V], Generic[T, V]):
+    """What is made of the values of another map, each when it is asked for: views of a million small tensors would take
+    a gigabyte. held: that map."""
+
+    __slots__ = ("_held", "_make")
+
+    def __init__(self, held: Mapping[str, T], make: Callable[[T], V]) -> None:
+        self._held, self._make = held, make
+
+    def __getitem__(self, name: str) -> V:
+        return self._make(self._held[name])
+
+    def values(self) -> InOrder[V]:
+        """What is made of all, in order."""
+        return InOrder(self, lambda: map(self._make, self._held.values()))
+
+    def items(self) -> ItemsView[str, V]:
+        """Names, and what is made of each, in order."""
+        return Items(self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class Items(ItemsView[str, V]):
+    """Names and values of a map in its order, none of which is looked up by its name."""
+
+    _mapping: Mapping[str, V]
+
+    def __iter__(self) -> Iterator[tuple[str, V]]:
+        return zip(self._mapping, self._mapping.values())
 
 
 class ByName(Mapping[str, TensorInfo]):

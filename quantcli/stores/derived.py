@@ -121,6 +121,18 @@ class Selected(Source):
         """Nothing: the files belong to the whole."""
 
 
+class Outline(Selected):
+    """Tensors of a source by names, dtypes and shapes alone, with the files beside them: what tells how they are to be
+    arranged, before any is decoded."""
+
+    def __init__(self, whole: Source, infos: Sequence[TensorInfo]) -> None:
+        super().__init__(whole, infos, share=whole.share, files=whole.files(), metadata=whole.metadata)
+        self.folder, self.index, self.kind = whole.folder, whole.index, Derived.kind
+
+    def beside(self, name: str) -> bytes | None:
+        return self._whole.beside(name)
+
+
 class Derived(Source):
     """Tensors that are computed from those of a source, which still says where they come from: its path and files, the
     files beside them, and the shard that each counts to."""

@@ -124,11 +124,13 @@ class OutputFolder(Protocol):
     def take(self, name: str, path: str) -> bool:
         """Take over a finished file from elsewhere without copying its bytes; whether that is possible."""
 
-    def flush(self) -> None:
-        """Declare that all files made by now are finished: places that are sent one file at a time send them."""
+    def finished(self, name: str) -> None:
+        """Declare that a file is complete: places that are sent one file at a time send it, others check in `publish`
+        that it is still the same. Raises QuantcliError where it is not there."""
 
     def publish(self) -> None:
-        """Give the folder its name, with all its files."""
+        """Give the folder its name, with all its files. Raises QuantcliError where somebody has removed or changed
+        one that was finished."""
 
 
 class Kind(Protocol):

@@ -18,6 +18,7 @@ from typing import Any
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error, printable
 from quantcli.stores import places, system
+from quantcli.stores.complete import CompleteFile, no_longer
 from quantcli.stores.files import InputFile, another_created
 from quantcli.stores.workspace import Workspace, is_own, remove
 
@@ -56,6 +57,7 @@ class OutputFolder:
         self.found = self._workspace.found
         self.hold = self._workspace.keep
         self.temp = os.path.join(self._workspace.folder, "folder")
+        self._finished: dict[str, CompleteFile] = {}
 
     def begin(self, keep: Collection[str]) -> None:
         """Start with exactly these files of the interrupted run."""
@@ -136,6 +138,7 @@ class OutputFolder:
             _write(path, blocks)
         except OSError as error:
             raise os_error(error, os.path.join(self.path, name)) from None
+        self.finished(name)
 
     def rename(self, old: str, new: str) -> None:
         """Rename a file of the folder."""
@@ -143,16 +146,29 @@ class OutputFolder:
             os.rename(os.path.join(self.temp, old), os.path.join(self.temp, new))
         except OSError as error:
             raise os_error(error, os.path.join(self.path, new)) from None
+        if old in self._finished:
+            self._finished[new] = self._finished.pop(old)
 
     def take(self, name: str, path: str) -> bool:
         """No: files of this machine are linked (see assembled), which is as fast."""
         return False
 
-    def flush(self) -> None:
-        """Nothing: files are where they are made."""
+    def finished(self, name: str) -> None:
+        """Declare that a file is complete: `publish` checks that it is still the same."""
+        try:
+            self._finished[name] = CompleteFile.of(os.path.join(self.temp, name))
+        except OSError as error:
+            raise os_error(error, os.path.join(self.path, name)) from None
+
+    def _check_finished(self) -> None:
+        """Raise QuantcliError where somebody has removed or changed a file of the folder."""
+        for name, finished in self._finished.items():
+            if not finished.is_at(os.path.join(self.temp, name)):
+                raise no_longer(os.path.join(self.path, name))
 
     def publish(self) -> None:
         """Move the folder into place; an old one is exchanged in one step, then removed."""
+        self._check_finished()
         system.sync_folder(self.temp)
         with interrupts.deferred():
             try:

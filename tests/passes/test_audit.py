@@ -90,12 +90,13 @@ METHODS |= {
     "gptqmodel-desc-act": METHODS["gptq"],
     "autoawq": METHODS["awq"],
     "autoround-awq": METHODS["autoround"],
+    "modelopt-awq": METHODS["awq"],
 }
 """What made the models of golden/audits, by the tools' own code: llm-compressor 0.14's GPTQ and AWQ, which scales what
 comes after a norm and between two matrices, but no o_proj; GPTQModel 7.2, also with desc_act, whose groups are not runs
-of columns; AutoAWQ 0.2.9; AutoRound 0.16 in the layouts of GPTQ and AWQ, 0.15 as its own loader reads them; HQQ 0.2.8;
-and MLX 0.32, whose scales of 6 bits are near enough to those of min-max to have been taken for those of changed
-weights."""
+of columns; AutoAWQ 0.2.9; ModelOpt 0.47, whose scales of inputs of o_proj and down_proj stay beside them; AutoRound
+0.16 in the layouts of GPTQ and AWQ, 0.15 as its own loader reads them; HQQ 0.2.8; and MLX 0.32, whose scales of 6 bits
+are near enough to those of min-max to have been taken for those of changed weights."""
 
 
 @pytest.mark.parametrize("tool", METHODS)
@@ -109,13 +110,33 @@ def test_models_that_other_tools_made(tool: str, doctored: Path) -> None:
     unsure = "; of 14 it is uncertain whether weights were changed a little"
     assert found["verdict"].endswith(unsure) == tool.startswith("autoround")
     plain = {n.split(".")[-2] for n, t in found["by_name"].items() if t["method"] == "min-max"}
-    assert plain == ({"o_proj"} if tool.endswith("awq") and tool != "autoround-awq" else set())
+    beside = {"awq": {"o_proj"}, "autoawq": {"o_proj"}, "modelopt-awq": {"o_proj", "down_proj"}}
+    assert plain == beside.get(tool, set())
     code, found = audited(path, doctored)
     up = {f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)}
-    # Of what comes after that norm up_proj proves its gains, or what is left, gate_proj, has small ones.
-    behind = {"awq": ["post_attention_layernorm"], "autoawq": ["post_attention_layernorm", "mlp.gate_proj"]}
-    unproven = {f"model.layers.1.{name}.weight" for name in behind.get(tool, ())}
-    assert code == 1 and problems(found).keys() == {*up, "model.norm.weight", *unproven}
+    assert code == 1 and problems(found).keys() == {*up, "model.norm.weight"}
+
+
+def noise_of_a_percent(norm: np.ndarray) -> np.ndarray:
+    return norm * (1 + np.float32(0.01) * np.random.default_rng(3).normal(size=norm.shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("tool", ["awq", "autoawq", "modelopt-awq"])
+@pytest.mark.parametrize("norm", ["0.input", "0.post_attention", "1.input", "1.post_attention"])
+@pytest.mark.parametrize("change", [noise_of_a_percent, lambda norm: norm * 1.01, lambda norm: norm * 0.99])
+def test_a_norm_that_took_scales_and_was_changed_by_a_percent(
+    tool: str, norm: str, change: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    """is named, and nothing else is: the codes of the layers behind it prove the scales that they were made with"""
+    folder = tmp_path / tool
+    shutil.copytree(GOLDEN_FILES / "audits" / tool, folder)
+    tensors = {name: stored.array for name, stored in load(folder / "model.safetensors").items()}
+    name = f"model.layers.{norm}_layernorm.weight"
+    tensors[name] = change(tensors[name].astype(np.float32)).astype(tensors[name].dtype)
+    save(folder / "model.safetensors", tensors, {"format": "pt"})
+    code, found = audited(folder, LLAMA)
+    assert code == 1 and problems(found).keys() == {name}
+    assert "changed a little" in problems(found)[name]
 
 
 MIN_MAX = ("bitsandbytes-fp4", "mlx-mxfp8", "mxfp4", "quanto", "torchao", "w4a8")

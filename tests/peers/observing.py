@@ -45,7 +45,7 @@ def run(pythons: dict[str, Any], work: Path) -> tuple[list[str], int]:
                 quantcli("dequantize", codes, "--dtype", "float32", "-o", floats, "--force", "-q")
                 made.append(floats)
             figures = rounding.Figures(str(python), name, folder)
-            cells = {way: figures.of(path) for way, path in zip(ways, made)}
+            cells = {way: figures.of(path)["figure"] for way, path in zip(ways, made)}
             figures.close()
             better = cells["MATRICES"] > cells[""] if figure == "cosine" else cells["MATRICES"] < cells[""]
             wrong += not better

@@ -7,8 +7,8 @@ KIND is a key of TOOLS.
 gptq, awq, w4a8 and mxfp4 need llmcompressor 0.14.0.1 with datasets, autoround and autoround-awq auto-round 0.16.1,
 autoround-own and autoround-own-zeros auto-round 0.15.1, hqq hqq 0.2.8.post1, mlx and mlx-mxfp8 mlx 0.32.4, gptqmodel
 and gptqmodel-desc-act gptqmodel 7.2.0, bitsandbytes-fp4 bitsandbytes 0.50.2, torchao torchao 0.18.0 and quanto optimum-
-quanto 0.2.7; all torch 2.13.0 and transformers 5.23.0. autoawq needs autoawq 0.2.9, without its dependencies, and
-transformers 4.51.3.
+quanto 0.2.7, modelopt-awq nvidia-modelopt 0.47.0; all torch 2.13.0 and transformers 5.23.0. autoawq needs autoawq
+0.2.9, without its dependencies, and transformers 4.51.3.
 They run on a processor in a minute.
 Inputs are the text of README.md, a letter a word.
 """
@@ -233,6 +233,23 @@ def hqq(out: Path) -> None:
     as_folder(out, found, {"quantization_config": method})
 
 
+def modelopt_awq(out: Path) -> None:
+    """ModelOpt's AWQ in groups of 32: scales of layers behind a norm are averaged, and others stay beside the layer."""
+    import copy
+
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
+    recipe = copy.deepcopy(mtq.INT4_AWQ_CFG)
+    for entry in recipe["quant_cfg"]:
+        if "block_sizes" in (entry.get("cfg") or {}):
+            entry["cfg"]["block_sizes"][-1] = 32
+    rows = torch.tensor(inputs())
+    export_hf_checkpoint(mtq.quantize(model, recipe, lambda own: [own(some) for some in rows.split(8)]), export_dir=out)
+
+
 TOOLS: dict[str, Callable[[Path], None]] = {
     "gptq": partial(llmcompressor, "gptq"),
     "awq": partial(llmcompressor, "awq"),
@@ -251,6 +268,7 @@ TOOLS: dict[str, Callable[[Path], None]] = {
     "torchao": torchao,
     "quanto": quanto,
     "autoawq": autoawq,
+    "modelopt-awq": modelopt_awq,
     "autoawq-fault": partial(autoawq, copied=False),
 }
 

@@ -150,6 +150,36 @@ def modelopt() -> None:
         save(f"modelopt-{name}", parts, expected, {"dtype": "bfloat16"})
 
 
+def modelopt_int4() -> None:
+    """Integers of 4 bits as ModelOpt's export packs them, without and with scales of inputs, and of experts. Nothing
+    in it decodes them: codes times scales, which are what its own simulation gives but for the last bit."""
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export.quant_utils import get_weight_scaling_factor, pack_int4_in_uint8
+
+    config = {"quant_cfg": [{"quantizer_name": "*", "enable": False},
+                            {"quantizer_name": "*weight_quantizer", "enable": True,
+                             "cfg": {"num_bits": 4, "block_sizes": {-1: 16}}}], "algorithm": "max"}  # fmt: skip
+
+    def decoded(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        groups = weight.reshape(*scale.shape, -1)
+        return ((groups / scale[..., None]).round() * scale[..., None] + 0.0).reshape(weight.shape)
+
+    for name, (rows, cols) in [("plain", (26, 48)), ("inputs", (14, 64))]:
+        [module] = mtq.quantize(nn.Sequential(layer(rows, cols)), config, lambda own: None)
+        weight, scale = module.weight.data, get_weight_scaling_factor(module)
+        parts = {"m.weight": pack_int4_in_uint8(weight, scale, 16), "m.weight_scale": scale}
+        expected = decoded(weight, scale)
+        torch.testing.assert_close(module.weight_quantizer(weight).detach(), expected, rtol=1e-6, atol=0)
+        if name == "inputs":
+            parts["m.pre_quant_scale"] = torch.exp(torch.randn(cols, generator=CHANCE) / 2)
+            expected = expected * parts["m.pre_quant_scale"]
+        save(f"modelopt-int4-{name}", parts, expected, {})
+    stack = torch.stack([layer(6, 32).weight.data for _ in range(3)])
+    scale = stack.reshape(3, 6, 2, 16).abs().amax(-1) / 7
+    parts = {"m.weight": pack_int4_in_uint8(stack, scale, 16), "m.weight_scale": scale}
+    save("modelopt-int4-experts", parts, decoded(stack, scale), {})
+
+
 def modelopt_blocks() -> None:
     """FP8 in blocks, whose scales ModelOpt's own export leaves in four dimensions."""
     from modelopt.torch.quantization.qtensor import FP8QTensor
@@ -170,6 +200,7 @@ if __name__ == "__main__":
         ("optimum", quanto_packed),
         ("modelopt", modelopt),
         ("modelopt", modelopt_blocks),
+        ("modelopt", modelopt_int4),
     ]:
         if find_spec(package):
             write()

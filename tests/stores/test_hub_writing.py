@@ -74,13 +74,13 @@ def test_only_one_file_is_in_the_spool_at_a_time(
     hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Quote: "ONE file at a time"."""
-    seen, sent = [], spool.SpooledFolder.flush
+    seen, sent = [], spool.SpooledFolder.finished
 
-    def counted(self: spool.SpooledFolder) -> None:
+    def counted(self: spool.SpooledFolder, name: str) -> None:
         seen.append(sum(len(names) for _, _, names in os.walk(self.temp)))
-        sent(self)
+        sent(self, name)
 
-    monkeypatch.setattr(spool.SpooledFolder, "flush", counted)
+    monkeypatch.setattr(spool.SpooledFolder, "finished", counted)
     assert quantized(made(tmp_path / "model"), "hf://me/small").code == 0
     assert max(seen) == 1 and len(hub.uploaded) >= 4
 
@@ -437,15 +437,15 @@ def test_what_makes_a_folder_whole_is_sent_last(objects: Any, tmp_path: Path, mo
 def test_two_runs_on_one_output(objects: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     """Quote: "two drivers on one destination: one line, nothing half-written that looks whole"."""
     source, lock = made(tmp_path / "model"), ".w4.quantcli-partial/lock"
-    flush, second = spool.SpooledFolder.flush, list[Any]()
+    finished, second = spool.SpooledFolder.finished, list[Any]()
 
-    def meanwhile(self: spool.SpooledFolder) -> None:
+    def meanwhile(self: spool.SpooledFolder, name: str) -> None:
         if not second:
             second.append(None)
             second[0] = quantized(source, f"{scheme}://bucket/w4", "--force")
-        flush(self)
+        finished(self, name)
 
-    monkeypatch.setattr(spool.SpooledFolder, "flush", meanwhile)
+    monkeypatch.setattr(spool.SpooledFolder, "finished", meanwhile)
     assert quantized(source, f"{scheme}://bucket/w4").code == 0
     assert "another run is writing it" in one_line(second[0], 1)
     assert "w4/config.json" in listed(objects) and lock not in listed(objects)

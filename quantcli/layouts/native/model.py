@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from quantcli.errors import DataError, printable
 from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import LEVELS, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
+from quantcli.layouts.native.entries import ByName, Document, Unlisted
 from quantcli.layouts.native.parts import parts, zero_shape
 from quantcli.layouts.native.reading import parse
-from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor
+from quantcli.layouts.native.stored import StoredKept, StoredTensor
 from quantcli.notebook import table
 from quantcli.scales import Store
 from quantcli.stores import Source, open_source
-from quantcli.stores.compact import InOrder
+from quantcli.stores.compact import Made
 from quantcli.tensors import digits, packing
 from quantcli.tensors.api import QuantizedTensor
 from quantcli.tensors.blocks import by_rows
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from quantcli.kernels.codebook import Codebook
     from quantcli.scheme import Scheme
 
-
-T = TypeVar("T")
 
 CHANGED = "its quantcli header was changed after it was written, so what it says cannot be relied on"
 
@@ -257,53 +256,24 @@ class Tensor:
         return QuantizedTensor(self.stored.info, scheme, plan, self.params(whole), self.packed(whole))
 
 
-class _Made(Mapping[str, Tensor], Generic[T]):
-    """Tensors of a source, each of which is made when it is asked for: those of a million small tensors take 250 MiB.
-    held: what they are made of."""
-
-    def __init__(self, held: Mapping[str, T], make: Callable[[T], Tensor]) -> None:
-        self._held, self._make = held, make
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._make(self._held[name])
-
-    def values(self) -> InOrder[Tensor]:
-        """The tensors in order."""
-        return InOrder(self, lambda: map(self._make, self._held.values()))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._held
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-
 class Model(Mapping[str, Tensor]):
     """The tensors of a file by their original names. Use it in a `with` statement, or close it."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.documents: list[Document] = []
-        stored: list[StoredTensor] = []
-        self._tensors: Mapping[str, Tensor] = _Made(
+        self._listed: Sequence[StoredTensor] | None = None
+        self._tensors: Mapping[str, Tensor] = Made(
             source.named(), lambda info: Tensor(source, StoredKept(info=info, reason=""))
         )
-        for header in source.documents:
-            try:
-                found = parse(*header)
-            except DataError as error:
-                raise error.within(source.path) from None
-            self.documents.append(found)
-            stored.extend(found.tensors)
-        if self.documents:
-            listed = [header.infos for header in source.documents]
-            if sum(map(len, listed)) < len(source.infos()):  # files that quantcli did not write are beside its own
-                known = {info.name for infos in listed for info in infos}
-                stored += [StoredKept(info=info, reason="") for info in source.infos() if info.name not in known]
-            self._tensors = _Made({s.info.name: s for s in stored}, partial(Tensor, source))
+        try:
+            self.documents += (parse(*header) for header in source.documents)
+            if self.documents:  # files that quantcli did not write may be beside its own
+                others = [Unlisted(shard.infos()) for shard in source.shards.values() if not shard.documents]
+                named = ByName([*(document.tensors for document in self.documents), *others])
+                self._listed, self._tensors = named.stored, Made(named, partial(Tensor, source))
+        except DataError as error:
+            raise error.within(source.path) from None
 
     def __repr__(self) -> str:
         quantized = sum(tensor.scheme is not None for tensor in self.values())
@@ -316,11 +286,16 @@ class Model(Mapping[str, Tensor]):
         )
 
     @property
+    def entries(self) -> Sequence[StoredTensor]:
+        """What is known of each, in file order."""
+        return Unlisted(self.source.infos()) if self._listed is None else self._listed
+
+    @property
     def infos(self) -> Mapping[str, TensorInfo]:
         """Name, dtype and shape of each, as it was before quantcli quantized it."""
         if not self.documents:
             return self.source.named()
-        return {name: tensor.stored.info for name, tensor in self.items()}
+        return Made(self._tensors, lambda tensor: tensor.stored.info)
 
     @property
     def is_quantized(self) -> bool:
@@ -346,6 +321,10 @@ class Model(Mapping[str, Tensor]):
     def values(self) -> ValuesView[Tensor]:
         """The tensors in order."""
         return self._tensors.values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Names and tensors in order."""
+        return self._tensors.items()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -383,8 +362,3 @@ def open(path: str, variant: str | None = None) -> Model:
     except BaseException:
         source.close()
         raise
-
-
-def stored_tensors(model: Model) -> Sequence[StoredTensor]:
-    """The stored tensors, in file order."""
-    return [tensor.stored for tensor in model.values()]

@@ -6,21 +6,21 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from operator import itemgetter
 from sys import intern
 from typing import Any, TypeVar
 
 from quantcli import asking
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, VersionError, printable
-from quantcli.layouts.native.document import DIGEST_SIZES, VERSION
+from quantcli.layouts.native.document import DIGEST_SIZES, VERSION, Result
+from quantcli.layouts.native.entries import Document, Entries
 from quantcli.layouts.native.parts import endings_of, parts
-from quantcli.layouts.native.stored import Document, Shared, StoredKept, StoredQuantized, StoredTensor
+from quantcli.layouts.native.stored import Shared
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme, scale_dtype_name
 from quantcli.stores.compact import Tensors
 from quantcli.strict import strict_items, strict_json
-from quantcli.tensors.info import Endings, TensorInfo, bytes_of
+from quantcli.tensors.info import Endings, bytes_of
 from quantcli.tensors.rows import Grouping, grouping_of
 from quantcli.tensors.second_order import Output
 
@@ -76,37 +76,38 @@ def _parsed(whole: dict[str, Any], entries: Iterable[tuple[str, Any]], infos: Te
     schemes = [_scheme(_of_type(values, dict, "scheme")) for values in _field(whole, "schemes", list)]
     _field(whole, "tensors", dict)
     held = _Held(infos, schemes, DIGEST_SIZES[kind])
-    tensors = [held.tensor(name, entry) for name, entry in entries]
+    for name, entry in entries:
+        held.add(name, entry)
     tool, source_bytes = _field(whole, "tool", str), _field(whole, "source_bytes", int)
     recipe = _field(whole, "recipe", dict) if "recipe" in whole else None
     extra = held.used.find(0)
     if extra >= 0:
         raise DataError("the quantcli header does not list this tensor", place=[printable(infos[extra].name)])
-    tensors = [tensor for _, tensor in sorted(zip(held.first, tensors), key=itemgetter(0))]
+    held.tensors.sort(held.first)
     known = whole.keys() <= KEYS - {"check"}
     return Document(
-        tool, kind, source_bytes, tuple(tensors), recipe, tuple(schemes), seal if seal is not None or known else False
+        tool, kind, source_bytes, held.tensors, recipe, tuple(schemes), seal if seal is not None or known else False
     )
 
 
 class _Held:
     """The tensors of a file, as its document is read. used: a byte for each, 1 where it holds one of the document;
-    first: of each of these, in the order of the document, the first that holds it."""
+    tensors: those of the document; first: of each of these, as they were added, the first that holds it."""
 
     def __init__(self, infos: Tensors, schemes: Sequence[Scheme], digits: int) -> None:
         self._infos, self._schemes, self._digits = infos, schemes, digits
-        self.used, self.first = bytearray(len(infos)), array("I")
+        self.used, self.first, self.tensors = bytearray(len(infos)), array("I"), Entries(infos)
         self._next = dict[str, int]()  # where a tensor with this ending may well be: behind the one before
         self._alike, self._known = dict[_Said, Shared](), dict[tuple[_Said, str, bool], Shared]()
 
-    def tensor(self, name: str, entry: Any) -> StoredTensor:
-        """A tensor by its entry in the document, checked. Raises DataError."""
+    def add(self, name: str, entry: Any) -> None:
+        """Add a tensor by its entry in the document, checked. Raises DataError."""
         try:
-            return self._checked(name, _of_type(entry, dict, "entry"))
+            self._add(name, _of_type(entry, dict, "entry"))
         except QuantcliError as error:
             raise error.within(printable(name)) from None
 
-    def _checked(self, name: str, entry: dict[str, Any]) -> StoredTensor:
+    def _add(self, name: str, entry: dict[str, Any]) -> None:
         reason = intern(_field(entry, "reason", str))  # one text for many tensors
         note, weighed, digest = (_field(entry, k, str) if k in entry else None for k in _TEXTS)
         if digest is not None and (len(digest) != self._digits or digest.strip("0123456789abcdef")):
@@ -116,29 +117,32 @@ class _Held:
             if number < 0:
                 raise DataError("the file does not hold it")
             self._take([number])
-            return StoredKept(info=self._infos[number], reason=reason, note=note or "", digest=digest)
+            self.tensors.add(number, (reason, note or ""), Result(None, digest))
+            return
         dtype, shape, index = _field(entry, "dtype", str), _field(entry, "shape", list), _field(entry, "scheme", int)
         dims = tuple([_of_type(n, int, "dimension") for n in shape])
-        shared = self._of_all(name, (reason, note or "", weighed, dtype, index, dims))
+        shared, place = self._of_all(name, (reason, note or "", weighed, dtype, index, dims))
         sse, power, largest = [_number(entry, key) for key in _SUMS]
         metrics = Metrics(sse, power, math.prod(dims), largest, _field(entry, "clipped", int))
         if (why := metrics.contradiction) is not None:
             raise DataError(why)
         minmax = _number(entry, "minmax_sse") if "minmax_sse" in entry else None
-        info = TensorInfo(name, shared.dtype, shared.shape)
-        return StoredQuantized(info, shared, metrics, minmax, digest, _output(entry))
+        self.tensors.add(place, shared, Result(metrics, digest, None, minmax, _output(entry)))
 
-    def _of_all(self, name: str, said: _Said) -> Shared:
-        """What a tensor has in common with others of which the document says the same; those that hold it are used."""
+    def _of_all(self, name: str, said: _Said) -> tuple[Shared, int]:
+        """What a tensor has in common with others of which the document says the same, and the number of the first of
+        those that hold it, which are used."""
         shared = self._alike.get(said)
-        if shared is None or not self._holds(name, shared.endings):
+        place = -1 if shared is None else self._hold(name, shared.endings)
+        if shared is None or place < 0:
             shared = self._alike[said] = self._made(name, said)
-            if not self._holds(name, shared.endings):
-                for ending, kind in shared.endings:
-                    number = self._number(name, ending)
-                    if number < 0 or self._infos.kind(number) != kind:
-                        raise DataError(f"{printable(name + ending)} is missing or not {kind[0]} {list(kind[1])}")
-        return shared
+            place = self._hold(name, shared.endings)
+        if place < 0:
+            for ending, kind in shared.endings:
+                number = self._number(name, ending)
+                if number < 0 or self._infos.kind(number) != kind:
+                    raise DataError(f"{printable(name + ending)} is missing or not {kind[0]} {list(kind[1])}")
+        return shared, place
 
     def _made(self, name: str, said: _Said) -> Shared:
         reason, note, weighed, dtype, index, dims = said
@@ -185,17 +189,17 @@ class _Held:
         """The number of one of the tensors that hold one; -1 where there is none."""
         return self._infos.names.find(name + ending, self._next.get(ending, -1))
 
-    def _holds(self, name: str, endings: Endings) -> bool:
-        """Whether the file holds a tensor as these; they are used then."""
+    def _hold(self, name: str, endings: Endings) -> int:
+        """Use the tensors that hold one, where the file has it as these: the number of the first of them; else -1."""
         numbers = []
         for ending, kind in endings:
             number = self._number(name, ending)
             if number < 0 or self._infos.kind(number) != kind:
-                return False
+                return -1
             numbers.append(number)
             self._next[ending] = number + 1
         self._take(numbers)
-        return True
+        return numbers[0]
 
     def _take(self, numbers: Sequence[int]) -> None:
         """Use the tensors that hold one."""

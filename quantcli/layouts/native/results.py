@@ -73,9 +73,9 @@ minmax_sse=2.0, output=None)
         raw = b"" if digest is None else bytes.fromhex(digest)
         if raw and not self._width:
             self._widen(len(raw))
-        if result.output is not None or (raw and len(raw) != self._width):
+        if result.output is not None or (digest is not None and len(raw) != self._width):
             return self._apart(place, result)
-        number = self._number(result.scheme, None if m is None else m.numel, other is not None, bool(raw))
+        number = self._number(result.scheme, None if m is None else m.numel, other is not None, digest is not None)
         minmax, digits = 0.0 if other is None else other, raw or bytes(self._width)
         if m is None:
             return number, _FIGURES.pack(0, 0, 0, minmax, 0), digits

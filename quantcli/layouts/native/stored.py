@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
@@ -12,6 +11,10 @@ from quantcli.tensors.decided import Kept, Quantized
 from quantcli.tensors.info import Endings, TensorInfo
 from quantcli.tensors.rows import Grouping
 from quantcli.tensors.second_order import Output
+
+if TYPE_CHECKING:
+    from quantcli.layouts.native.document import Result
+    from quantcli.layouts.native.results import Results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +70,43 @@ class Shared:
 class StoredQuantized:
     """A quantized tensor of a native file: where it came from, what was done to it and what that cost.
 
-    statistics: the digest of the importances, or statistics, its columns had. digest: of the original's bytes. cost:
-    what its errors cost in the output of the layer, as those predict it.
+    statistics: the digest of the importances, or statistics, its columns had. results, number: where its errors and its
+    digest are.
     """
 
     info: TensorInfo
     shared: Shared
-    metrics: Metrics
-    minmax_sse: float | None
-    digest: str | None
-    cost: Output | None = None
+    results: Results
+    number: int
+
+    @property
+    def result(self) -> Result:
+        """Errors, digest and costs, which are made of bytes when they are asked for."""
+        found = self.results.at(self.number)
+        assert found is not None
+        return found
+
+    @property
+    def metrics(self) -> Metrics:
+        """Its errors."""
+        found = self.result.metrics
+        assert found is not None
+        return found
+
+    @property
+    def minmax_sse(self) -> float | None:
+        """The squared error that min-max would have had."""
+        return self.result.minmax_sse
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the original's bytes."""
+        return self.result.digest
+
+    @property
+    def cost(self) -> Output | None:
+        """What its errors cost in the output of the layer."""
+        return self.result.output
 
     @property
     def reason(self) -> str:
@@ -137,18 +167,3 @@ class StoredQuantized:
 
 
 StoredTensor = StoredKept | StoredQuantized
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """The parsed header document of a native file. recipe: the request, as `recipe.request_of` takes it; None where the
-    file does not hold it."""
-
-    tool: str
-    digest: str
-    source_bytes: int
-    tensors: tuple[StoredTensor, ...]
-    recipe: Mapping[str, Any] | None
-    schemes: tuple[Scheme, ...]
-    intact: bool | None
-    """Whether the header is as it was written, by its own digest; None when it has none, as early versions wrote it."""

@@ -23,6 +23,7 @@ from types import TracebackType
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.stores import remote
+from quantcli.stores.complete import no_longer
 from quantcli.stores.files import InputFile, another_created
 from quantcli.stores.remote import s3
 from quantcli.stores.remote.lock import ExistsError, Lock
@@ -121,6 +122,14 @@ def _rank(name: str) -> tuple[int, str]:
     return (3 if name in leads else 2 if name.endswith(".index.json") else 1 if name.endswith(".json") else 0), name
 
 
+def _size_of(url: str, shown: str) -> int:
+    """Bytes of an object that was finished. Raises QuantcliError where it is gone; shown: its name in the output."""
+    size = s3.listed(url).get("")
+    if size is None:
+        raise no_longer(shown)
+    return size
+
+
 # ---- files ------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +218,7 @@ class _Folder:
         self.hold = self._hidden.keep
         self.temp = path if in_place else f"{self._hidden.folder}/folder"
         self._from: dict[str, str] = {}
+        self._finished: dict[str, tuple[int, str]] = {}
         self._texts: dict[str, bytes] = {}
         self._journal = b""
 
@@ -250,6 +260,7 @@ class _Folder:
             out.copy(file, 0, 0, file.size)
             out.sync()
             out.publish()
+        self.finished(name)
 
     def rename(self, old: str, new: str) -> None:
         """Remember that a file gets another name when it is copied."""
@@ -260,8 +271,19 @@ class _Folder:
         self._from[name] = path
         return True
 
-    def flush(self) -> None:
-        """Nothing: files are where they are made."""
+    def finished(self, name: str) -> None:
+        """Declare that a file is complete: `publish` checks that it is still the same object."""
+        path = f"{self.temp}/{name}"
+        found = s3.tagged(path).get("")
+        if found is None:
+            raise no_longer(path)
+        self._finished[name] = found
+
+    def _check_finished(self, here: Mapping[str, tuple[int, str]]) -> None:
+        """Raise QuantcliError where somebody has removed or changed an object. here: those that are there."""
+        for name, found in self._finished.items():
+            if here.get(name) != found:
+                raise no_longer(f"{self.path}/{name}")
 
     def publish(self) -> None:
         """Give the files their names, those last that lead loaders to the others."""
@@ -269,7 +291,8 @@ class _Folder:
         for name, text in self._texts.items():
             jobs[name] = partial(s3.put, f"{self.path}/{name}", text)
         if self._in_place:
-            self._hidden.lock.check()
+            here, _ = s3.together(lambda: s3.tagged(f"{self.temp}/"), self._hidden.lock.check)
+            self._check_finished(here)
         else:
             jobs |= self._copies()
         for _, same in groupby(sorted(jobs, key=_rank), key=lambda name: _rank(name)[0]):
@@ -281,7 +304,7 @@ class _Folder:
     def _copies(self) -> dict[str, Callable[[], object]]:
         """What copies the files to their names, where nothing is any more."""
         here, old, taken, _ = s3.together(
-            lambda: s3.listed(f"{self.temp}/"),
+            lambda: s3.tagged(f"{self.temp}/"),
             lambda: s3.listed(f"{self.path}/"),
             lambda: not self.force and s3.any_of(self.path),
             self._hidden.lock.check,
@@ -289,10 +312,11 @@ class _Folder:
         if taken:
             self._hidden.keep = self.hold = False
             raise another_created(self.path)
-        made = {f"{self.temp}/{name}": size for name, size in here.items()}
-        for url in self._from.values():
+        self._check_finished(here)
+        made = {f"{self.temp}/{name}": size for name, (size, _) in here.items()}
+        for name, url in self._from.items():
             if url not in made:
-                made[url] = s3.listed(url)[""]
+                made[url] = _size_of(url, f"{self.path}/{name}")
         s3.put(f"{self._hidden.folder}/publishing", b"")
         self._hidden.keep = True
         _delete_below(self.path, old)

@@ -203,10 +203,16 @@ def get(url: str) -> Small | None:
 
 def listed(prefix: str) -> dict[str, int]:
     """Bytes of all objects whose URL begins so, by what comes behind that."""
-    at, found = place(prefix), dict[str, int]()
+    return {name: size for name, (size, _) in tagged(prefix).items()}
+
+
+def tagged(prefix: str) -> dict[str, tuple[int, str]]:
+    """Bytes and ETag of all objects whose URL begins so, by what comes behind that."""
+    at, found = place(prefix), dict[str, tuple[int, str]]()
     with told(prefix):
         for page in client(prefix).get_paginator("list_objects_v2").paginate(Bucket=at["Bucket"], Prefix=at["Key"]):
-            found |= {o["Key"][len(at["Key"]) :]: int(o["Size"]) for o in page.get("Contents", ())}
+            objects = page.get("Contents", ())
+            found |= {o["Key"][len(at["Key"]) :]: (int(o["Size"]), str(o.get("ETag", ""))) for o in objects}
     return found
 
 

@@ -7,6 +7,7 @@ What makes an output of the files that were sent is told by a Sink.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import ClassVar, Protocol
 
 from quantcli.errors import QuantcliError, UsageError, os_error
 from quantcli.stores import files
+from quantcli.stores.complete import no_longer
 from quantcli.stores.files import InputFile
 from quantcli.stores.temporary import TemporaryFolder
 
@@ -59,8 +61,8 @@ def _renamed(error: BaseException | None, old: str, new: str) -> None:
 
 
 class SpooledFolder:
-    """A folder that is sent file by file, as an OutputFolder: `temp` is the spool, in which a file stays until the next
-    `flush`."""
+    """A folder that is sent file by file, as an OutputFolder: `temp` is the spool, in which a file stays until it is
+    `finished`."""
 
     found: bytes | None = None
 
@@ -96,16 +98,16 @@ class SpooledFolder:
         os.makedirs(os.path.join(self.temp, name), exist_ok=True)
 
     def record(self, journal: bytes, *, more: bool = False) -> None:
-        """Send what is finished; the journal is not kept."""
-        self.flush()
+        """Nothing: the journal is not kept."""
 
-    def flush(self) -> None:
-        """Send the files in the spool, and remove them."""
-        for inner, _, names in os.walk(self.temp):
-            for name in sorted(names):
-                path = os.path.join(inner, name)
-                self._sink.send(os.path.relpath(path, self.temp), path)
-                os.unlink(path)
+    def finished(self, name: str) -> None:
+        """Send a file, and remove it from the spool."""
+        path = os.path.join(self.temp, name)
+        if not os.path.isfile(path):
+            raise no_longer(path)
+        self._sink.send(name, path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
         """Write a small file, or a text in pieces."""
@@ -124,7 +126,7 @@ class SpooledFolder:
                 file.writelines(blocks)
         except OSError as error:
             raise os_error(error, path) from None
-        self.flush()
+        self.finished(name)
 
     def copy(self, name: str, file: InputFile) -> None:
         """Copy a file of any size."""
@@ -135,7 +137,6 @@ class SpooledFolder:
 
     def rename(self, old: str, new: str) -> None:
         """Rename a file of the folder."""
-        self.flush()
         self._sink.rename(old, new)
 
     def take(self, name: str, path: str) -> bool:
@@ -144,7 +145,6 @@ class SpooledFolder:
 
     def publish(self) -> None:
         """Send what makes it whole, and make the output."""
-        self.flush()
         for name, content in sorted(self._last.items(), key=lambda item: LAST.index(os.path.basename(item[0]))):
             self._put(name, [content])
         self._sink.publish()
