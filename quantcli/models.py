@@ -294,9 +294,6 @@ def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapp
     return {**found, **headers.told(source)}
 
 
-# ---- a tensor as floats -----------------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=64)
 def runs_of(total: int, step: int) -> tuple[tuple[int, int], ...]:
     """Runs of up to `step` weights, first and last."""

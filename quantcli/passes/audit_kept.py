@@ -92,4 +92,5 @@ def _kind(view: View) -> tuple[object, ...]:
 
 def _beginning(view: View) -> bytes:
     """The first values of a tensor, zeros without a sign."""
-    return (view.read(0, min(view.info.numel, BEGINNING)) + np.float32(0)).tobytes()
+    found: bytes = (view.read(0, min(view.info.numel, BEGINNING)) + np.float32(0)).tobytes()
+    return found
