@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: whenever they arrive, temporary files are removed, then the signal ends the process.
+"""Signals such as Ctrl-C: whenever they arrive, temporary files are removed, then the signal ends the process.
 
 A signal becomes an exception, so `with` blocks clean up as they do after any error. That leaves two gaps: a signal
 can arrive between making a file and entering the block that removes it, or while that block cleans up. Code that makes
@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""Those that a user, a terminal, a limit of processor time or a scheduler of jobs sends to end a run."""
 
 _owed: dict[Callable[[], None], None] = {}
 _depth = 0
@@ -25,7 +27,7 @@ _waiting: int | None = None
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived."""
+    """A signal arrived that is not Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import partial
 from quantcli.errors import DataError, UsageError, os_error, printable
 from quantcli.floats import left_out
 from quantcli.folders import components, dequantize, prepare
+from quantcli.folders.command import ran
 from quantcli.folders.components import Quantized
 from quantcli.passes import decode
 from quantcli.passes.tiles import Progress
@@ -25,12 +25,6 @@ from quantcli.stores.temporary import TemporaryFolder
 
 PLACE = "{}"
 """What stands for the path of the model in a command."""
-
-LAST = 1 << 20
-"""Bytes of what a command prints in which its figure is looked for."""
-
-PATIENCE = 2.0
-"""Seconds that a command has to end itself when the run is interrupted."""
 
 NUMBER = re.compile(r"(?:^|(?<=[\s=:,(\[]))([-+]?(?:\d+(?:,\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?=$|[\s,;%)\]}])")
 """A number that stands alone, and is no part of a name or a path. Digits on both sides of a comma are one, which is no
@@ -141,7 +135,10 @@ def evaluate(
 def _figure(words: Sequence[str], pattern: re.Pattern[str] | None) -> float:
     """The number that a command prints: the last that a pattern finds, or the last one of its last line."""
     place = ["--eval-command", printable(words[0], 200)]
-    code, text = _ran(words)
+    try:
+        code, text = ran(words)
+    except OSError as error:
+        raise os_error(error, words[0]).within("--eval-command") from None
     if code:
         how = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
         raise DataError(f"it {how}", place=place)
@@ -155,34 +152,3 @@ def _figure(words: Sequence[str], pattern: re.Pattern[str] | None) -> float:
         hint = "have its last line end in the figure, or give --eval-pattern"
         raise DataError(f"it printed {what}", place=place, hint=hint)
     return figure
-
-
-def _ran(words: Sequence[str]) -> tuple[int, str]:
-    """How a command ended, and the last lines of what it printed. Raises QuantcliError where it cannot be run."""
-    try:
-        running = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
-    except OSError as error:
-        raise os_error(error, words[0]).within("--eval-command") from None
-    printed, cut = bytearray(), False
-    with running:
-        assert running.stdout is not None
-        try:
-            while piece := running.stdout.read(1 << 16):
-                printed += piece
-                if len(printed) > 2 * LAST:
-                    del printed[:-LAST]
-                    cut = True
-        except BaseException:
-            _end(running)
-            raise
-    begin = printed.find(b"\n") + 1 if cut else 0
-    return running.returncode, printed[begin:].decode("utf-8", "replace").strip()
-
-
-def _end(running: subprocess.Popen[bytes]) -> None:
-    """End a command, which may end what it has started itself."""
-    running.terminate()
-    try:
-        running.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        running.kill()

@@ -28,7 +28,7 @@ from making import (
 )
 from strategies import gaussian
 
-from quantcli import library, registry
+from quantcli import interrupts, library, registry
 from quantcli.cli import _bar
 from quantcli.kernels import numpy_kernels
 
@@ -457,10 +457,10 @@ def test_a_closed_pipe_is_quiet(flags: list[str], tmp_path: Path) -> None:
 # ---- signals ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
+@pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda s: s.name)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_signals_leave_nothing_behind(threads: int, number: signal.Signals, tmp_path: Path) -> None:
-    """removed on any error, SIGINT, SIGTERM, SIGHUP; signals by re-raising them"""
+    """Removed on any error and signal that can be caught; signals by re-raising them."""
     source = sparse_model(tmp_path / "m.safetensors", 1.5)
     out = tmp_path / "out.safetensors"
     out.write_text("precious")

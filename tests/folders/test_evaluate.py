@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -17,6 +21,7 @@ from remote_parts import serving
 from strategies import gaussian
 
 import quantcli
+from quantcli.folders import command as commands
 
 SAMPLES = ROOT / "sample_models"
 DIGITS = SAMPLES / "digits.safetensors"
@@ -214,6 +219,101 @@ def test_an_evaluation_may_end_what_it_started(place: Path) -> None:
     wait_for(place / "started")
     running.terminate()
     assert running.wait() == -signal.SIGTERM and (place / "ended").exists()
+
+
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGXCPU]
+
+
+def evaluating(place: Path, child: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A run whose evaluation has started a process of its own, and the number of that."""
+    (place / "child.py").write_text(child + "import os, time\nopen('pid.new', 'w').write(str(os.getpid()))\n"
+                                    "os.rename('pid.new', 'pid')\ntime.sleep(60)\n")  # fmt: skip
+    (place / "parent.py").write_text("import subprocess, sys\nsubprocess.run([sys.executable, 'child.py'])\n")
+
+    def begin() -> None:
+        os.setpgrp()  # a group that is nobody's cannot be stopped
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, where a test may run, ignores
+
+    words = ["report", "d4.safetensors", "-q", "--eval-command", f"{sys.executable} parent.py"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "quantcli", *words],
+        env=environment(TMPDIR=str(place / "temporary")),
+        preexec_fn=begin,
+    )
+    wait_for(place / "pid")
+    return running, int((place / "pid").read_text())
+
+
+def state_of(process: int) -> str:
+    """The state of a process as /proc has it: T where it is stopped; empty where there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0].replace("Z", "")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def until(held: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + 20
+    while not held():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_what_an_evaluation_started_ends_with_the_run(number: signal.Signals, stubborn: bool, place: Path) -> None:
+    ignoring = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if stubborn else ""
+    running, child = evaluating(place, ignoring)
+    running.send_signal(number)
+    assert running.wait(30) == -number
+    until(lambda: not state_of(child))
+    assert list((place / "temporary").iterdir()) == []
+
+
+def test_an_evaluation_stops_and_goes_on_with_the_run(place: Path) -> None:
+    """Ctrl-Z and fg."""
+    running, child = evaluating(place, "")
+    for _ in range(2):
+        running.send_signal(signal.SIGTSTP)
+        until(lambda: state_of(child) == state_of(running.pid) == "T")
+        running.send_signal(signal.SIGCONT)
+        until(lambda: "T" not in (state_of(child), state_of(running.pid)))
+    running.terminate()
+    assert running.wait(30) == -signal.SIGTERM
+    until(lambda: not state_of(child))
+
+
+def test_an_evaluation_has_no_terminal(place: Path) -> None:
+    """It is told so, rather than waiting for ever."""
+    (place / "asks.py").write_text("open('/dev/tty')\n")
+    words = ["-m", "quantcli", "report", "d4.safetensors", "-q", "--eval-command", f"{sys.executable} asks.py"]
+    process, terminal = pty.fork()
+    if not process:
+        os.execve(sys.executable, [sys.executable, *words], environment())
+    said = ""
+    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+        while piece := os.read(terminal, 1 << 16):
+            said += piece.decode()
+    os.waitpid(process, 0)
+    os.close(terminal)
+    assert "ended with exit code 1" in said, said
+
+
+def test_without_groups_of_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows ends a tree of processes by a program of its own."""
+    asked = list[list[str]]()
+    monkeypatch.setattr(commands, "HAS_GROUPS", False)
+    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: asked.append(words))
+    commands._end(running)
+    assert running.wait(30) and asked == [["taskkill", "/F", "/T", "/PID", str(running.pid)]]
+
+
+def test_a_percentage_is_the_number_before_the_sign(place: Path) -> None:
+    words = ["report", "d4.safetensors", "-q", "--eval-command", "echo accuracy 95% #"]
+    assert run(*words, "--min-eval", "95").code == 0
+    assert run(*words, "--max-eval", "1").code == 1
 
 
 def test_no_folder_for_what_is_temporary(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
