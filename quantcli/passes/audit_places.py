@@ -3,6 +3,9 @@
 Every layout's errors follow the scales: those of a tensor, a row, a group or a block, or, for floats, the weights
 themselves. So the error of each run is divided by each of these in turn, and a run stands out that is much worse than
 usual beside all of them, and far beyond the spread beside the one that explains the others best.
+
+Where most weights are much smaller than a step, rounding leaves a run of larger ones, or of those that share a scale
+with a large one, more error than the others. A run whose error may be of rounding alone does not stand out.
 """
 
 from __future__ import annotations
@@ -109,19 +112,31 @@ def places_of(pieces: Sequence[Sums], shape: tuple[int, ...], *, bits: int, scal
         gain = np.divide(product, x, out=np.zeros_like(x), where=x > 0)
         errors = np.divide(y - gain * product, gain * gain, out=2 * x, where=gain > 0)
     starts = np.cumsum(counts).astype(np.int64) - counts.astype(np.int64)
+    floor = 10 ** (-most_db(bits) / 10) * x
+    on_grid = np.median(errors) <= np.median(floor)
+    rounded = 0.0 if on_grid else np.minimum(_of_rounding(highest, counts, bits), x)
     rows = (counts * _of_rows(highest, starts, row) for row in {shape[-1], int(np.prod(shape[1:]))})
-    errors = np.maximum(errors, 0) + 10 ** (-most_db(bits) / 10) * x + TINY * x.mean()
+    errors = np.maximum(errors, 0) + floor + TINY * x.mean()
     ratios = [np.log(errors / (usual + TINY * usual.mean())) for usual in (counts, x, groups, blocks, *rows)]
     ratios = [ratio - np.median(ratio) for ratio in ratios]
     spreads = [max(1.4826 * float(np.median(np.abs(ratio))), LEAST_SPREAD) for ratio in ratios]
     closest = int(np.argmin(spreads))
     decibels = np.min(ratios, axis=0) * 10 / np.log(10)
-    [changed] = np.nonzero((decibels > WORSE_DB) & (ratios[closest] > BEYOND * spreads[closest]))
+    far = (decibels > WORSE_DB) & (ratios[closest] > BEYOND * spreads[closest])
+    [changed] = np.nonzero(far & (errors > rounded))
     if not len(changed):
         return None
     first = tuple(map(int, np.unravel_index(starts[changed[0]], shape)))
     size, worst = int(counts[0]), float(decibels[changed].max())
     return Places(changed=len(changed), count=len(counts), size=size, first=first, worst_db=worst)
+
+
+def _of_rounding(highest: NDArray[np.float64], counts: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+    """The squared error that rounding may leave of runs: half a step of every weight, where the largest weight of the
+    run and of the two beside it has the largest code. Groups of 256 and fewer end within these."""
+    around = np.pad(highest, 1)
+    found: NDArray[np.float64] = counts * np.maximum(highest, np.maximum(around[:-2], around[2:])) / (2**bits - 1) ** 2
+    return found
 
 
 def _of_rows(highest: NDArray[np.float64], starts: NDArray[np.int64], row: int) -> NDArray[np.float64]:
