@@ -56,6 +56,7 @@ from quantcli.layouts.stored import (
     grouping,
     matrix,
     part,
+    qweights,
     scheme_name,
     wrong,
 )
@@ -171,7 +172,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     """The weights that are stored as eight output columns to a word."""
     settings = section(config, "quantization_config")
     method, bands, found = text(settings, "quant_method"), Bands(), []
-    for stem in [n.removesuffix(".qweight") for n in infos if n.endswith(".qweight")]:
+    for stem in qweights(infos):
         if not across_outputs(infos, stem, method):
             continue
         stored = _stored(infos, f"{stem}.weight", settings)

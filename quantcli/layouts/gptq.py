@@ -62,6 +62,7 @@ from quantcli.layouts.stored import (
     grouping,
     matrix,
     part,
+    qweights,
     scheme_name,
     wrong,
 )
@@ -222,7 +223,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     """The weights that are stored as codes running down the inputs."""
     settings = section(config, "quantization_config")
     bands, found = Bands(), []
-    for stem in [n.removesuffix(".qweight") for n in infos if n.endswith(".qweight")]:
+    for stem in qweights(infos):
         if across_outputs(infos, stem, text(settings, "quant_method")):
             continue
         stored = _stored(infos, f"{stem}.weight", settings)

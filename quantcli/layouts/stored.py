@@ -86,6 +86,13 @@ def group_size(settings: Mapping[str, Any], name: str, groups: int, cols: int) -
     return size
 
 
+def qweights(infos: Mapping[str, TensorInfo]) -> list[str]:
+    """The weights that GPTQ or AWQ stores, by their names before .qweight: others call whole numbers so too, but not
+    words of 32 bits, nor have they qzeros beside them."""
+    stems = [name.removesuffix(".qweight") for name in infos if name.endswith(".qweight")]
+    return [s for s in stems if infos[f"{s}.qweight"].dtype == "I32" or f"{s}.qzeros" in infos]
+
+
 def across_outputs(infos: Mapping[str, TensorInfo], stem: str, method: str | None) -> bool:
     """Whether a qweight holds several outputs to a word, as in AWQ, rather than several inputs, as in GPTQ: by
     config.json, or else by the shapes."""

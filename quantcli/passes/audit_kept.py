@@ -78,7 +78,7 @@ def twins(missing: Iterable[str], before: Mapping[str, View], after: Mapping[str
     found = {}
     for name in wanted:
         view = before[name]
-        runs = runs_of(view.info.numel, BLOCK)
+        runs = list(runs_of(view.info.numel, BLOCK))
         for other in alike.get(_beginning(view), ()):
             if _kind(before[other]) == _kind(view) and all(EQUAL in same(view, before[other], *run) for run in runs):
                 found[name] = other
@@ -92,5 +92,5 @@ def _kind(view: View) -> tuple[object, ...]:
 
 def _beginning(view: View) -> bytes:
     """The first values of a tensor, zeros without a sign."""
-    found: bytes = (view.read(0, min(view.info.numel, BEGINNING)) + np.float32(0)).tobytes()
-    return found
+    values: Floats = view.read(0, min(view.info.numel, BEGINNING)) + np.float32(0)
+    return values.tobytes()

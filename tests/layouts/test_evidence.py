@@ -88,6 +88,23 @@ UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "AQLM": ({"l.q.codes": ("I8", (64, 16, 1)), "l.q.codebooks": ("F16", (1, 256, 1, 8)),
               "l.q.scales": ("F16", (64, 1, 1, 1))}, {}, "AQLM"),
     "BitNet": ({"l.q.weight": ("U8", (16, 64)), "l.q.weight_scale": ("BF16", (1,))}, {}, "integers with scales"),
+    "SDNQ of 4 bits": ({"l.q.weight": ("U8", (6144,)), "l.q.scale": ("F32", (192, 2, 1)),
+                        "l.q.zero_point": ("F32", (192, 2, 1))}, {}, "SDNQ"),
+    "SDNQ of one bit": ({"l.q.weight": ("I64", (1536,)), "l.q.scale": ("F32", (192, 2, 1))},
+                        {"quantization_config": {"quant_method": "sdnq"}}, "SDNQ"),
+    "SDNQ of 8 bits": ({"l.q.weight": ("I8", (192, 2, 32)), "l.q.scale": ("F32", (192, 2, 1))},
+                       {"quantization_config": {"quant_method": "sdnq"}}, "integers with scales"),
+    "Quark of 4 bits": ({"l.q.weight": ("I32", (64, 24)), "l.q.weight_scale": ("BF16", (2, 192)),
+                         "l.q.weight_zero_point": ("I32", (2, 24))},
+                        {"quantization_config": {"quant_method": "quark"}}, "integers with scales"),
+    "Quark's MXFP6": ({"l.q.weight": ("U8", (192, 48)), "l.q.weight_scale": ("U8", (192, 2))},
+                      {"quantization_config": {"quant_method": "quark"}}, "integers with scales"),
+    "torchao's MXFP8": ({"0._weight_qdata": ("F8_E4M3", (192, 64)), "0._weight_scale": ("F8_E8M0", (64, 16))}, {},
+                        "torchao"),
+    "torchao's NVFP4": ({"0._weight_qdata": ("U8", (192, 32)), "0._weight_scale": ("F8_E4M3", (64, 16)),
+                         "0._weight_per_tensor_scale": ("F32", ())}, {}, "torchao"),
+    "bytes named qweight": ({"l.q.qweight": ("I8", (64, 64)), "l.q.scale": ("F32", (64,))}, {},
+                            "integers with scales"),
     "by config alone": ({"l.q.strange": ("I16", (64, 64))}, {"quantization_config": {"quant_method": "new"}},
                         "quant_method new"),
     "by the text's config": ({"l.q.strange": ("I16", (64, 64))},
@@ -109,6 +126,15 @@ def test_quantized_sources_are_refused_before_a_weight_is_read(case: str, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"] and not left_behind(tmp_path)
     line = one_line(run("quantize", source / "model.safetensors", "-o", tmp_path / "out"), 1)
     assert "it is quantized in a layout that quantcli does not decode" in line and said in line
+
+
+@pytest.mark.parametrize("case", [case for case, (_, config, _) in UNDECODED.items() if config])
+def test_what_is_refused_is_named_by_its_configuration(case: str, tmp_path: Path) -> None:
+    tensors, config, _ = UNDECODED[case]
+    source = model(tmp_path / "source", {**FLOATS, **tensors}, config)
+    method = config.get("text_config", config)["quantization_config"]["quant_method"]
+    for line in (one_line(run("dequantize", source, "-o", tmp_path / "out"), 1), run("inspect", source).out):
+        assert f"config.json has quantization_config (quant_method {method})" in line
 
 
 def test_integers_of_compressed_tensors_are_named_without_a_configuration(tmp_path: Path) -> None:

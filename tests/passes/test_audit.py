@@ -118,9 +118,8 @@ def test_models_that_other_tools_made(tool: str, doctored: Path) -> None:
 
 
 def noise_of_a_percent(norm: np.ndarray) -> np.ndarray:
-    noise = np.random.default_rng(3).normal(size=norm.shape).astype(np.float32)
-    changed: np.ndarray = norm * (1 + np.float32(0.01) * noise)
-    return changed
+    noise: np.ndarray = np.random.default_rng(3).normal(size=norm.shape)
+    return np.asarray(norm * (1 + 0.01 * noise))
 
 
 @pytest.mark.parametrize("tool", ["awq", "autoawq", "modelopt-awq"])
