@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
+import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +66,55 @@ def test_a_server_that_refuses_signed_links_is_read_all_the_same(
     for at in (5 << 20, 60 << 20, 20 << 20):
         assert file.read(at, 100_000) == content[at : at + 100_000]
     assert len(asked) == 1
+
+
+def test_links_are_used_again_after_a_server_was_busy(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 503 passes. The rest of the file was read through streams, which take three times the processor time."""
+    import obstore
+
+    asked: list[str] = []
+
+    class Busy(BaseHTTPRequestHandler):
+        """Refuses the first range, and takes all others from the server behind it."""
+
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.headers["Range"])
+            if len(asked) == 1:
+                self.send_response(503)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            behind = urllib.request.Request(
+                os.environ["AWS_ENDPOINT_URL"] + self.path, headers={"Range": self.headers["Range"]}
+            )
+            with urllib.request.urlopen(behind) as found:
+                self.send_response(found.status)
+                for name in ("ETag", "Content-Range", "Content-Length"):
+                    self.send_header(name, found.headers[name])
+                self.end_headers()
+                self.wfile.write(found.read())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address, sign = f"http://127.0.0.1:{server.server_address[1]}", obstore.sign
+
+        def signed(*given: Any) -> str:
+            return address + str(sign(*given)).removeprefix(os.environ["AWS_ENDPOINT_URL"])
+
+        monkeypatch.setattr(obstore, "sign", signed)
+        file, content = places.opened("s3://models/one.safetensors"), (tmp_path / "one.safetensors").read_bytes()
+        starts = (5 << 20, 60 << 20, 20 << 20, 80 << 20)
+        for at in starts:
+            assert file.read(at, 100_000) == content[at : at + 100_000]
+        server.shutdown()
+    assert {f"bytes={at}-{at + 99_999}" for at in starts} <= {*asked}
 
 
 def test_a_lock_that_may_not_be_deleted_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

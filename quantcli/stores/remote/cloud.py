@@ -18,7 +18,7 @@ from typing import Any
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.stores import remote
 from quantcli.stores.remote import FILE, DeniedError, MissingError, refusals
-from quantcli.stores.remote.reading import FIRST, WHOLE_ONLY, PassingError, RemoteFile, changed, retried
+from quantcli.stores.remote.reading import FIRST, WHOLE_ONLY, PassingError, RemoteFile, changed, raise_if_busy, retried
 
 MOST_FILES = 100_000
 """Files of a folder, beyond which it is no model but a bucket."""
@@ -192,6 +192,7 @@ class _Object:
             if fresh:
                 self._link, self._signed = obstore.sign(self._store, "GET", self._key, _VALID), time.monotonic()
             with asked(self._link, {"Range": f"bytes={start}-{end - 1}"}) as answer:
+                raise_if_busy(answer)
                 told = answer.headers.get("ETag"), answer.headers.get("Content-Range")
                 if answer.status not in (200, 206) or told != (self.version, f"bytes {start}-{end - 1}/{self.size}"):
                     self._signed = -_USED

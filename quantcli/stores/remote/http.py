@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.stores.remote import FILE, DeniedError, MissingError, addresses, at_once, content
-from quantcli.stores.remote.reading import FIRST, WHOLE_ONLY, PassingError, RemoteFile, changed, retried
+from quantcli.stores.remote.reading import FIRST, WHOLE_ONLY, PassingError, RemoteFile, changed, raise_if_busy, retried
 
 TIMEOUT = 30.0
 """Seconds to wait for an answer, or for more of it."""
@@ -45,8 +45,6 @@ _NAMES = (
 
 _INDEX = 100_000_000
 """Most bytes of an index, which is read at once, for everybody reads it next."""
-
-_BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 _QUERY = re.compile(r"\?([0-9a-f]{8})")
 
@@ -304,10 +302,7 @@ class Ranges:
     def _check(self, answer: http.client.HTTPResponse, start: int, size: int) -> None:
         """Raise for an answer that is not the range of the file that was asked for."""
         status = answer.status
-        if status in _BUSY:
-            answer.read()
-            after = answer.headers.get("Retry-After", "")
-            raise PassingError(f"{status} {answer.reason}", float(after) if after.isdigit() else 0.0)
+        raise_if_busy(answer)
         if status in (404, 410):
             answer.read()
             raise MissingError(self.shown)

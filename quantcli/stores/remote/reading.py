@@ -15,12 +15,15 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from quantcli.errors import DataError, QuantcliError
 from quantcli.stores import system
 from quantcli.stores.files import InputFile
 from quantcli.stores.remote import MissingError
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 FIRST, PIECE, FLIGHTS = 12 << 10, 1 << 22, 8
 """Bytes of the first piece of a file, and of the largest, and requests at a time. A new connection carries 14,600 bytes
@@ -31,6 +34,9 @@ ROOM, BESIDE = 40 << 20, 16 << 20
 WHOLE_ONLY = "this server sends whole files only (it does not honour ranges)"
 PAUSES = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
 """Seconds to wait, more or less, before a request is tried again."""
+
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+"""What servers answer that may answer otherwise a little later."""
 
 T = TypeVar("T")
 
@@ -62,6 +68,14 @@ class Transport(Protocol):
 
     def fetch(self, start: int, into: memoryview) -> None:
         """Fill a buffer from byte `start`. Raises PassingError, and QuantcliError for what will not pass."""
+
+
+def raise_if_busy(answer: HTTPResponse) -> None:
+    """Raise PassingError for an answer that a server gives while it is busy, after reading it to its end."""
+    if answer.status in _BUSY:
+        answer.read()
+        after = answer.headers.get("Retry-After", "")
+        raise PassingError(f"{answer.status} {answer.reason}", float(after) if after.isdigit() else 0.0)
 
 
 def retried(attempt: Callable[[], T], place: str) -> T:
