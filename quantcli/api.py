@@ -21,7 +21,7 @@ from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
 from quantcli.planning.order import Order, made, named_by, with_usual
-from quantcli.reports import build
+from quantcli.reports import build, compared
 from quantcli.reports.joined import Reported, report_of
 from quantcli.stores import destinations, need_file, signals
 from quantcli.stores.destinations import writable
@@ -121,7 +121,7 @@ def _compared(
         [alone] = models
         new, vanished = ([], list(alone)) if pair.after is None else (list(alone), [])
         sizes = (alone.file_bytes, 0) if pair.after is None else (0, alone.file_bytes)
-        return build.of_pairs({}, {}, (new, vanished), source=source, bytes_in=sizes[0], bytes_out=sizes[1])
+        return compared.of_pairs({}, (), (new, vanished), source=source, bytes_in=sizes[0], bytes_out=sizes[1])
     a, b = models
     ours, theirs, note = under_one_name(a, b)
     if note:
@@ -134,7 +134,7 @@ def _compared(
     sources = (a.source, b.source)
     metrics = comparing.measure(pairs, sources, threads=threads, progress=progress, crew=crew, opening=opening)
     others = pairs.new, pairs.vanished
-    return build.of_pairs(pairs, metrics, others, source=source, bytes_in=a.file_bytes, bytes_out=b.file_bytes)
+    return compared.of_pairs(pairs, metrics, others, source=source, bytes_in=a.file_bytes, bytes_out=b.file_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -349,10 +349,10 @@ class Job:
         """What is reported of a component as a whole. written: what was, where it is not kept whole; read, made: bytes
         of each before and after."""
         own = [t for t in found.tensors if t.name.startswith(within(name, ""))]
-        known = zip(own, written.results) if written is not None else ()
+        results = written.results if written is not None else ()
         one = Reported(
             tensors=own,
-            metrics={t.name: result.metrics for t, result in known if result is not None},
+            metrics=[result.metrics if result is not None else None for result in results],
             bytes_in=read.get(name, 0),
             bytes_out=made.get(name, 0),
             kind=self.kinds[name],

@@ -99,7 +99,7 @@ def audit(
     quantized = [n for n in both if n in coded]
     found = _walked(before, after, both, set(quantized), threads, progress)
     pairs = {n: (before[n], after[n]) for n, (became, _) in found.kept.items() if became == CHANGED}
-    found.metrics |= compare.measure(pairs, threads=threads, progress=progress)
+    found.metrics |= zip(pairs, compare.measure(pairs, threads=threads, progress=progress))
     tensors = [_of_kept(n, after[n], found) for n in both if n not in coded]
     tensors += [_of_codes(n, after[n], found) for n in quantized]
     known = {t.name: t for t in _scored(_explained(tensors, found, before, after))}

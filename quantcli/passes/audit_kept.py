@@ -35,7 +35,7 @@ def same(a: View, b: View, first: int, last: int) -> tuple[str, ...]:
         if np.array_equal(x, y):
             return WAYS
     if not (a.numeric and b.numeric):
-        return WAYS if compare.measure({"": (a, b)}, threads=1, progress=None)[""] else ()
+        return WAYS if compare.measure({"": (a, b)}, threads=1, progress=None)[0] else ()
     values, wanted = a.rounded(first, last), b.read(first, last)
     found = [EQUAL] if not bits and _alike(values, wanted) else []
     for kind, dtype in ((CAST, b.info.dtype), ("F16", "F16"), ("BF16", "BF16")):

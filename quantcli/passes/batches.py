@@ -14,7 +14,9 @@ Any executor of `concurrent.futures` will do: processes on this machine, or thos
 ...         [found] = yield [lambda: 2 * item.given]
 ...         return found
 >>> items = [Item("a", 1, 21), Item("b", 1, 4)]
->>> run(Doubled(), items, threads=1)
+>>> found = []
+>>> run(Doubled(), items, threads=1, take=found.append)
+>>> found
 [42, 8]
 """
 
@@ -38,6 +40,7 @@ from quantcli.passes.performing import (
     Opened,
     Opening,
     Pass,
+    Take,
     identity,
     perform,
     ready,
@@ -90,14 +93,18 @@ def run(
     progress: Progress | None = None,
     crew: Crew | None = None,
     opening: Opening | None = None,
-) -> list[Any]:
-    """What a pass finds in each tensor. made: the pass on models that are open here. crew: who does it, None for
-    threads of this process; opening: how they open the models. Raises the error of the earliest tensor."""
+    take: Take,
+) -> None:
+    """Take what a pass finds in each tensor, in their order. made: the pass on models that are open here. crew: who
+    does it, None for threads of this process; opening: how they open the models. Raises the error of the earliest
+    tensor."""
     advance = begun(progress, sum(item.nbytes for item in items))
     if crew is None or opening is None:
-        return visited(made, items, threads, advance)
+        visited(made, items, threads, advance, take)
+        return
     with at_hand(crew, made.sources, opening) as opened:
-        return _handed_out(made, items, crew, opened, advance)
+        for found in _handed_out(made, items, crew, opened, advance):
+            take(found)
 
 
 @contextmanager

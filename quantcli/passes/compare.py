@@ -16,6 +16,8 @@ from quantcli import kernels
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, listed, printable
 from quantcli.layouts.native import alike
+from quantcli.layouts.native.document import Result
+from quantcli.layouts.native.results import Results
 from quantcli.matching import open_original, under_one_name
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, Model, View, open_model
@@ -41,17 +43,23 @@ def measure(
     progress: Progress | None,
     crew: Crew | None = None,
     opening: Opening | None = None,
-) -> dict[str, Metrics | None]:
-    """Errors of the second of each pair against the first; None where tensors without float values differ. sources:
-    what they are read from. crew: the workers that measure, None for threads here; opening: how they open the models.
+) -> Sequence[Metrics | None]:
+    """Errors of the second of each pair against the first, in their order; None where tensors without float values
+    differ. sources: what they are read from. crew: the workers that measure, None for threads here; opening: how they
+    open the models.
 
     Codes are measured as what they stand for, in float32, as kernels multiply with them. Only weights that others were
     quantized from are what their library makes of them, rounded to its dtype, as `quantize` reads them.
     """
-    items = list(_items(pairs))
-    made = Comparison(pairs, sources)
-    found = run(made, items, threads=threads, progress=progress, crew=crew, opening=opening)
-    return dict(zip(pairs, chain.from_iterable(one if item.given else [one] for item, one in zip(items, found))))
+    found = Results()
+
+    def take(measured: Metrics | list[Metrics] | None) -> None:
+        for one in measured if isinstance(measured, list) else [measured]:
+            found.append(Result(one, None))
+
+    made, items = Comparison(pairs, sources), list(_items(pairs))
+    run(made, items, threads=threads, progress=progress, crew=crew, opening=opening, take=take)
+    return found.metrics
 
 
 def _items(pairs: Mapping[str, tuple[View, View]]) -> Iterator[Item]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +74,7 @@ class _Totals:
 def examine(
     model: Model,
     original: Model,
-    metrics: list[Metrics | None],
+    metrics: Sequence[Metrics | None],
     *,
     threads: int,
     progress: Progress | None,
@@ -87,7 +87,8 @@ def examine(
     # Theory does not cover weights decoded to infinity.
     wanted = [name for name, m in measured.items() if model[name].scheme and m is not None and math.isfinite(m.sse)]
     items = [Item(name, model[name].stored.info.nbytes, measured[name]) for name in wanted]
-    found = run(Examining(model, original), items, threads=threads, progress=progress, crew=crew, opening=opening)
+    found, made = list[Examined | None](), Examining(model, original)
+    run(made, items, threads=threads, progress=progress, crew=crew, opening=opening, take=found.append)
     known = dict(zip(wanted, found))
     return [known.get(name) for name in model]
 

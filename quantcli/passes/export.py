@@ -166,7 +166,7 @@ class Export:
         self.metrics.update({n: outcome.results[n].metrics for n in left if n not in floats})
         from quantcli.passes import compare  # of models that are moved alone, some milliseconds
 
-        self.metrics.update(compare.measure(floats, threads=self.threads, progress=None))
+        self.metrics.update(zip(floats, compare.measure(floats, threads=self.threads, progress=None)))
 
     def _is_exact(self, name: str) -> bool:
         """Whether the codes of a weight that is moved stand for just its numbers."""

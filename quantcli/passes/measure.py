@@ -19,7 +19,9 @@ from quantcli.formats import code_grid
 from quantcli.kernels import QuantParams, Sums
 from quantcli.layouts import evidence
 from quantcli.layouts.native import alike
+from quantcli.layouts.native.document import Result
 from quantcli.layouts.native.model import Model, Tensor
+from quantcli.layouts.native.results import Results
 from quantcli.layouts.native.stored import StoredTensor
 from quantcli.matching import open_original
 from quantcli.metrics import Metrics
@@ -48,7 +50,7 @@ def against(
     progress: Progress | None,
     crew: Crew | None = None,
     opening: Opening | None = None,
-) -> list[Metrics | None]:
+) -> Sequence[Metrics | None]:
     """Metrics of every tensor of a quantized model against the original one; None for kept tensors. crew: the workers
     that measure, None for threads here; opening: how they open the models.
 
@@ -58,13 +60,18 @@ def against(
     _check(model, original, known=check_digests and all(t.stored.digest is not None for t in model.values()))
     items = [Item(names[0], _nbytes(model, names), names) for names in _runs(model, original)]
     made = Against(model, original, check_digests)
-    each = run(made, items, threads=threads, progress=progress, crew=crew, opening=opening)
-    found = [one for of_run in each for one in of_run]
-    for tensor, (_, digest) in zip(model.values(), found):
-        if digest is not None:
-            _same_digest(tensor, digest, original)
+    found = Results()
+
+    def take(of_run: Sequence[tuple[Metrics | None, str | None]]) -> None:
+        for metrics, digest in of_run:
+            found.append(Result(metrics, digest))
+
+    run(made, items, threads=threads, progress=progress, crew=crew, opening=opening, take=take)
+    for tensor, one in zip(model.values(), found):
+        if one is not None and one.digest is not None:
+            _same_digest(tensor, one.digest, original)
     original.source.check_unchanged()
-    return [metrics for metrics, _ in found]
+    return found.metrics
 
 
 @dataclass(frozen=True, slots=True)

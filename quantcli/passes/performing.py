@@ -58,6 +58,9 @@ class Pass(Readable, Protocol):
         """The visit of a tensor. advance: called with the bytes that are done."""
 
 
+Take = Callable[[Any], None]
+"""Takes what was found in an item."""
+
 Opening = Callable[[], AbstractContextManager[Readable]]
 """Opens what some work is done on, anywhere: it can be pickled, and its paths do not depend on the current folder."""
 
@@ -95,24 +98,24 @@ class Failed:
     error: QuantcliError
 
 
-def visited(made: Pass, items: Iterable[Item], threads: int, advance: Advance) -> list[Any]:
-    """What visits in this process return."""
-    found = list[Any]()
+def visited(made: Pass, items: Iterable[Item], threads: int, advance: Advance, take: Take) -> None:
+    """Take what visits in this process return, in the order of the items."""
+    early, turn, awaited = dict[int, Any](), threading.Lock(), 0
 
     def keep(number: int, item: Item) -> Visit:
-        found[number] = yield from made.visit(item, advance)
-
-    def visits() -> Iterator[Visit]:
-        for number, item in enumerate(items):
-            found.append(None)
-            yield keep(number, item)
+        nonlocal awaited
+        found = yield from made.visit(item, advance)
+        with turn:
+            early[number] = found
+            while awaited in early:
+                take(early.pop(awaited))
+                awaited += 1
 
     def stopped() -> None:
         for source in made.sources:
             source.interrupt()
 
-    walk(visits(), threads=threads, stopped=stopped)
-    return found
+    walk((keep(number, item) for number, item in enumerate(items)), threads=threads, stopped=stopped)
 
 
 def identity(sources: Sequence[Source]) -> tuple[tuple[str, int, str], ...]:
@@ -141,7 +144,8 @@ def perform(batch: Batch) -> list[Any] | Failed:
     try:
         with held(batch.opened) as made:
             if batch.tasks is None:
-                found = visited(made, batch.items, batch.threads, lambda nbytes: None)
+                found = list[Any]()
+                visited(made, batch.items, batch.threads, lambda nbytes: None, found.append)
             else:
                 found = _tasks(made, batch.items[0], batch.tasks, batch.threads)
             for source in made.sources:

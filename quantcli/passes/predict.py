@@ -52,7 +52,8 @@ class Predicted:
         """What errors cost in the outputs of layers, by the names of their weights, where that is known. Raises
         DataError for moments that no inputs have, and for weights that are not finite."""
         items = [Item(name, pair[1].info.nbytes) for name, pair in self.pairs.items()]
-        found = run(self, items, threads=threads, progress=progress)
+        found = list[Output | None]()
+        run(self, items, threads=threads, progress=progress, take=found.append)
         for source in self.sources:
             source.check_unchanged()
         return {item.name: output for item, output in zip(items, found) if output is not None}

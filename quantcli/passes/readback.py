@@ -30,4 +30,4 @@ def measure(
             opened = stack.enter_context(open_model(path, model.conversion.config))
             read |= {**of_checkpoint(opened), **opened}
         pairs = {n: (against[n], read[n]) for n in wanted if n in read and read[n].scheme is not None}
-        return compare.measure(pairs, threads=threads, progress=None)
+        return dict(zip(pairs, compare.measure(pairs, threads=threads, progress=None)))

@@ -292,7 +292,8 @@ def measure(
         Item(same[0].info.name, same[0].info.nbytes, tuple(None if t.scheme is None else send(t) for t in same))
         for same in tensors
     ]
-    found = run(Sweep(source), items, threads=threads, progress=progress, crew=crew, opening=opening)
+    found = list[Sequence[Cost]]()
+    run(Sweep(source), items, threads=threads, progress=progress, crew=crew, opening=opening, take=found.append)
     source.check_unchanged()
     costs = [{cost.setting: cost for cost in own} for own in found]
     return [_measured(number, plan, tensors, costs) for number, plan in enumerate(plans)]

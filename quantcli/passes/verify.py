@@ -78,8 +78,7 @@ def verify(
     items = Each(
         len(model), lambda: map(made.item, model.values()), lambda n: made.item(model[model.entries[n].info.name])
     )
-    for one in run(made, items, threads=threads, progress=progress, crew=crew, opening=opening):
-        found.put(one)
+    run(made, items, threads=threads, progress=progress, crew=crew, opening=opening, take=found.put)
     model.source.check_unchanged()
     return Verified(
         tensors=len(model),

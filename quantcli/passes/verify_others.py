@@ -84,8 +84,9 @@ def decodable(views: Mapping[str, View], before: Mapping[str, View] | None, agai
     found = Findings()
     weights = {name: view for name, view in views.items() if view.scheme is not None}
     items = [Item(name, view.info.nbytes, splits=True) for name, view in weights.items()]
-    made = Decoding(weights, how.sources)
-    for name, wrong in zip(weights, run(made, items, threads=how.threads, crew=how.crew, opening=how.opening)):
+    made, each = Decoding(weights, how.sources), list[list[tuple[str, int]]]()
+    run(made, items, threads=how.threads, crew=how.crew, opening=how.opening, take=each.append)
+    for name, wrong in zip(weights, each):
         for problem, at in wrong:
             found.add(name, "scales", problem, at)
     if before is not None:
@@ -125,7 +126,7 @@ def unchanged(views: Mapping[str, View], before: Mapping[str, View] | None, agai
         measured = compare.measure(
             pairs, how.sources, threads=how.threads, progress=None, crew=how.crew, opening=how.opening
         )
-        for name, metrics in measured.items():
+        for name, metrics in zip(pairs, measured):
             if metrics is None or not metrics.exact:
                 found.add(name, "source", "its values are not those of the original")
     return Verified(

@@ -19,11 +19,8 @@ from quantcli.reports.cautions import beaten, cautions, offset_warning, unweight
 from quantcli.reports.gathered import Equal, Glance, Named, Told, Totals
 from quantcli.reports.joined import Reported
 from quantcli.reports.records import (
-    Change,
-    Comparison,
     OutputReport,
     TensorReport,
-    loss_first,
     tensor_report,
 )
 from quantcli.reports.run import RunReport
@@ -78,7 +75,7 @@ def of_plan(
         whole.add(tensor, t, metrics)
         if len(plan) <= HELD:
             held.append(t)
-    tensors = held or _rows(len(plan), lambda: (t for _, t, _ in made()), one)
+    tensors = held or rows(len(plan), lambda: (t for _, t, _ in made()), one)
     return RunReport(
         command=command,
         source=source,
@@ -204,79 +201,57 @@ def of_stored(
 
     def one(number: int) -> TensorReport:
         s = stored[number]
-        return tensor_report(
-            s.info,
-            s.scheme,
-            reason=s.reason,
-            note=s.note,
-            scale_dtype=s.scale_dtype,
-            bytes_out=s.bytes_out,
-            metrics=metrics[number],
-            minmax_sse=s.minmax_sse,
-            digest=s.digest,
-            examined=examined[number] if examined else None,
-            weighted=s.statistics is not None,
-            output=s.cost if outputs is None else outputs.get(s.info.name),
-        )
+        return _stored_report(s, metrics[number], examined[number] if examined else None, outputs)
+
+    def made() -> Iterator[TensorReport]:
+        others = zip(stored, metrics, examined or repeat(None))
+        return (_stored_report(s, m, known, outputs) for s, m, known in others)
 
     kept, lines = MostlyKept(what=what), list[str]()
     for number, (s, m) in enumerate(zip(stored, metrics)):
         kept.add(s)
-        if m is not None and s.minmax_sse is not None and m.sse > s.minmax_sse:
+        if m is not None and (minmax := s.minmax_sse) is not None and m.sse > minmax:
             lines += beaten(one(number))
     return Reported(
-        tensors=_rows(len(stored), lambda: map(one, range(len(stored))), one),
-        metrics={s.info.name: m for s, m in zip(stored, metrics)},
+        tensors=rows(len(stored), made, one),
+        metrics=metrics,
         warnings=[*lines, *kept.lines(stored)],
         bytes_in=bytes_in,
         bytes_out=bytes_out,
     )
 
 
-def _rows(
+def _stored_report(
+    s: StoredTensor, m: Metrics | None, examined: Examined | None, outputs: Mapping[str, Output] | None
+) -> TensorReport:
+    """The report on a tensor that quantcli quantized. outputs: as `of_stored` takes them."""
+    known = s.result
+    return tensor_report(
+        s.info,
+        s.scheme,
+        reason=s.reason,
+        note=s.note,
+        scale_dtype=s.scale_dtype,
+        bytes_out=s.bytes_out,
+        metrics=m,
+        minmax_sse=known.minmax_sse,
+        digest=known.digest,
+        examined=examined,
+        weighted=s.statistics is not None,
+        output=known.output if outputs is None else outputs.get(s.info.name),
+    )
+
+
+def rows(
     count: int, make: Callable[[], Iterable[TensorReport]], one: Callable[[int], TensorReport]
 ) -> Sequence[TensorReport]:
     """What is reported of each tensor: of many it is made each time that it is asked for."""
     return Each(count, make, one) if count > HELD else list(make())
 
 
-def of_pairs(
-    pairs: Mapping[str, tuple[View, View]],
-    metrics: Mapping[str, Metrics | None],
-    alone: tuple[list[str], list[str]],
-    *,
-    source: str,
-    bytes_in: int,
-    bytes_out: int,
-) -> Reported:
-    """What is reported of a model against another one: a tensor that is not floating point but differs, or float but
-    not the same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
-    floats, changes, names = set[str](), list[Change](), list(metrics)
-    for name, (a, b) in pairs.items():
-        changes += _change(a, b)
-        if a.scheme is None and b.scheme is None:
-            floats.add(name)
-    changes.sort(key=loss_first)
-
-    def made() -> Iterator[TensorReport]:
-        return (_pair_report(*pair, metrics[name]) for name, pair in pairs.items())
-
-    def one(number: int) -> TensorReport:
-        return _pair_report(*pairs[names[number]], metrics[names[number]])
-
-    return Reported(
-        tensors=_rows(len(pairs), made, one),
-        metrics=metrics,
-        floats=floats,
-        comparison=Comparison(baseline=source, changes=changes, new=alone[0], vanished=alone[1]),
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-    )
-
-
 def of_views(
     views: Mapping[str, View],
-    metrics: Mapping[str, Metrics | None] | None,
+    metrics: Sequence[Metrics | None] | None,
     *,
     bytes_in: int | None,
     bytes_out: int,
@@ -291,10 +266,10 @@ def of_views(
         bytes_in = origin.nbytes
     tensors = [
         _as_recorded(
-            _pair_report(None, view, metrics[name]) if metrics is not None else _view_report(view, None, exact=True),
+            pair_report(None, view, m) if metrics is not None else _view_report(view, None, exact=True),
             recorded.get(name),
         )
-        for name, view in views.items()
+        for (name, view), m in zip(views.items(), repeat(None) if metrics is None else metrics)
     ]
     costs = outputs or {}
     tensors = [replace(t, output=OutputReport.of(costs[t.name])) if t.name in costs else t for t in tensors]
@@ -302,8 +277,8 @@ def of_views(
     unknown = "the file does not record the size of its source, so it is compared with float32"
     return Reported(
         tensors=tensors,
-        metrics=metrics or {},
-        floats={name for name, view in views.items() if view.scheme is None},
+        metrics=metrics or (),
+        floats=bytes(view.scheme is None for view in views.values()),
         warnings=[unknown] if bytes_in is None else [],
         bytes_in=decoded if bytes_in is None else bytes_in,
         bytes_out=bytes_out,
@@ -331,7 +306,7 @@ def _as_recorded(tensor: TensorReport, recorded: tuple[str, str] | None) -> Tens
     return replace(tensor, dtype=dtype, bytes_in=bytes_in, reason=reason if same else tensor.reason)
 
 
-def _pair_report(a: View | None, b: View, m: Metrics | None) -> TensorReport:
+def pair_report(a: View | None, b: View, m: Metrics | None) -> TensorReport:
     note = "" if a is None or a.scheme == b.scheme else f"was {a.scheme or a.info.dtype}"
     return _view_report(b, m, exact=m is not None and m.exact, note=note)
 
@@ -358,28 +333,3 @@ def _view_report(view: View, m: Metrics | None, *, exact: bool, note: str = "") 
         digest=None,
         otherwise=otherwise,
     )
-
-
-def _change(a: View, b: View) -> list[Change]:
-    """What changed from the first to the second by what their files say of themselves, where both say something."""
-
-    def recorded(view: View) -> tuple[float | None, bool]:
-        found = view.stored.stored.metrics if view.stored is not None else None
-        return found.sqnr_db if found is not None else None, view.scheme is None or bool(found and found.exact)
-
-    (before, was_exact), (after, is_exact) = recorded(a), recorded(b)
-    silent = (before is None and not was_exact) or (after is None and not is_exact)
-    if silent or (a.scheme == b.scheme and before == after):
-        return []
-    return [
-        Change(
-            tensor=b.info.name,
-            before_db=before,
-            before_exact=was_exact,
-            after_db=after,
-            after_exact=is_exact,
-            delta_db=after - before if before is not None and after is not None else None,
-            before=a.scheme or a.info.dtype,
-            after=b.scheme or b.info.dtype,
-        )
-    ]

@@ -6,7 +6,7 @@ import heapq
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from quantcli.each import Each
@@ -65,30 +65,24 @@ class Totals:
 class Counted:
     """The errors that the figures over all tensors are of: those of tensors that are quantized on either side; where
     none is, of those that changed; and where none did, of all. Large numbers that are off by a rounding would drown the
-    errors of codes. metrics: by tensor; floats: names of those that are in floating point on both sides."""
+    errors of codes."""
 
-    def __init__(self, metrics: Mapping[str, Metrics | None], floats: Set[str]) -> None:
-        self._metrics, self._floats = metrics, floats
-        self._codes, self._changed = _Measured(), _Measured()
+    def __init__(self) -> None:
+        self._codes, self._changed, self._all = _Measured(), _Measured(), _Measured()
 
-    def add(self, t: TensorReport) -> None:
-        """Take in a tensor."""
-        if not t.kept and t.name in self._metrics:
-            found = self._metrics[t.name]
-            self._changed.add(found)
-            if t.name not in self._floats:
-                self._codes.add(found)
+    def add(self, t: TensorReport, metrics: Metrics | None, *, floating: bool) -> None:
+        """Take in a tensor and its errors, None where they were not measured. floating: whether it is in floating point
+        on both sides."""
+        self._all.add(metrics)
+        if not t.kept:
+            self._changed.add(metrics)
+            if not floating:
+                self._codes.add(metrics)
 
     @property
     def found(self) -> Metrics | None:
         """The errors, together; None where nothing was measured."""
-        for known in (self._codes, self._changed):
-            if known.asked:
-                return known.found
-        known = _Measured()
-        for m in self._metrics.values():
-            known.add(m)
-        return known.found
+        return next((known for known in (self._codes, self._changed) if known.asked), self._all).found
 
 
 class _Measured:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 
 from quantcli.errors import printable
 from quantcli.metrics import Metrics
@@ -15,19 +16,24 @@ from quantcli.stores.pipelines import prefixed, within
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Reported:
-    """What is reported of one model. metrics: by tensor, None where nothing was measured. floats: tensors in floating
-    point before and after. kind: the class that loads it, of a component; kept: why nothing of it is quantized, empty
-    where something is."""
+    """What is reported of one model. metrics: of each tensor, None where it was not measured; empty where none was.
+    floats: whether each is in floating point before and after; empty where none is. kind: the class that loads it, of a
+    component; kept: why nothing of it is quantized, empty where something is."""
 
     tensors: Sequence[TensorReport]
-    metrics: Mapping[str, Metrics | None]
-    floats: Set[str] = frozenset()
+    metrics: Sequence[Metrics | None] = ()
+    floats: Sequence[int] = b""
     bytes_in: int
     bytes_out: int
     warnings: Sequence[str] = ()
     comparison: Comparison | None = None
     kind: str = ""
     kept: str = ""
+
+    def counted(self) -> Iterator[tuple[TensorReport, Metrics | None, bool]]:
+        """Each tensor with its errors, and whether it is in floating point before and after."""
+        others = chain(self.metrics, repeat(None)), chain(self.floats, repeat(0))
+        return ((t, metrics, bool(floating)) for t, metrics, floating in zip(self.tensors, *others))
 
 
 def report_of(
@@ -37,15 +43,14 @@ def report_of(
     alone = found.get("") if len(found) == 1 else None
     tensors: Sequence[TensorReport]
     if alone is not None:
-        tensors, metrics, floats, comparison = alone.tensors, alone.metrics, alone.floats, alone.comparison
+        tensors, comparison = alone.tensors, alone.comparison
     else:
         tensors = [replace(t, name=within(name, t.name)) for name, one in found.items() for t in one.tensors]
-        metrics = {within(name, tensor): m for name, one in found.items() for tensor, m in one.metrics.items()}
-        floats = {within(name, tensor) for name, one in found.items() for tensor in one.floats}
         comparison = _compared({name: one.comparison for name, one in found.items()})
-    totals, counted, equal, glance = Totals(), Counted(metrics, floats), Equal(), Glance()
-    for t in tensors:
-        for seen in (totals, counted, equal, glance):
+    totals, counted, equal, glance = Totals(), Counted(), Equal(), Glance()
+    for t, metrics, floating in chain.from_iterable(one.counted() for one in found.values()):
+        counted.add(t, metrics, floating=floating)
+        for seen in (totals, equal, glance):
             seen.add(t)
     return RunReport(
         command=command,
@@ -71,10 +76,10 @@ def report_of(
 
 def component(name: str, one: Reported) -> ComponentReport:
     """The report on one model of a pipeline as a whole."""
-    totals, counted = Totals(), Counted(one.metrics, one.floats)
-    for t in one.tensors:
+    totals, counted = Totals(), Counted()
+    for t, metrics, floating in one.counted():
         totals.add(t)
-        counted.add(t)
+        counted.add(t, metrics, floating=floating)
     s = totals.summary(counted.found, bytes_in=one.bytes_in, bytes_out=one.bytes_out, seconds=None)
     return ComponentReport(
         name=name,

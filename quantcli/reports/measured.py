@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from quantcli.each import Each
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import origins
 from quantcli.matching import Pair, open_original, paired, under_one_name, without_left_out
@@ -91,7 +92,7 @@ def _of(pair: Pair, path: str, against: str | None, how: Measuring) -> Reported:
         if not after.why_kept:
             raise
         line = f"its tensors are not counted, because it cannot be read: {error}"
-        found = Reported(tensors=(), metrics={}, bytes_in=0, bytes_out=0, warnings=[line])
+        found = Reported(tensors=(), metrics=(), bytes_in=0, bytes_out=0, warnings=[line])
     return build.as_component(found, after.component, after.why_kept)
 
 
@@ -99,7 +100,10 @@ def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
     """What is reported of a model that quantcli quantized."""
     model.stored.check_headers()
     stored, documents = model.stored.entries, model.stored.documents
-    metrics, known, outputs = [s.metrics for s in stored], None, None
+    metrics: Sequence[Metrics | None] = Each(
+        len(stored), lambda: (s.metrics for s in stored), lambda number: stored[number].metrics
+    )
+    known, outputs = None, None
     if pair.before is None:
         model.source.check_unchanged()  # a pipe to its end: it may be truncated, and its writer continues
     else:
@@ -161,7 +165,7 @@ def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
             raise UsageError("only supported for quantcli's own files", place=[model.path, "--theory"])
         how.say("there is no theory of what is in another tool's layout")
     views: Mapping[str, View] = model
-    metrics: dict[str, Metrics | None] | None = None
+    metrics: Sequence[Metrics | None] | None = None
     outputs, bytes_in = None, None if quantized else model.file_bytes
     if pair.before is not None:
         floats = open_original(pair.before.path, (), as_float=how.as_float, variant=pair.before.variant)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
@@ -234,7 +234,7 @@ class Comparison:
     before and after name the scheme, or why the tensor was kept."""
 
     baseline: str
-    changes: list[Change]
+    changes: Sequence[Change]
     new: list[str]
     vanished: list[str]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import one_line, run, save
+from strategies import gaussian
 
 from quantcli import Scheme
 from quantcli.layouts.native.document import Result
@@ -93,3 +96,15 @@ def test_results_of_several_threads() -> None:
     finally:
         sys.setswitchinterval(before)
     assert len(found) == 4 * each and all(result.digest == f"{int(name):032x}" for name, result in found.items())
+
+
+def test_two_files_with_a_tensor_of_one_name(tmp_path: Path) -> None:
+    """One file keeps what the other one quantized: neither is taken for the other without a word."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    quantized = save(tmp_path / "a.safetensors", {"w.weight": gaussian(8, 64)})
+    kept = save(tmp_path / "b.safetensors", {"w.weight": gaussian(8, 64), "v.weight": gaussian(8, 64)})
+    for source, number, option in ((quantized, 1, "--include"), (kept, 2, "--exclude")):
+        out = folder / f"model-{number:05d}-of-00002.safetensors"
+        assert run("quantize", source, option, "w.weight", "-q", "-o", out).code == 0
+    assert "w.weight: two tensors have this name" in one_line(run("inspect", folder), 1)

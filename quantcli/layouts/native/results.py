@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from itertools import count
 from operator import eq
 from struct import Struct
 
-from quantcli.each import Numbered
+from quantcli.each import Each, Numbered
 from quantcli.layouts.native.document import Result
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
@@ -97,6 +97,15 @@ minmax_sse=2.0, output=None)
     def _widen(self, width: int) -> None:
         """Make room for digests of so many bytes."""
         self._width, self._digests = width, bytearray(width * len(self._numbers))
+
+    @property
+    def metrics(self) -> Sequence[Metrics | None]:
+        """The errors alone, None where nothing was measured."""
+
+        def errors(result: Result | None) -> Metrics | None:
+            return None if result is None else result.metrics
+
+        return Each(len(self), lambda: map(errors, self), lambda number: errors(self.at(number)))
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from quantcli.layouts.native.document import Result
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Kept, Quantized
@@ -13,7 +14,6 @@ from quantcli.tensors.rows import Grouping
 from quantcli.tensors.second_order import Output
 
 if TYPE_CHECKING:
-    from quantcli.layouts.native.document import Result
     from quantcli.layouts.native.results import Results
 
 
@@ -32,6 +32,11 @@ class StoredKept:
     minmax_sse: ClassVar[None] = None
     statistics: ClassVar[None] = None
     cost: ClassVar[None] = None
+
+    @property
+    def result(self) -> Result:
+        """Its digest, where a quantized tensor has errors and costs too."""
+        return Result(None, self.digest)
 
     @property
     def decided(self) -> Kept:
