@@ -17,8 +17,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-EMBEDDING = re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe|shared)(?:\.weight)?$", re.IGNORECASE)
-"""Names of embeddings."""
+_PROJECTS = r"(?!unembed)\w*embed\w*(?:proj|mapping|mlp|linear|dense|to_hidden)"
+EMBEDDING = re.compile(
+    rf"(?:^|\.)(?!patch|{_PROJECTS})(?:\w*embed\w*|\w*embd|wte|wpe|shared)(?:\.weight)?$", re.IGNORECASE
+)
+"""Names of embeddings; not of layers that project what an embedding gave, as ALBERT's `embedding_hidden_mapping_in` and
+ELECTRA's `embeddings_project`. No embedding of a model in `table.json` is named so; an `unembedding_projection` is a
+head."""
 
 DIRECT, INITIALIZED = "read", "initialized"
 """Kinds of Linear layers whose weight is read, undecoded, by the code around them: when the model runs, or only while

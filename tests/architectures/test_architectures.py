@@ -5,6 +5,7 @@ layer holds, names that differ between a file and the model. What is expected he
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from making import one_line, run, save
 from strategies import gaussian
+
+from quantcli import architectures
 
 LINEAR, TABLE = (64, 64), (96, 64)
 
@@ -291,3 +294,28 @@ def test_an_unknown_type_is_read_as_its_class(tmp_path: Path) -> None:
         assert ran.code == 0 and "does not know" not in ran.err, ran.err
         fates.append({t["name"]: t["reason"] for t in ran.json["tensors"]})
     assert fates[0] == fates[1] and {"default", "target"} == set(fates[0].values())
+
+
+_TABLE = json.loads((Path(architectures.__file__).parent / "table.json").read_text(encoding="utf-8"))["types"]
+
+
+def test_layers_that_project_embeddings_are_no_embeddings() -> None:
+    """Linear layers in transformers' ALBERT, ELECTRA and Gemma 3n, of models that have embeddings of other names."""
+    for name in (
+        "encoder.embedding_hidden_mapping_in.weight", "electra.embeddings_project.weight",
+        "embed_vision.multimodal_embedder.embedding_projection.weight", "model.layers.0.embed_proj.weight",
+    ):  # fmt: skip
+        assert architectures.EMBEDDING.search(name) is None, name
+    assert architectures.EMBEDDING.search("unembedding_projection.weight")
+
+
+def test_embeddings_of_transformers_are_not_taken_for_projections() -> None:
+    """Modules whose class in transformers is an embedding's, where their name says that they are one."""
+    modules = {
+        module
+        for kind in _TABLE.values()
+        for module, holder in kind.get("other", {}).items()
+        if holder.endswith("Embedding") and re.search(r"(?:embed\w*|embd|wte|wpe)$", module) and "patch" not in module
+    }
+    assert len(modules) > 100
+    assert [m for m in sorted(modules) if architectures.EMBEDDING.search(f"{m}.weight") is None] == []
