@@ -132,8 +132,8 @@ def test_a_run_beside_a_large_weight_was_not_changed(bits: str, tmp_path: Path) 
 
 
 def test_larger_weights_among_small_ones_were_not_changed() -> None:
-    """Groups of which nearly all weights are rounded to 0, but for two whose weights are larger than a step: rounding to
-    sevenths leaves more of an error there. So it is in IM2Deep 2.0.2. One that is rounded to halves stands out."""
+    """Groups of which nearly all weights are rounded to 0, but for two whose weights are larger than a step: rounding
+    to sevenths leaves more of an error there. So it is in IM2Deep 2.0.2. One that is rounded to halves stands out."""
     rng = np.random.default_rng(5)
     x = gaussian(64, 1024, seed=4) * np.float32(0.006)
     x[40, :256] = rng.uniform(-0.25, 0.25, 256)
