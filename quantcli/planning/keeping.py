@@ -42,7 +42,12 @@ def why_kept(info: TensorInfo, *, keep_defaults: bool = True, keep_embeddings: b
             return found
     if len(info.shape) == 1:
         return "one-dimensional"
-    return "small" if keep_defaults and info.numel < SMALL else None
+    if not keep_defaults:
+        return None
+    if info.numel < SMALL:
+        return "small"
+    # A column has a scale for every weight: in codes it takes more room than in floating point.
+    return "one-dimensional" if info.numel == info.shape[0] else None
 
 
 @lru_cache(maxsize=4096)

@@ -109,7 +109,9 @@ _ALL = (
         named=EMBEDDING,
         ways=(OVERRIDE, TABLES_TOO, ALL),
     ),
-    Reason(name="one-dimensional", says="keep-list: one dimension", vector=True, light=True),
+    Reason(
+        name="one-dimensional", says="keep-list: one dimension, or a column of single weights", vector=True, light=True
+    ),
     Reason(name="small", says=f"keep-list: fewer than {SMALL} elements", ways=(ALL,), light=True),
     Reason(
         name="target",

@@ -12,7 +12,7 @@ from quantcli.layouts.native.document import Result
 from quantcli.layouts.native.stored import StoredTensor
 from quantcli.metrics import Metrics, Sum
 from quantcli.planning.entry import WIDER
-from quantcli.planning.reasons import LEFT_OUT, is_left_out
+from quantcli.planning.reasons import LEFT_OUT, SMALL, is_left_out
 from quantcli.planning.request import Request
 from quantcli.planning.unquantized import AnotherKind, Entry, MostlyKept
 from quantcli.reports.cautions import beaten, cautions, offset_warning, unweighted
@@ -101,6 +101,7 @@ class _Whole:
         self.totals, self.equal, self.metrics, self.glance = Totals(), Equal(), Sum(), Glance()
         self._wider = Named("float32 scales, because float16 would not hold them")
         self._nonfinite = Named("left in floating point, because they hold NaN or infinity")
+        self._larger = Named("as large in codes as before or larger, which --exclude keeps as they are")
         self._other, self._kept, self._beaten = AnotherKind(), MostlyKept(request), list[str]()
 
     def add(self, tensor: Decided, t: TensorReport, metrics: Metrics | None) -> None:
@@ -115,6 +116,8 @@ class _Whole:
             self._wider.add(t.name)
         if t.reason == "nonfinite":
             self._nonfinite.add(t.name)
+        if tensor.scheme is not None and t.bytes_out >= tensor.info.nbytes and tensor.info.numel >= SMALL:
+            self._larger.add(t.name)
         if t.reason != LEFT_OUT:
             entry = Entry(tensor, t.bytes_out)
             self._other.add(entry)
@@ -128,6 +131,7 @@ class _Whole:
         return [
             *self._wider.lines(),
             *self._nonfinite.lines(),
+            *self._larger.lines(),
             *unweighted(plan),
             *offset_warning(plan, self._request),
             *cautions(plan),

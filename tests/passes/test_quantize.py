@@ -706,3 +706,14 @@ def test_damaged_quantized_files(damage: str, zoo: Path) -> None:
         assert "layers.0.q.weight: a stored scale is not finite" in line
     else:
         one_line(run("report", bad), 2)
+
+
+def test_what_codes_do_not_make_smaller_is_named(tmp_path: Path) -> None:
+    """A column of 32-bit floats has 48 bits a weight at 4 bits; two rows of 1,024 have fewer than 5."""
+    for name, shape, named in (("column", (2048, 1), True), ("rows", (2, 1024), False)):
+        source = tmp_path / f"{name}.npy"
+        np.save(source, gaussian(*shape))
+        ran = run("quantize", source, "--bits", 4, "-o", tmp_path / f"{name}.safetensors")
+        assert ran.code == 0
+        line = f"as large in codes as before or larger, which --exclude keeps as they are: {name}"
+        assert (line in ran.err) == named

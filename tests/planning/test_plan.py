@@ -180,6 +180,16 @@ def test_small_tensors_are_kept() -> None:
     assert reasons(plan) == {"a": "small", "b": "default", "c": "one-dimensional", "d": "default"}
 
 
+def test_columns_are_kept_as_vectors() -> None:
+    """Every weight would have a scale of its own: 48 bits instead of 32. The phases of a spectrogram in resemble-perth
+    1.0.1 are one."""
+    tensors = {"a": (1025, 1), "b": (1, 1025), "c": (2048, 1, 1), "d": MATRIX, "e": (40, 1)}
+    kept = {"a": "one-dimensional", "b": "default", "c": "one-dimensional", "d": "default", "e": "small"}
+    assert reasons(plan_of(tensors)) == kept
+    assert set(reasons(plan_of(tensors, keep_defaults=False)).values()) == {"default"}
+    assert reasons(plan_of({"a": (1025, 1)})) == {"a": "default"}
+
+
 @pytest.mark.parametrize(("tensors", "expected"), [
     ({"w": (100,)}, {"w": "default"}),
     ({"w": (5, 5)}, {"w": "default"}),
