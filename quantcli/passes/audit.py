@@ -201,6 +201,9 @@ def _wrong(sample: Sampled, references: Sequence[float], shortfall: float | None
     if sample.strays and sample.gained_db is None and (sample.nearest or 0) >= ROUNDED:
         count = "one weight" if sample.strays == 1 else f"{sample.strays} weights"
         return f"{count} of the sample changed by more than {STRAY} steps, where the other codes are the nearest ones"
+    if sample.odd and (sample.nearest or 0) >= ROUNDED:
+        count = "one group" if sample.odd == 1 else f"{sample.odd} groups"
+        return f"the codes of {count} of the sample are not the nearest ones for its scale, as all others are"
     if other_scales(sample):
         share = f"{100 * (sample.largest or 0):.0f} %"
         return f"min-max scales, but {share} of them are those of the base: the weights were slightly changed"

@@ -78,7 +78,7 @@ def twins(missing: Iterable[str], before: Mapping[str, View], after: Mapping[str
     found = {}
     for name in wanted:
         view = before[name]
-        runs = list(runs_of(view.info.numel, BLOCK))
+        runs = runs_of(view.info.numel, BLOCK)
         for other in alike.get(_beginning(view), ()):
             if _kind(before[other]) == _kind(view) and all(EQUAL in same(view, before[other], *run) for run in runs):
                 found[name] = other

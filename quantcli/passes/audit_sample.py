@@ -56,6 +56,11 @@ STRAY = 3
 up to 2 at 8 bits."""
 
 
+ODD, ODD_CHANCE = 0.25, 1e-6
+"""Least share of codes of a group that are not the nearest ones, for it to stand out; and the chance at which some
+group would have as many."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
     """What a sample of rows says; figures in dB are those of the sample, None where there are none.
@@ -72,7 +77,8 @@ class Sampled:
     less than is stored. cleanest: the largest share of nearest codes in a column, where chance alone would not give
     that to any; balanced: share of rows whose errors add up to less than a step, as rounding that preserves sums makes
     them; beyond: share of weights that are more than a step from what they became, though not clipped; strays: how many
-    are more than STRAY steps; zeroed: share of those that became 0, though nearer to others.
+    are more than STRAY steps; zeroed: share of those that became 0, though nearer to others; odd: how many groups have
+    far fewer nearest codes than the others, as after their scales alone were changed.
     """
 
     sqnr_db: float | None
@@ -95,6 +101,7 @@ class Sampled:
     beyond: float | None = None
     strays: int = 0
     zeroed: float = 0.0
+    odd: int = 0
     used: int | None = None
     wanted: int | None = None
     codes: int | None = None
@@ -287,6 +294,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float)
         "beyond": beyond / near.size if stepped else None,
         "strays": strays,
         "zeroed": zeroed / near.size,
+        "odd": _odd(near, group),
         "used": int(occur.sum()),
         "wanted": int(wanted.sum()),
         "codes": len(occur) >> reduced,
@@ -320,6 +328,18 @@ def _cleanest(near: NDArray[np.bool_]) -> float | None:
         if near.shape[1] * sum(tail) > CHANCE:
             return None
     return float(near.mean(axis=0).max())
+
+
+def _odd(near: NDArray[np.bool_], group: int) -> int:
+    """How many groups have far more codes that are not the nearest ones than chance gives any, if all are alike."""
+    starts = np.arange(0, near.shape[1], group)
+    missed = np.add.reduceat(~near, starts, axis=1, dtype=np.int64)
+    share, least = max(1 - float(near.mean()), 1 / near.size), max(math.ceil(ODD * group), 4)
+    if least > group:
+        return 0
+    ways = math.lgamma(group + 1) - math.lgamma(least + 1) - math.lgamma(group - least + 1)
+    chance = ways + least * math.log(share) + math.log(missed.size)  # at most, of so many or more; its logarithm
+    return int(np.count_nonzero(missed >= least)) if chance < math.log(ODD_CHANCE) else 0
 
 
 def _tile(x: Floats, group: int) -> Tile:
