@@ -60,16 +60,21 @@ def against(
     _check(model, original, known=check_digests and all(t.stored.digest is not None for t in model.values()))
     items = [Item(names[0], _nbytes(model, names), names) for names in _runs(model, original)]
     made = Against(model, original, check_digests)
-    found = Results()
+    found, changed, order = Results(), list[str](), iter(items)
 
-    def take(of_run: Sequence[tuple[Metrics | None, str | None]]) -> None:
-        for metrics, digest in of_run:
-            found.append(Result(metrics, digest))
+    def take(of_run: Sequence[tuple[Metrics | None, bool]]) -> None:
+        for name, (metrics, same) in zip(next(order).given, of_run):
+            found.append(Result(metrics, None))
+            if not same:
+                changed.append(name)
 
     run(made, items, threads=threads, progress=progress, crew=crew, opening=opening, take=take)
-    for tensor, one in zip(model.values(), found):
-        if one is not None and one.digest is not None:
-            _same_digest(tensor, one.digest, original)
+    if changed:
+        raise DataError(
+            f"these are not the weights the file was made from (digests differ){_itself(original)}",
+            place=[original.source.path, printable(changed[0])],
+            hint="use --ignore-digest to measure anyway",
+        )
     original.source.check_unchanged()
     return found.metrics
 
@@ -88,8 +93,8 @@ class Against:
         return self.model.source, self.original.source
 
     def visit(self, item: Item, advance: Advance) -> Visit:
-        """Of each tensor of a run its metrics, None for a kept one, and the digest of its original, None where none is
-        wanted. Given are their names."""
+        """Of each tensor of a run its metrics, None for a kept one, and whether its original has the digest that the
+        file tells, which is taken for granted where none is wanted. Given are their names."""
         if len(item.given) > 1:
             [found] = yield [partial(self._together, item.given, advance)]
             return found
@@ -98,25 +103,29 @@ class Against:
         weights = Digested(partial(self.original.source.read, item.name), original.stored.info.nbytes, kind)
         if stored.grouping is None:
             yield weights.alone(COPY, advance)
-            return [(None, weights.found())]
+            return [(None, self._is_same(stored, weights.found()))]
         reads = weights.apart()
         spans = list(stored.grouping.tiles())
         sums = yield [*reads, *(partial(self._measured, item.name, weights, advance, span) for span in spans)]
-        return [(metric.total(sums[len(reads) :]), weights.found())]
+        return [(metric.total(sums[len(reads) :]), self._is_same(stored, weights.found()))]
 
     def _digest_of(self, stored: StoredTensor) -> str:
         """The kind of the digest that is wanted."""
         return kind_of(stored.digest) if self.check_digests else "none"
 
-    def _together(self, names: Sequence[str], advance: Advance) -> list[tuple[Metrics | None, str | None]]:
+    def _is_same(self, stored: StoredTensor, digest: str | None) -> bool:
+        return not self.check_digests or digest == stored.digest
+
+    def _together(self, names: Sequence[str], advance: Advance) -> list[tuple[Metrics | None, bool]]:
         """The same of small tensors that are alike, read at once."""
         tensors, info = [self.model[name] for name in names], self.original[names[0]].stored.info
         raw = np.empty((len(names), info.nbytes), np.uint8)
         self.original.source.read_each(names, raw.reshape(-1).data)
-        digests = [digest_of(row.data, self._digest_of(t.stored)) for row, t in zip(raw, tensors)]
+        kinds = [self._digest_of(t.stored) for t in tensors]
+        same = [self._is_same(t.stored, digest_of(row.data, k)) for t, row, k in zip(tensors, raw, kinds)]
         measured = repeat(None) if tensors[0].scheme is None else self._errors(tensors, raw, info.dtype)
         advance(raw.size)
-        return list(zip(measured, digests))
+        return list(zip(measured, same))
 
     @staticmethod
     def _errors(tensors: Sequence[Tensor], raw: Bytes, dtype: str) -> Iterator[Metrics]:
@@ -221,12 +230,3 @@ def _check(model: Model, original: Model, *, known: bool) -> None:
 def _itself(original: Model) -> str:
     decoded = original.source.decoded_from
     return f"; the original is quantized itself: {decoded}" if decoded else ""
-
-
-def _same_digest(tensor: Tensor, found: str | None, original: Model) -> None:
-    if tensor.stored.digest != found:
-        raise DataError(
-            f"these are not the weights the file was made from (digests differ){_itself(original)}",
-            place=[original.source.path, printable(tensor.name)],
-            hint="use --ignore-digest to measure anyway",
-        )

@@ -25,15 +25,19 @@ from quantcli.tensors.info import TensorInfo
 
 
 class Entries(Numbered[StoredTensor]):
-    """The tensors of a document, in the order of its file. infos: the tensors of that file."""
+    """The tensors of a document, in the order of its file. infos: the tensors of that file.
 
-    __slots__ = ("_in_common", "_infos", "_known", "_numbers", "_order", "_places", "_results")
+    The last record is held: of each in turn several who go through them side by side ask for something.
+    """
+
+    __slots__ = ("_in_common", "_infos", "_known", "_last", "_numbers", "_order", "_places", "_results")
 
     def __init__(self, infos: Tensors) -> None:
         self._infos, self._results = infos, Results()
         self._places = array("I")  # of one of the tensors that hold each, in the file
         self._in_common, self._known = list[_InCommon](), dict[_InCommon, int]()
         self._numbers, self._order = array("I"), array("I")
+        self._last: tuple[int, StoredTensor | None] = -1, None
 
     def add(self, place: int, in_common: _InCommon, result: Result) -> None:
         """Add a tensor. place: the number, among those of the file, of the first part of a quantized one or of a kept
@@ -63,6 +67,13 @@ class Entries(Numbered[StoredTensor]):
     def at(self, number: int) -> StoredTensor:
         """The tensor of a number."""
         number = self._order[number]
+        last, found = self._last
+        if found is None or last != number:
+            found = self._made(number)
+            self._last = number, found
+        return found
+
+    def _made(self, number: int) -> StoredTensor:
         in_common = self._in_common[self._numbers[number]]
         if isinstance(in_common, Shared):
             info = TensorInfo(self._name(number), in_common.dtype, in_common.shape)

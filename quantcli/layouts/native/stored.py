@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from quantcli.layouts.native.document import Result
@@ -71,7 +71,7 @@ class Shared:
     bytes_out: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredQuantized:
     """A quantized tensor of a native file: where it came from, what was done to it and what that cost.
 
@@ -83,13 +83,15 @@ class StoredQuantized:
     shared: Shared
     results: Results
     number: int
+    _result: Result | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def result(self) -> Result:
-        """Errors, digest and costs, which are made of bytes when they are asked for."""
-        found = self.results.at(self.number)
-        assert found is not None
-        return found
+        """Errors, digest and costs, which are made of bytes when one of them is first asked for."""
+        if self._result is None:
+            self._result = self.results.at(self.number)
+            assert self._result is not None
+        return self._result
 
     @property
     def metrics(self) -> Metrics:
