@@ -10,6 +10,7 @@ from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.passes.findings import Finding, Verified
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
+from quantcli.reports.page import many_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class VerifyReport:
     def parts(self, display: Display) -> Iterator[Part]:
         """The verdict, every check on every tensor shown, and the findings in words."""
         how = f" against {printable(self.source, 200)}" if self.source is not None else ""
-        what = f"{self.tensors:,} tensors, {self.quantized:,} quantized"
+        what = f"{many_tensors(self.tensors)}, {self.quantized:,} quantized"
         if self.files is not None:
             what = "1 file" if self.files == 1 else f"{self.files:,} files"
         if self.passed:
