@@ -50,19 +50,18 @@ NEAR, NEAR_FLOATS = 2.0**-9, 2.0**-7
 and scales to 16 bits on the way to a code. Of floats, whose steps are never less than 2^-4 of the weight, twice what
 rounding a quotient to bfloat16 moves it by."""
 
-
 STRAY = 3
 """Steps from a weight to what it became that no rounding to 16 bits on the way explains: MLX's offsets in bfloat16 make
 up to 2 at 8 bits."""
-
 
 CLIPPED = 0.05
 """Most scales that are larger than the largest weights need where these are clipped, as by a percentile; and how much
 smaller than the largest weight the largest one that was stored is then."""
 
-ODD, ODD_CHANCE = 0.25, 1e-6
+ODD, ODD_CHANCE, ODD_BITS, BEYOND_NEAREST = 0.25, 1e-6, 5, 0.1
 """Least share of codes of a group that are not the nearest ones, for it to stand out; and the chance at which some
-group would have as many."""
+group would have as many. Bits up to which offsets and scales that tools round later move no codes so
+far, and steps that make an error larger than that of the nearest code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +243,12 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float)
     grid, cols = code_grid(found.scheme), found.plan.cols
     group, at = min(found.plan.group, cols), 0
     occur, wanted = np.zeros((2, 1 << grid.bits), bool)
-    rounded, near, scales = np.empty_like(x), np.empty(x.shape, bool), np.empty((len(x), found.plan.groups), np.float32)
+    rounded, far, near, scales = (
+        np.empty_like(x),
+        np.zeros(x.shape, bool),
+        np.empty(x.shape, bool),
+        np.empty((len(x), found.plan.groups), np.float32),
+    )
     offsets = np.zeros_like(scales)
     beyond, strays, zeroed, stepped = 0, 0, 0, grid.mode in (INTEGER, OFFSET, LEVELS)
     slack = np.float32(NEAR_FLOATS if grid.mode == LEVELS else NEAR)
@@ -269,6 +273,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float)
         if stepped:
             steps = _steps(before, spread_out(scales[here], before, group), params)
             inside = least <= 0.55 * steps
+            far[here] = own > least + BEYOND_NEAREST * steps
             beyond += int(np.count_nonzero((own > 1.05 * steps) & inside))
             strays += int(np.count_nonzero((own > STRAY * steps) & inside))
         rounded[here], at = nearest, at + span.rows
@@ -300,7 +305,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float)
         "beyond": beyond / near.size if stepped else None,
         "strays": strays,
         "zeroed": zeroed / near.size,
-        "odd": _odd(near, group),
+        "odd": _odd(far & ~near, group) if grid.bits <= ODD_BITS else 0,
         "used": int(occur.sum()),
         "wanted": int(wanted.sum()),
         "codes": len(occur) >> reduced,
@@ -341,11 +346,11 @@ def _cleanest(near: NDArray[np.bool_]) -> float | None:
     return float(near.mean(axis=0).max())
 
 
-def _odd(near: NDArray[np.bool_], group: int) -> int:
-    """How many groups have far more codes that are not the nearest ones than chance gives any, if all are alike."""
-    starts = np.arange(0, near.shape[1], group)
-    missed = np.add.reduceat(~near, starts, axis=1, dtype=np.int64)
-    share, least = max(1 - float(near.mean()), 1 / near.size), max(math.ceil(ODD * group), 4)
+def _odd(far: NDArray[np.bool_], group: int) -> int:
+    """How many groups have far more codes clearly beyond the nearest ones than chance gives any."""
+    starts = np.arange(0, far.shape[1], group)
+    missed = np.add.reduceat(far, starts, axis=1, dtype=np.int64)
+    share, least = max(float(far.mean()), 1 / far.size), max(math.ceil(ODD * group), 4)
     if least > group:
         return 0
     ways = math.lgamma(group + 1) - math.lgamma(least + 1) - math.lgamma(group - least + 1)

@@ -92,7 +92,8 @@ def of_largest(x: Floats, scales: Floats, found: Coded, off: float) -> tuple[flo
 
     top = float(reach(found.scheme))
     ranges = [(whole, [(1 << found.scheme.bits) - 1.0]) for whole in _ranges(high, low, found)]
-    return max(shares(*one) for one in [(largest, [top, top + 0.5, top + 1]), *ranges])
+    tops = [top] if found.scheme.grid == "restricted" else [top, top + 0.5, top + 1]
+    return max(shares(*one) for one in [(largest, tops), *ranges])
 
 
 def in_bfloat16(x: Floats, scales: Floats) -> Floats:

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.passes.findings import Finding, Verified
+from quantcli.passes.findings import MISSING, Finding, Verified
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
 from quantcli.reports.page import many_tensors
 
@@ -51,8 +51,7 @@ class VerifyReport:
         if self.passed:
             yield Line(f"{printable(self.file, 200)}: ok{how}: {what}; {', '.join(self.checks)}")
         else:
-            bad = len({f.tensor for f in self.findings if f.tensor})
-            yield Line(f"{printable(self.file, 200)}: FAILED{how}: {what}, {bad:,} wrong")
+            yield Line(f"{printable(self.file, 200)}: FAILED{how}: {what}, {_wrong(self.findings)}")
         for check in self.unchecked:
             yield Line(f"not checked: {check}")
         if self.names:
@@ -73,6 +72,13 @@ class VerifyReport:
             marks = ["FAILED" if (name, c) in failed else "ok" if c in own else "-" for c in self.checks]
             table.add(name, *marks, style="red" if "FAILED" in marks else "")
         return table
+
+
+def _wrong(findings: Sequence[Finding]) -> str:
+    """How many tensors have findings; those that only the original has are counted apart."""
+    missing = {f.tensor for f in findings if f.tensor and f.problem == MISSING}
+    counts = (len({f.tensor for f in findings if f.tensor} - missing), "wrong"), (len(missing), "missing")
+    return ", ".join(f"{count:,} {word}" for count, word in counts if count or word == "wrong")
 
 
 def _more(found: Sequence[object], display: Display) -> Iterator[Line]:
