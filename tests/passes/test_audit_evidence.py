@@ -475,7 +475,8 @@ def test_a_changed_header_is_refused(tmp_path: Path) -> None:
 def of_rows_apart(seed: int) -> np.ndarray:
     """A convolution whose filters and inputs have powers far apart, as those of Silero VAD."""
     spread = np.exp(1.3 * gaussian(64, 1, 1, seed=seed)) * np.exp(0.7 * gaussian(1, 96, 1, seed=seed + 1))
-    return (0.02 * gaussian(64, 96, 3, seed=seed + 2) * spread).astype(np.float32)
+    found: np.ndarray = (0.02 * gaussian(64, 96, 3, seed=seed + 2) * spread).astype(np.float32)
+    return found
 
 
 @pytest.mark.parametrize("options", [
