@@ -305,7 +305,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float)
         "beyond": beyond / near.size if stepped else None,
         "strays": strays,
         "zeroed": zeroed / near.size,
-        "odd": _odd(far & ~near, group) if grid.bits <= ODD_BITS and scheme.storage != "double" else 0,
+        "odd": _odd(far & ~near, group) if grid.bits <= ODD_BITS and found.exact_scales else 0,
         "used": int(occur.sum()),
         "wanted": int(wanted.sum()),
         "codes": len(occur) >> reduced,
