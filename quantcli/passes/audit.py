@@ -17,7 +17,7 @@ from quantcli.models import BLOCK, View, runs_of
 from quantcli.passes import audit_gains, compare
 from quantcli.passes.audit_codes import MOST_BITS
 from quantcli.passes.audit_kept import CHANGED, WAYS, kind_of, same, twins
-from quantcli.passes.audit_method import RELATED, ROUNDED, UNEXPLAINED, method_of, other_scales
+from quantcli.passes.audit_method import ROUNDED, UNEXPLAINED, method_of, other_scales, preserves_sums, related
 from quantcli.passes.audit_places import Places, Sums, most_db, places_of, run_of, sums_of
 from quantcli.passes.audit_sample import STRAY, Sampled, sampled
 from quantcli.passes.tiles import Progress, Visit, begun, walk
@@ -138,7 +138,9 @@ def _walked(
         [sample] = yield [partial(sampled, a, b)]
         found.samples[name], found.metrics[name] = sample, sum((errors for errors, _ in parts), NOTHING)
         pieces, scaled = [piece for _, sums in parts for piece in sums], sample.gained_db is not None
-        found.places[name] = places_of(pieces, b.info.shape, bits=b.bits or MOST_BITS, scaled=scaled)
+        found.places[name] = places_of(
+            pieces, b.info.shape, bits=b.bits or MOST_BITS, scaled=scaled, **_of_one_scale(sample)
+        )
 
     def examined(a: View, b: View, size: int, first: int, last: int) -> str | tuple[Metrics, list[Sums]]:
         advance(b.info.nbytes * (last - first) // b.info.numel)
@@ -180,8 +182,13 @@ def _of_codes(name: str, view: View, found: _Found) -> Audited:
     if sample is None:
         return replace(own, problems=(found.faults[name],))
     most = math.inf if sample.scheme is None else most_db(sample.scheme.bits)
-    references = [min(db, most) for db in (sample.minmax_db, sample.best_db) if db is not None]
+    known = [sample.minmax_db, sample.best_db]
     reached = sample.gained_db if sample.gained_db is not None else sample.sqnr_db
+    if preserves_sums(sample):  # at the cost of any error that flips of codes make
+        reached = sample.nearest_db
+    references = [min(db, most) for db in known if db is not None]
+    if reached is not None and sample.nearest_db is not None and _is_clipped(sample):
+        references = [min(db, max(sample.nearest_db, 0.0)) for db in references]
     shortfall = min(references) - reached if references and reached is not None else None
     wrong = _wrong(sample, references, shortfall) or str(places or "")
     problems = tuple(filter(None, (wrong, _few(sample))))
@@ -190,18 +197,18 @@ def _of_codes(name: str, view: View, found: _Found) -> Audited:
 
 def _wrong(sample: Sampled, references: Sequence[float], shortfall: float | None) -> str:
     """Why a tensor was not made of these weights; empty where it may have been."""
-    if not sample.cosine >= RELATED:
+    if not related(sample):
         return f"these are other weights: the cosine to those of the base is {sample.cosine:.3f}"
     if sample.zeroed > PRUNED:
         return f"{100 * sample.zeroed:.0f} % of its weights are 0, though not near it in the base: it was pruned"
-    if sample.factor is not None and not _shrunk(references) <= sample.factor <= 1 + SAME_FACTOR:
+    if sample.factor is not None and not _plausible(sample.factor, sample, references):
         return f"its weights are {sample.factor:.3f} times those of the base"
     if shortfall is not None and shortfall > WORSE:
         return f"{shortfall:.1f} dB below what this format leaves of the base"
     if sample.strays and sample.gained_db is None and (sample.nearest or 0) >= ROUNDED:
         count = "one weight" if sample.strays == 1 else f"{sample.strays} weights"
         return f"{count} of the sample changed by more than {STRAY} steps, where the other codes are the nearest ones"
-    if sample.odd and (sample.nearest or 0) >= ROUNDED:
+    if sample.odd and (sample.nearest or 0) >= ROUNDED and not preserves_sums(sample):
         count = "one group" if sample.odd == 1 else f"{sample.odd} groups"
         return f"the codes of {count} of the sample are not the nearest ones for its scale, as all others are"
     if other_scales(sample):
@@ -210,6 +217,25 @@ def _wrong(sample: Sampled, references: Sequence[float], shortfall: float | None
     if method_of(sample).endswith(UNEXPLAINED):
         return "neither rounding nor error feedback gives these codes: the weights were changed"
     return ""
+
+
+def _of_one_scale(sample: Sampled) -> dict[str, float]:
+    """How far rounding may move weights where all have one scale, which is large beside most runs of them."""
+    if sample.scheme is None or sample.scheme.granularity != "tensor" or sample.top is None:
+        return {}
+    return {"top": sample.top, "step": (sample.step or 0.0) if preserves_sums(sample) else 0.0}
+
+
+def _is_clipped(sample: Sampled) -> bool:
+    """Whether codes are those that rounding gives for scales that clip, at whatever cost."""
+    return sample.clipped and ((sample.nearest or 0) >= ROUNDED or preserves_sums(sample))
+
+
+def _plausible(factor: float, sample: Sampled, references: Sequence[float]) -> bool:
+    """Whether quantizing may have made weights so many times as large as a whole."""
+    if sample.nearest_factor is not None and abs(factor - sample.nearest_factor) <= SAME_FACTOR:
+        return True
+    return _shrunk(references) <= factor <= 1 + SAME_FACTOR
 
 
 def _shrunk(references: Sequence[float]) -> float:

@@ -8,6 +8,9 @@ RELATED = 0.4
 """Least cosine between the weights and what they became: one bit leaves 0.8 of normal weights, ternary codes scaled by
 the largest of 256 heavy-tailed ones 0.57, unrelated ones 0."""
 
+FAINT = 0.1
+"""Least cosine between weights and their nearest codes that tells them from others."""
+
 ROUNDED, CLEAN, LEARNED = 0.95, 0.97, 1e-5
 """Least share of nearest codes of a method that rounds to the nearest: rounding that preserves sums moves up to 4 % of
 the codes, error feedback a quarter or more. Least share in some column where errors are fed back: the first one has
@@ -29,8 +32,14 @@ moves 85 % of them by more than their dtype explains at 4 bits, and 35 % at 8.""
 DIVIDING = 0.98
 """Least share of groups with the scale of MLX's rule: noise of 2 % of the weights leaves a third of it at 4 bits."""
 
+SUMS = "rounding that preserves the sums of rows"
+
 UNRELATED, UNEXPLAINED = "none of the base", "none of the base as it is"
 """The method of codes that were not made of these weights."""
+
+BALANCED = 0.9
+"""Least share of rows whose errors add up to less than a step where rounding preserves sums: by chance a third of rows
+of 64 do."""
 
 UNCERTAIN = "learned rounding (AutoRound), or weights that were changed a little"
 """The method of codes that do not tell which of the two it was."""
@@ -57,17 +66,33 @@ def other_scales(sample: Sampled) -> bool:
     scales that were searched for lie elsewhere."""
     if _of_mlx(sample) or sample.largest is None or sample.gained_db is not None or (sample.nearest or 0) < ROUNDED:
         return False
+    if sample.clipped:
+        return False
     telling = (
         sample.best_db is not None and sample.minmax_db is not None and sample.best_db - sample.minmax_db > TELLING
     )
     return telling and _is_minmax(sample) and (sample.about or 0) >= NEARLY and sample.largest < OTHER_SCALES
 
 
+def preserves_sums(sample: Sampled) -> bool:
+    """Whether codes other than the nearest ones were taken for the sums of rows."""
+    rounded = sample.nearest is not None and sample.nearest < 1 and sample.beyond is not None
+    return rounded and (sample.balanced or 0) >= BALANCED and (sample.beyond or 0) <= LEARNED
+
+
+def related(sample: Sampled) -> bool:
+    """Whether codes are of these weights, by their cosine; where their nearest codes are mostly 0, by that of these."""
+    least = RELATED
+    if sample.nearest_cosine is not None and sample.nearest_cosine > FAINT:
+        least = min(least, 0.9 * sample.nearest_cosine)
+    return sample.cosine >= least
+
+
 def method_of(sample: Sampled) -> str:
     """How codes were made, as far as they tell."""
     if sample.nearest is None:
         return ""
-    if sample.cosine < RELATED:
+    if not related(sample):
         return UNRELATED
     if sample.scheme is None:
         return "nearest codes" if sample.nearest == 1 else UNEXPLAINED
@@ -87,6 +112,8 @@ def method_of(sample: Sampled) -> str:
 
 def _moved(sample: Sampled) -> str:
     """Why codes are not the nearest ones."""
+    if preserves_sums(sample):
+        return SUMS
     if sample.cleanest is not None and sample.cleanest >= CLEAN:
         return "error feedback (GPTQ)"
     if sample.beyond is None:

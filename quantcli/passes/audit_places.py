@@ -100,9 +100,19 @@ def most_db(bits: int) -> float:
     return PER_BIT * bits + ROUGHLY
 
 
-def places_of(pieces: Sequence[Sums], shape: tuple[int, ...], *, bits: int, scaled: bool) -> Places | None:
+def places_of(
+    pieces: Sequence[Sums],
+    shape: tuple[int, ...],
+    *,
+    bits: int,
+    scaled: bool,
+    top: float | None = None,
+    step: float = 0.0,
+) -> Places | None:
     """The runs that stand out in a tensor of a shape, given what its pieces add up to, in order; None where none does.
-    bits: of its codes; scaled: whether rows have gains of their own, which are no errors."""
+    bits: of its codes; scaled: whether rows have gains of their own, which are no errors. top: of one scale for all,
+    the largest weight that it stores, beyond which weights were clipped; step: how far a code may be from the weight.
+    """
     if sum(len(piece[0]) for piece in pieces) < FEWEST_RUNS:
         return None
     counts, x, y, product, errors, groups, blocks, highest = (np.concatenate(part) for part in zip(*pieces))
@@ -115,6 +125,9 @@ def places_of(pieces: Sequence[Sums], shape: tuple[int, ...], *, bits: int, scal
     floor = 10 ** (-most_db(bits) / 10) * x
     on_grid = np.median(errors) <= np.median(floor)
     rounded = 0.0 if on_grid else np.minimum(_of_rounding(highest, counts, bits), x)
+    if top is not None:
+        rounded = np.maximum(rounded, counts * np.square(np.maximum(np.sqrt(highest) - top, 0)))
+        rounded = np.maximum(rounded, counts * step**2)
     rows = (counts * _of_rows(highest, starts, row) for row in {shape[-1], int(np.prod(shape[1:]))})
     errors = np.maximum(errors, 0) + floor + TINY * x.mean()
     ratios = [np.log(errors / (usual + TINY * usual.mean())) for usual in (counts, x, groups, blocks, *rows)]

@@ -19,10 +19,10 @@ from quantcli.asking import changed
 from quantcli.errors import DataError, QuantcliError
 from quantcli.formats import code_grid, reach, spread_out
 from quantcli.kernels import F32, INTEGER, LEVELS, OFFSET, QuantParams, Tile, row_bytes
-from quantcli.metrics import decibels
 from quantcli.models import BLOCK, View, runs_of
-from quantcli.passes import audit_scales
+from quantcli.passes import audit_fits, audit_scales
 from quantcli.passes.audit_codes import MOST_BITS, WEIGHTS, Coded, coded
+from quantcli.passes.audit_fits import angle, sqnr, won
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.api import quantize
@@ -31,7 +31,7 @@ from quantcli.tensors.rows import TileSpan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, CodeGrid, Floats
     from quantcli.layouts.regrouped import Regrouped, Values
 
 MOST, ROWS, PIECES, LEAST_ROWS = 1 << 19, 256, 16, 32
@@ -39,8 +39,8 @@ MOST, ROWS, PIECES, LEAST_ROWS = 1 << 19, 256, 16, 32
 taken from; and rows and columns from which gains of them are told."""
 
 GAINED = 2.0
-"""dB by which gains of rows and columns must explain a tensor better than the weights as they are: fitting gains to
-rounding errors alone brings less than 0.2 on 32 rows."""
+"""dB by which gains of rows and columns must explain a tensor better than the weights as they are, and twice what
+they explain of the nearest codes: rows of small weights beside a large scale become 0, as a gain of 0 makes them."""
 
 CHANCE = 1e-3
 """Chance at which a column of nothing but nearest codes proves nothing."""
@@ -50,28 +50,35 @@ NEAR, NEAR_FLOATS = 2.0**-9, 2.0**-7
 and scales to 16 bits on the way to a code. Of floats, whose steps are never less than 2^-4 of the weight, twice what
 rounding a quotient to bfloat16 moves it by."""
 
-
 STRAY = 3
 """Steps from a weight to what it became that no rounding to 16 bits on the way explains: MLX's offsets in bfloat16 make
 up to 2 at 8 bits."""
 
+CLIPPED = 0.05
+"""Most scales that are larger than the largest weights need where these are clipped, as by a percentile; and how much
+smaller than the largest weight the largest one that was stored is then."""
 
-ODD, ODD_CHANCE = 0.25, 1e-6
+ODD, ODD_CHANCE, ODD_BITS, BEYOND_NEAREST = 0.25, 1e-6, 5, 0.1
 """Least share of codes of a group that are not the nearest ones, for it to stand out; and the chance at which some
-group would have as many."""
+group would have as many. Bits up to which offsets and scales that tools round later move no codes so
+far, and steps that make an error larger than that of the nearest code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
     """What a sample of rows says; figures in dB are those of the sample, None where there are none.
 
-    cosine: of the angle between the weights and what was stored. gained_db: SQNR after fitting gains of rows and
-    columns, where that explains the tensor better than the weights as they are; gains: of the columns then, factor: of
-    all weights where one explains as much. scheme: as the codes show it; why: empty, or why there are no codes to
+    cosine: of the angle between the weights and what was stored; nearest_cosine, nearest_factor: of the nearest codes
+    for the stored scales, which at 2 bits may be mostly 0. top: the largest weight that was stored; step: the largest
+    scale; clipped: whether scales are smaller than the largest weights need. gained_db: SQNR after fitting gains of
+    rows and columns, where that explains the tensor better than the weights as they are; gains: of the columns then,
+    factor: of all weights where one explains as much. scheme: as the codes show it; why: empty, or why there are no
+    codes to
     compare. nearest: share of codes that are the nearest ones for the stored scales; nearest_db: the SQNR that these
     would have. minmax_db, best_db: of min-max scales and of our search at this format. largest: share of groups whose
     scale is that of their largest weight, up to a factor that is the same in all of them; about: of groups whose scale
-    is near that; shifted: of groups with a float offset that is neither their lowest nor their highest weight;
+    is near that; above: of groups whose scale is larger than that; shifted: of groups with a float offset that is
+    neither their lowest nor their highest weight;
     dividing: of groups with the scale of MLX's rule, where that tells. used, codes: how many codes occur, and how many
     there are; wanted: how many would occur if all were the nearest ones; reduced: whether those that occur span one bit
     less than is stored. cleanest: the largest share of nearest codes in a column, where chance alone would not give
@@ -83,6 +90,9 @@ class Sampled:
 
     sqnr_db: float | None
     cosine: float
+    top: float | None = None
+    step: float | None = None
+    clipped: bool = False
     gained_db: float | None = None
     gains: NDArray[np.float64] | None = None
     factor: float | None = None
@@ -90,10 +100,13 @@ class Sampled:
     why: str = ""
     nearest: float | None = None
     nearest_db: float | None = None
+    nearest_cosine: float | None = None
+    nearest_factor: float | None = None
     minmax_db: float | None = None
     best_db: float | None = None
     largest: float | None = None
     about: float | None = None
+    above: float | None = None
     shifted: float | None = None
     dividing: float | None = None
     cleanest: float | None = None
@@ -152,19 +165,20 @@ def sampled(before: View, after: View, columns: NDArray[np.float64] | None = Non
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return Sampled(sqnr_db=None, cosine=math.nan, why="it holds NaN or infinity")
     with np.errstate(all="ignore"):
-        plain = _sqnr(x, y)
-        gains, fitted = _gained(x, y) if columns is None else (columns, x * columns.astype(np.float32))
-        gained = _sqnr(fitted, y)
-        cosine, factor = _angle(x, y)
-        even = _sqnr(x * np.float32(factor), y)
-        better = gained is not None and even is not None and gained - even > GAINED and min(x.shape) >= LEAST_ROWS
-        scaled = columns is not None or (better and cosine > 0.1)
+        plain = sqnr(x, y)
+        gains, fitted = audit_fits.gained(x, y) if columns is None else (columns, x * columns.astype(np.float32))
+        cosine, factor = angle(x, y)
+        scaled = columns is not None
+        if columns is None and cosine > 0.1 and min(x.shape) >= LEAST_ROWS and (more := won(x, fitted, y)) > GAINED:
+            usual = 0.0 if isinstance(found, str) else _won_by_rounding(x, found, spans)
+            scaled = more > 2 * usual
         shown = fitted if scaled else x
         about: dict[str, Any] = {
             "sqnr_db": plain,
-            "cosine": _angle(shown, y)[0],
+            "cosine": angle(shown, y)[0],
+            "top": float(np.abs(y).max()),
             "factor": None if scaled else factor,
-            "gained_db": gained if scaled else None,
+            "gained_db": sqnr(fitted, y) if scaled else None,
             "gains": gains if scaled else None,
         }
         if wide is not None:
@@ -203,33 +217,21 @@ def _with_extremes(spans: list[TileSpan], values: Values, shape: tuple[int, int]
     return sorted([*spans, *(TileSpan(row, 1, 0, cols) for row in missing)], key=lambda s: s.row)
 
 
-def _sqnr(x: Floats, y: Floats) -> float | None:
-    """SQNR of some weights that became others."""
-    sse, power, _ = kernels.load().difference(np.ascontiguousarray(x.ravel()), np.ascontiguousarray(y.ravel()))
-    return decibels(sse, power)
+def _won_by_rounding(x: Floats, found: Coded, spans: list[TileSpan]) -> float:
+    """By how many dB gains of rows and columns seem to explain the nearest codes of weights that have none."""
+    grid, group, rounded, at = code_grid(found.scheme), min(found.plan.group, found.plan.cols), np.empty_like(x), 0
+    for span in spans:
+        here = slice(at, at + span.rows)
+        rounded[here], _ = _nearest(x[here], found.params(span), grid, group)
+        at += span.rows
+    return won(x, audit_fits.gained(x, rounded)[1], rounded)
 
 
-def _angle(x: Floats, y: Floats) -> tuple[float, float]:
-    """The cosine of the angle between weights as one vector, and by what factor the first are nearest to the second; 1
-    and 1 for nothing but zeros on both sides."""
-    powers = tuple(float(np.square(v).sum(dtype=np.float64)) for v in (x, y))
-    product = float((x * y).sum(dtype=np.float64))
-    if not all(powers):
-        return (1.0, 1.0) if powers == (0.0, 0.0) else (0.0, 1.0)
-    return product / math.sqrt(powers[0] * powers[1]), product / powers[0]
-
-
-def _gained(x: Floats, y: Floats) -> tuple[NDArray[np.float64], Floats]:
-    """The gains of columns by which weights became others, and the weights with those of columns and rows."""
-    fitted, columns = x.copy(), np.ones(x.shape[1])
-    for _ in range(4):
-        for axis in (0, 1):
-            power = np.square(fitted).sum(axis=axis, dtype=np.float64)
-            product = (fitted * y).sum(axis=axis, dtype=np.float64)
-            gain = np.divide(product, power, out=np.ones_like(power), where=power > 0)
-            fitted *= (gain if axis == 0 else gain[:, None]).astype(np.float32)
-            columns *= gain if axis == 0 else 1
-    return columns, fitted
+def _nearest(x: Floats, params: QuantParams, grid: CodeGrid, group: int) -> tuple[Floats, Bytes]:
+    """What weights become by their nearest codes, and these, packed."""
+    packed = np.empty(len(x) * row_bytes(x.shape[1], grid.bits), np.uint8)
+    kernels.load().encode(_tile(x, group), params, grid, packed)
+    return kernels.load().decode(packed, x.shape, group, params, grid).reshape(x.shape), packed
 
 
 # ---- how it was made ----------------------------------------------------------------------------------------------
@@ -238,20 +240,23 @@ def _gained(x: Floats, y: Floats) -> tuple[NDArray[np.float64], Floats]:
 def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float) -> dict[str, Any]:
     """How codes and scales of a sample compare with what rounding, min-max and our search make of its weights.
     off: how far scales may be from what weights say, for what the tool rounds first."""
-    grid, cols, table = code_grid(found.scheme), found.plan.cols, kernels.load()
+    grid, cols = code_grid(found.scheme), found.plan.cols
     group, at = min(found.plan.group, cols), 0
     occur, wanted = np.zeros((2, 1 << grid.bits), bool)
-    near, scales = np.empty(x.shape, bool), np.empty((len(x), found.plan.groups), np.float32)
+    rounded, far, near, scales = (
+        np.empty_like(x),
+        np.zeros(x.shape, bool),
+        np.empty(x.shape, bool),
+        np.empty((len(x), found.plan.groups), np.float32),
+    )
     offsets = np.zeros_like(scales)
-    sse, power, beyond, strays, zeroed, stepped = 0.0, 0.0, 0, 0, 0, grid.mode in (INTEGER, OFFSET, LEVELS)
+    beyond, strays, zeroed, stepped = 0, 0, 0, grid.mode in (INTEGER, OFFSET, LEVELS)
     slack = np.float32(NEAR_FLOATS if grid.mode == LEVELS else NEAR)
     points = set[float]()
     for span in spans:
         here, params = slice(at, at + span.rows), found.params(span)
         before, after = x[here], y[here]
-        again = np.empty(span.rows * row_bytes(cols, grid.bits), np.uint8)
-        table.encode(_tile(before, group), params, grid, again)
-        nearest = table.decode(again, (span.rows, cols), group, params, grid).reshape(before.shape)
+        nearest, again = _nearest(before, params, grid, group)
         codes = found.codes(span, after, params)
         points.update(() if params.zero is None else np.unique(params.zero)[:2].tolist())
         occur[codes.ravel()] = True
@@ -268,10 +273,10 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float)
         if stepped:
             steps = _steps(before, spread_out(scales[here], before, group), params)
             inside = least <= 0.55 * steps
+            far[here] = own > least + BEYOND_NEAREST * steps
             beyond += int(np.count_nonzero((own > 1.05 * steps) & inside))
             strays += int(np.count_nonzero((own > STRAY * steps) & inside))
-        errors = table.difference(before.ravel(), nearest.ravel())
-        sse, power, at = sse + errors[0], power + errors[1], at + span.rows
+        rounded[here], at = nearest, at + span.rows
     reduced = _is_reduced(occur, found.scheme)
     scheme = found.scheme
     if reduced:
@@ -279,14 +284,20 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float)
     if len(points) == 1 and grid.mode == INTEGER and scheme.granularity != "tensor":  # symmetric about another code
         scheme = changed(scheme, symmetric=True, grid=None)
     minmax, best = _references(x, y, scheme, group)
-    largest, about = audit_scales.of_largest(x, scales, found, off)
+    largest, about, above = audit_scales.of_largest(x, scales, found, off)
+    nearest_cosine, nearest_factor = angle(x, rounded)
     return {
         "nearest": float(near.mean()),
-        "nearest_db": decibels(sse, power),
+        "nearest_db": sqnr(x, rounded),
+        "nearest_cosine": nearest_cosine,
+        "nearest_factor": nearest_factor,
         "minmax_db": minmax,
         "best_db": best,
         "largest": largest,
         "about": about,
+        "step": float(scales.max()),
+        "clipped": _is_clipped(x, y, above),
+        "above": above,
         "shifted": audit_scales.shifted(x, scales, offsets, found) if grid.mode == OFFSET else None,
         "dividing": audit_scales.dividing(x, scales, found) if grid.mode == OFFSET else None,
         "cleanest": _cleanest(near),
@@ -294,7 +305,7 @@ def _made(x: Floats, y: Floats, found: Coded, spans: list[TileSpan], off: float)
         "beyond": beyond / near.size if stepped else None,
         "strays": strays,
         "zeroed": zeroed / near.size,
-        "odd": _odd(near, group),
+        "odd": _odd(far & ~near, group) if grid.bits <= ODD_BITS and found.exact_scales else 0,
         "used": int(occur.sum()),
         "wanted": int(wanted.sum()),
         "codes": len(occur) >> reduced,
@@ -310,6 +321,11 @@ def _steps(x: Floats, scale: Floats, params: QuantParams) -> Floats:
     above = np.clip(np.searchsorted(levels, where), 1, len(levels) - 1)
     found: Floats = (levels[above] - levels[above - 1]) * scale
     return found
+
+
+def _is_clipped(x: Floats, y: Floats, above: float | None) -> bool:
+    """Whether scales are smaller than the largest weights need: all of them, or that of the whole tensor."""
+    return above <= CLIPPED if above is not None else bool(np.abs(y).max() < (1 - CLIPPED) * np.abs(x).max())
 
 
 def _is_reduced(occur: NDArray[np.bool_], scheme: Scheme) -> bool:
@@ -330,11 +346,11 @@ def _cleanest(near: NDArray[np.bool_]) -> float | None:
     return float(near.mean(axis=0).max())
 
 
-def _odd(near: NDArray[np.bool_], group: int) -> int:
-    """How many groups have far more codes that are not the nearest ones than chance gives any, if all are alike."""
-    starts = np.arange(0, near.shape[1], group)
-    missed = np.add.reduceat(~near, starts, axis=1, dtype=np.int64)
-    share, least = max(1 - float(near.mean()), 1 / near.size), max(math.ceil(ODD * group), 4)
+def _odd(far: NDArray[np.bool_], group: int) -> int:
+    """How many groups have far more codes clearly beyond the nearest ones than chance gives any."""
+    starts = np.arange(0, far.shape[1], group)
+    missed = np.add.reduceat(far, starts, axis=1, dtype=np.int64)
+    share, least = max(float(far.mean()), 1 / far.size), max(math.ceil(ODD * group), 4)
     if least > group:
         return 0
     ways = math.lgamma(group + 1) - math.lgamma(least + 1) - math.lgamma(group - least + 1)
@@ -356,7 +372,7 @@ def _references(x: Floats, y: Floats, scheme: Scheme, group: int) -> tuple[float
     found = [_quantized(x, changed(scheme, calibration="minmax", options={}, grid=None, rounding="nearest"))]
     if scheme.family == "int" and scheme.symmetric and scheme.storage == "plain" and scheme.bits > 1:
         found += [_scaled(x, scheme, group, divisor) for divisor in (reach(scheme) + 0.5, -reach(scheme) - 1)]
-    stored = _sqnr(x, y)
+    stored = sqnr(x, y)
     if stored is None:
         return found[0], best
     return min(filter(None, found), key=lambda db: abs(db - stored), default=None), best
@@ -367,7 +383,7 @@ def _quantized(x: Floats, scheme: Scheme) -> float | None:
         made = quantize(x, scheme)
     except QuantcliError:  # of weights that the scheme cannot hold there is nothing to compare with
         return None
-    return _sqnr(x, made.dequantize())
+    return sqnr(x, made.dequantize())
 
 
 def _scaled(x: Floats, scheme: Scheme, group: int, divisor: float) -> float | None:
@@ -380,4 +396,4 @@ def _scaled(x: Floats, scheme: Scheme, group: int, divisor: float) -> float | No
     grid, params = code_grid(changed(scheme, calibration=None, options={}, grid="full")), QuantParams(scale)
     packed = np.empty(len(x) * row_bytes(x.shape[1], grid.bits), np.uint8)
     kernels.load().encode(_tile(x, group), params, grid, packed)
-    return _sqnr(x, kernels.load().decode(packed, (len(x), x.shape[1]), group, params, grid))
+    return sqnr(x, kernels.load().decode(packed, (len(x), x.shape[1]), group, params, grid))

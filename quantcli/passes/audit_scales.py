@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,29 +64,36 @@ def dividing(x: Floats, scales: Floats, found: Coded) -> float | None:
     return float(np.mean((np.abs(scales - divided) <= EXACT * divided)[telling]))
 
 
-def of_largest(x: Floats, scales: Floats, found: Coded, off: float) -> tuple[float | None, float | None]:
-    """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all, and of
-    those within four times what rounding explains; None where scales are rounded too coarsely to tell. off: how far a
+def of_largest(x: Floats, scales: Floats, found: Coded, off: float) -> tuple[float | None, ...]:
+    """The share of groups whose scale is that of their largest weight, or their range, up to one factor for all, of
+    those within four times what rounding explains, and of those whose scale is larger than their largest weight needs,
+    which scales that clip never are; None where scales are rounded too coarsely to tell. off: how far a
     scale may be from what the weight says, relative to it, for what was rounded before."""
     if found.plan.height > 1 or found.scheme.granularity == "tensor" or not found.exact_scales:
-        return None, None
+        return None, None, None
     high, low = _of_groups(x, found)
     largest = np.maximum(high, -low)
     known = (largest > 0) & (scales > 0)
     if not known.any():
-        return None, None
+        return None, None, None
     if found.scheme.storage == "e8m0":
-        return _powers(largest[known], scales[known], found), None
+        return _powers(largest[known], scales[known], found), None, None
     if found.scheme.storage != "plain":
-        return None, None
+        return None, None, None
     slack = off + SAME_SCALE + BY_SCALES * _of_16_bits(scales, found)
 
-    def shares(whole: Floats) -> tuple[float, float]:
+    def shares(whole: Floats, divisors: Sequence[float]) -> tuple[float, float, float]:
         ratios = scales[known] / np.maximum(whole[known].astype(np.float64), TINY)
         away = np.abs(ratios / np.median(ratios) - 1)
-        return float(np.mean(away <= slack)), float(np.mean(away <= 4 * slack))
+        middle = float(np.median(ratios))
+        divisor = min(divisors, key=lambda steps: abs(middle * steps - 1))
+        above = np.mean(ratios * divisor > 1 + slack)
+        return float(np.mean(away <= slack)), float(np.mean(away <= 4 * slack)), float(above)
 
-    return max(map(shares, [largest, *_ranges(high, low, found)]))
+    top = float(reach(found.scheme))
+    ranges = [(whole, [(1 << found.scheme.bits) - 1.0]) for whole in _ranges(high, low, found)]
+    tops = [top] if found.scheme.grid == "restricted" else [top, top + 0.5, top + 1]
+    return max(shares(*one) for one in [(largest, tops), *ranges])
 
 
 def in_bfloat16(x: Floats, scales: Floats) -> Floats:

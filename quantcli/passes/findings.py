@@ -19,6 +19,10 @@ OF_ORIGINALS = ("source", "codes", "metrics")
 """What takes the original."""
 
 
+MISSING = "it is missing here"
+"""The problem of what only the original has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Something that is wrong. tensor: empty for the file or folder itself. index: of the first weight, or of the first

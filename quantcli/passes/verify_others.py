@@ -15,7 +15,7 @@ from quantcli.matching import open_original, under_one_name
 from quantcli.models import View, open_model
 from quantcli.passes import compare
 from quantcli.passes.batches import Crew, run
-from quantcli.passes.findings import Findings, Verified
+from quantcli.passes.findings import MISSING, Findings, Verified
 from quantcli.passes.performing import Advance, Item, Opening
 from quantcli.passes.tiles import Visit
 from quantcli.stores.pipelines import Member
@@ -108,7 +108,7 @@ def _by_name(found: Findings, views: Mapping[str, View], before: Mapping[str, Vi
         if name not in before:
             found.add(name, "source", "it is not in the original")
         elif name not in views:
-            found.add(name, "source", "it is missing here")
+            found.add(name, "source", MISSING)
         elif before[name].info.shape != views[name].info.shape:
             found.add(name, "source", f"it is {list(before[name].info.shape)} in the original")
         else:

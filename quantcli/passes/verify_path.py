@@ -13,7 +13,7 @@ from quantcli.matching import Pair, open_original, paired, under_one_name, witho
 from quantcli.models import Model, View, open_model
 from quantcli.passes import compare, verify, verify_others
 from quantcli.passes.batches import Crew
-from quantcli.passes.findings import Finding, Verified, joined
+from quantcli.passes.findings import MISSING, Finding, Verified, joined
 from quantcli.passes.performing import Opening
 from quantcli.planning.statistics import load
 from quantcli.stores import need_file
@@ -83,7 +83,7 @@ def _verified(pair: Pair, how: _How) -> tuple[Verified, Sequence[str]]:
     after, before = pair.after, pair.before
     against = before.path if before is not None else None
     if after is None:
-        return _failed("source", "it is missing here", against), ()
+        return _failed("source", MISSING, against), ()
     with contextlib.ExitStack() as stack:
         try:
             model = stack.enter_context(open_model(after.path, variant=after.variant))

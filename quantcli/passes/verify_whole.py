@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantcli.errors import printable
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.passes import folder_checks
-from quantcli.passes.findings import Findings
+from quantcli.passes.findings import MISSING, Findings
 
 
 def headers(model: Model, found: Findings) -> None:
@@ -38,7 +38,7 @@ def names_and_shapes(model: Model, original: Model, found: Findings) -> None:
             found.add(name, "source", f"it is {there} in the original, not {here.dtype} {list(here.shape)}")
     for name in original:
         if name not in model:
-            found.add(name, "source", "it is missing here")
+            found.add(name, "source", MISSING)
 
 
 def alike(tensor: Tensor, other: Tensor) -> bool:

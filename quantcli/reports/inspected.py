@@ -17,6 +17,7 @@ from quantcli.passes import statistics
 from quantcli.passes.statistics import Statistics
 from quantcli.passes.tiles import default_threads
 from quantcli.reports.documents import IF_ANY, PEOPLE_ONLY, SCHEMA_VERSION, Display, Line, Part, outline, plain
+from quantcli.reports.page import many_tensors
 from quantcli.stores import is_stream, need_file
 from quantcli.stores.pipelines import within
 
@@ -109,7 +110,7 @@ class InspectReport:
         """What is known of the model, then every tensor."""
         by = f", quantized by {printable(self.tool, 100)}" if self.tool is not None else ""
         sizes = f"{t.count(self.parameters)} parameters, {t.size(self.bytes)}"
-        yield Line(f"{self.source}: {len(self.tensors):,} tensors, {sizes}{by}")
+        yield Line(f"{self.source}: {many_tensors(len(self.tensors))}, {sizes}{by}")
         if self.components:
             yield Line()
             yield _overview(self.components)

@@ -8,8 +8,9 @@ from typing import Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.passes.findings import Finding, Verified
+from quantcli.passes.findings import MISSING, Finding, Verified
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
+from quantcli.reports.page import many_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +45,13 @@ class VerifyReport:
     def parts(self, display: Display) -> Iterator[Part]:
         """The verdict, every check on every tensor shown, and the findings in words."""
         how = f" against {printable(self.source, 200)}" if self.source is not None else ""
-        what = f"{self.tensors:,} tensors, {self.quantized:,} quantized"
+        what = f"{many_tensors(self.tensors)}, {self.quantized:,} quantized"
         if self.files is not None:
             what = "1 file" if self.files == 1 else f"{self.files:,} files"
         if self.passed:
             yield Line(f"{printable(self.file, 200)}: ok{how}: {what}; {', '.join(self.checks)}")
         else:
-            bad = len({f.tensor for f in self.findings if f.tensor})
-            yield Line(f"{printable(self.file, 200)}: FAILED{how}: {what}, {bad:,} wrong")
+            yield Line(f"{printable(self.file, 200)}: FAILED{how}: {what}, {_wrong(self.findings)}")
         for check in self.unchecked:
             yield Line(f"not checked: {check}")
         if self.names:
@@ -72,6 +72,13 @@ class VerifyReport:
             marks = ["FAILED" if (name, c) in failed else "ok" if c in own else "-" for c in self.checks]
             table.add(name, *marks, style="red" if "FAILED" in marks else "")
         return table
+
+
+def _wrong(findings: Sequence[Finding]) -> str:
+    """How many tensors have findings; those that only the original has are counted apart."""
+    missing = {f.tensor for f in findings if f.tensor and f.problem == MISSING}
+    counts = (len({f.tensor for f in findings if f.tensor} - missing), "wrong"), (len(missing), "missing")
+    return ", ".join(f"{count:,} {word}" for count, word in counts if count or word == "wrong")
 
 
 def _more(found: Sequence[object], display: Display) -> Iterator[Line]:

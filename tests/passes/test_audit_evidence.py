@@ -470,3 +470,39 @@ def test_a_changed_header_is_refused(tmp_path: Path) -> None:
     change_header(out, lambda document: document["tensors"][NAME].update(sse=0.5), seal=False)
     line = one_line(run("audit", out, "--source", tmp_path / "q-of.safetensors"), 2)
     assert "its quantcli header was changed after it was written" in line
+
+
+def of_rows_apart(seed: int) -> np.ndarray:
+    """A convolution whose filters and inputs have powers far apart, as those of Silero VAD."""
+    spread = np.exp(1.3 * gaussian(64, 1, 1, seed=seed)) * np.exp(0.7 * gaussian(1, 96, 1, seed=seed + 1))
+    found: np.ndarray = (0.02 * gaussian(64, 96, 3, seed=seed + 2) * spread).astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize("options", [
+    ("--bits", "2", "--group-size", "0", "--calibration", "minmax"),
+    ("--bits", "2", "--group-size", "0"),
+    ("--bits", "2", "--group-size", "32", "--calibration", "percentile"),
+    ("--bits", "3", "--group-size", "0"),
+    ("--bits", "3", "--group-size", "0", "--calibration", "percentile"),
+    ("--bits", "5", "--group-size", "-1", "--calibration", "percentile"),
+    ("--bits", "6", "--group-size", "128", "--calibration", "percentile"),
+], ids=" ".join)  # fmt: skip
+def test_scales_that_cost_much_are_no_fault(options: Sequence[str], tmp_path: Path) -> None:
+    """One scale for filters of which most become 0, scales that clip, and sums that are preserved; but other weights
+    are named with each of them."""
+    weights = {f"layers.{i}.conv.weight": of_rows_apart(seed=10 * i) for i in range(5)}
+    out = quantized(tmp_path, weights, "q", *options)
+    code, found = audited(out, save(tmp_path / "base.safetensors", weights))
+    assert (code, problems(found)) == (0, {})
+    others = {name: np.roll(w, (7, 5), (0, 1)) for name, w in weights.items()}
+    code, found = audited(out, save(tmp_path / "others.safetensors", others))
+    assert code == 1 and set(problems(found)) == set(weights)
+
+
+def test_rounding_for_sums_has_a_name(tmp_path: Path) -> None:
+    """At 2 bits it moves more than a twentieth of the codes, none by more than a step."""
+    weights = gaussian(64, 96, 9, seed=3)
+    out = quantized(tmp_path, {NAME: weights}, "q", "--bits", "2", "--group-size", "0", "--rounding", "sum-preserving")
+    code, found = audited(out, save(tmp_path / "base.safetensors", {NAME: weights}))
+    assert code == 0 and found["by_name"][NAME]["method"] == "rounding that preserves the sums of rows"

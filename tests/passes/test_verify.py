@@ -393,3 +393,16 @@ def test_what_another_tool_wrote(tmp_path: Path) -> None:
     found = json.loads(ran.out)["findings"]
     assert [(f["tensor"], f["check"]) for f in found] == [("model.layers.0.mlp.up_proj.weight", "scales")]
     assert run("verify", out, "--source", ROOT / "sample_models" / "digits.safetensors").code == 1
+
+
+def test_missing_tensors_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that only the original has are none of those of the file that are wrong."""
+    monkeypatch.chdir(tmp_path)
+    weights = {f"layers.{i}.weight": gaussian(64, 128, seed=i) for i in range(4)}
+    save(tmp_path / "all.safetensors", weights)
+    save(tmp_path / "one.safetensors", {"layers.0.weight": weights["layers.0.weight"]})
+    assert run("quantize", "one.safetensors", "-o", "out.gguf", "--container", "-q").code == 0
+    assert run("inspect", "one.safetensors").out.startswith("one.safetensors: 1 tensor, ")
+    ran = run("verify", "out.gguf", "--source", "all.safetensors")
+    line = "out.gguf: FAILED against all.safetensors: 1 tensor, 1 quantized, 0 wrong, 3 missing"
+    assert (ran.code, ran.out.splitlines()[0]) == (1, line)
