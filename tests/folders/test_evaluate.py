@@ -232,7 +232,8 @@ def evaluating(place: Path, child: str) -> tuple[subprocess.Popen[bytes], int]:
 
     def begin() -> None:
         os.setpgrp()  # a group that is nobody's cannot be stopped
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, where a test may run, ignores
+        for number in ENDING:  # some are ignored where the tests run behind nohup, or in the background of a script
+            signal.signal(number, signal.SIG_DFL)
 
     words = ["report", "d4.safetensors", "-q", "--eval-command", f"{sys.executable} parent.py"]
     running = subprocess.Popen(
