@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -48,8 +49,10 @@ def _matcher(pattern: str, option: str) -> Callable[[str], re.Match[str] | None]
         glob = re.compile(fnmatch.translate(re.sub(r"\*+", "*", pattern)))
         return lambda name: glob.fullmatch(name) or glob.fullmatch(module_of(name))
     try:
-        expression = re.compile(pattern[3:])
-        repeats = _repeats(_parser.parse(pattern[3:]), False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what a later Python may read otherwise
+            expression = re.compile(pattern[3:])
+            repeats = _repeats(_parser.parse(pattern[3:]), False)
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"{pattern!r} is not a regular expression: {error}", place=[option]) from None
     if repeats is None or repeats > 4:

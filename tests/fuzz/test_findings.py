@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 from golden.models import DTYPES, weights
 from making import GOLDEN_FILES, one_line, raw_file, run, save
 
@@ -48,3 +49,29 @@ def test_an_alpha_of_lora_beyond_float64(tmp_path: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 10**400}))
     line = one_line(run("quantize", folder / "base", "--lora", folder / "adapter", "-o", tmp_path / "out"), 1)
     assert "is not a number" in line and "lora_alpha" in line
+
+
+@pytest.mark.parametrize(("golden", "before", "after", "told"), [
+    ("dynamic", b"\n\x07E_scale\n", b"\n\x07E_scalu\n", "E_scale: it belongs to codes that become floats"),
+    ("linear-zeros", b"\x12\x14int8.convolution_out", b"\x7a\x14int8.convolution_out", "lacks inputs or outputs"),
+])  # fmt: skip
+def test_codes_of_an_onnx_graph_that_is_damaged(
+    golden: str, before: bytes, after: bytes, told: str, tmp_path: Path
+) -> None:
+    """A scale that its node calls otherwise, and a node without an output: KeyError and IndexError."""
+    content, path = (GOLDEN_FILES / "onnx" / f"{golden}.onnx").read_bytes(), tmp_path / "x.onnx"
+    assert before in content
+    path.write_bytes(content.replace(before, after))
+    words = ("quantize", path, "-o", tmp_path / "out.onnx", "--group-size", "32", "--requantize", "-q")
+    ran = run(*words)
+    assert ran.code in (1, 2) and told in one_line(ran, ran.code)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_an_expression_of_which_python_warns(tmp_path: Path) -> None:
+    """Two brackets may mean sets within sets some day: a second line on standard error."""
+    source = save(tmp_path / "x.safetensors", {"w[": weights(32, 64)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = run("quantize", source, "-o", tmp_path / "o.safetensors", "--include", "re:w[[]", "-q")
+    assert (made.code, made.err) == (0, "")

@@ -71,7 +71,11 @@ class _Replacing:
             if held.is_constant or held.in_function:
                 raise self._refused(codes, "codes in a Constant node or a function are not")
             for place in self._takers[codes]:
-                self._node(place, graph.calls[place], codes)
+                try:
+                    self._node(place, graph.calls[place], codes)
+                except IndexError:
+                    lacks = f"a {graph.calls[place].operator} that lacks inputs or outputs is not"
+                    raise self._refused(codes, lacks) from None
         for place, call in graph.calls.items():  # inputs that nothing takes as codes any more
             if call.operator == "DynamicQuantizeLinear" and not any(map(self._is_taken, call.outputs)):
                 self.made[place] = []

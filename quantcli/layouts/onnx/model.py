@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from quantcli.errors import DataError, printable
 from quantcli.layouts.onnx import nodes
 from quantcli.layouts.onnx.forms import INT4, UINT4, Stored
 from quantcli.layouts.onnx.roles import Role
@@ -144,7 +145,10 @@ class _Walk:
         return [*(message(13, text(1, key) + text(2, value)) for key, value in place.items()), number(14, 1)]
 
     def _kept(self, tensor: Field, name: str, *, inside: bool) -> list[Segment]:
-        """A tensor that stays, with its elements as bytes."""
+        """A tensor that stays, with its elements as bytes. Raises DataError for one that cannot."""
+        if name not in self.changes.kept:
+            problem = "it belongs to codes that become floats, and no node takes it: the graph is damaged"
+            raise DataError(problem, place=[printable(name)])
         same = self._all(own for own in self.wire.inside(tensor) if own.number not in _DATA)
         return [*same, *self._elements(name, self.changes.kept[name], inside=inside)]
 
