@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import cut
-from quantcli.folders import move as folders
 from quantcli.folders.move import Moved
+from quantcli.folders.move import move as into_folder
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.layouts.native import parts
 from quantcli.layouts.writer import named
@@ -58,4 +58,4 @@ def move(
         from quantcli.passes.export import to_file
 
         return {"": Moved(*to_file(exports[""], path, force=force))}
-    return folders.move(exports, path, side, home=home, force=force)
+    return into_folder(exports, path, side, home=home, force=force)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
@@ -38,9 +38,6 @@ from quantcli.stores.compact import Joined
 from quantcli.stores.destinations import OutputFolder, Part
 from quantcli.stores.folder import json_bytes
 from quantcli.stores.pipelines import prefixed
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(slots=True)

@@ -300,15 +300,16 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
 
 
 def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
-    suspect, claim = _suspect(infos), claimed(config)
-    known = _of_layout(suspect, infos) or _of_reader(suspect, infos, config)
-    if known is not None:
-        return _beside_claim(known, claim)
-    return _of_claim(suspect, config) or _of_codes(suspect.values()) or _of_companions(suspect, infos)
+    suspect = _suspect(infos)
+    known = _with_claim(_of_layout(suspect, infos) or _of_reader(suspect, infos, config), config)
+    return known or _of_claim(suspect, config) or _of_codes(suspect.values()) or _of_companions(suspect, infos)
 
 
-def _beside_claim(known: Evidence, claim: str | None) -> Evidence:
-    """Evidence with what a configuration says besides, which may name the tool."""
+def _with_claim(known: Evidence | None, config: Mapping[str, Any]) -> Evidence | None:
+    """Evidence, if there is any, with what a configuration says besides, which may name the tool."""
+    if known is None:
+        return None
+    claim = claimed(config)
     return Evidence(layout=known.layout, seen=f"{known.seen}, and {claim}" if claim is not None else known.seen)
 
 
@@ -387,6 +388,5 @@ def undecoded(
     dtypes = SMALL_FLOATS if others else CODES
     found = found or (_of_method(config) if others else None)
     suspect = _suspect(infos)
-    known = _of_layout(suspect, infos) if found is None else None
-    found = found or (_beside_claim(known, claimed(config)) if known is not None else None)
+    found = found or _with_claim(_of_layout(suspect, infos), config)
     return found or _of_claim(suspect, config, dtypes) or _of_companions(suspect, infos)

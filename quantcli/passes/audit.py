@@ -271,8 +271,8 @@ def _explained(
             return _of_codes(t.name, after[t.name], found)
         if t.name not in why.vectors:
             return t
-        problems = tuple(filter(None, (why.vectors[t.name],)))
-        return replace(t, became=SCALED, problems=problems, note="its scales are in columns of codes")
+        wrong = why.vectors[t.name]
+        return replace(t, became=SCALED, problems=(wrong,) if wrong else (), note="its scales are in columns of codes")
 
     tensors = [explained(t) for t in tensors]
     if why.vectors:

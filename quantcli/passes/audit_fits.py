@@ -33,7 +33,8 @@ def angle(x: Floats, y: Floats) -> tuple[float, float]:
 
 
 def won(x: Floats, fitted: Floats, y: Floats) -> float:
-    """By how many dB weights with gains explain others better than the weights times one factor; 0 where none do."""
+    """By how many dB weights with gains explain others better than the weights times one factor; 0
+    where they have no SQNR."""
     gained, even = sqnr(fitted, y), sqnr(x * np.float32(angle(x, y)[1]), y)
     return gained - even if gained is not None and even is not None else 0.0
 

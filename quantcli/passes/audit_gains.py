@@ -19,7 +19,7 @@ from quantcli.models import View
 from quantcli.passes.audit_method import ROUNDED
 from quantcli.passes.audit_sample import Sampled, sampled
 
-EXACT, EXACT_BITS, BALANCED = 0.99, 4, 0.5
+EXACT, EXACT_BITS, SUMS_KEPT = 0.99, 4, 0.5
 """Share of nearest codes, of so many bits at most, that the gains of a vector leave where it is what was divided:
 bfloat16 moves 0.8 % of them; a change of 1 %, of the whole or of its numbers each, 1.3 % and more of 4 bits. Share of
 rows whose errors add up to less than a step from which on rounding moved codes for that: a third of rows of 64 do by
@@ -129,7 +129,7 @@ def _wrong(samples: Mapping[str, Sampled], after: Mapping[str, View]) -> str:
     for name, sample in samples.items():
         if sample.nearest is None or sample.scheme is None or sample.scheme.bits > EXACT_BITS:
             continue
-        if (sample.balanced or 0) < BALANCED:
+        if (sample.balanced or 0) < SUMS_KEPT:
             exact, weights = exact + sample.nearest * after[name].info.numel, weights + after[name].info.numel
     if exact >= EXACT * weights:
         return ""

@@ -60,8 +60,8 @@ smaller than the largest weight the largest one that was stored is then."""
 
 ODD, ODD_CHANCE, ODD_BITS, BEYOND_NEAREST = 0.25, 1e-6, 5, 0.1
 """Least share of codes of a group that are not the nearest ones, for it to stand out; and the chance at which some
-group would have as many. Bits up to which offsets and scales that tools round later move no codes so
-far, and steps that make an error larger than that of the nearest code."""
+group would have as many. Bits up to which offsets and scales that tools round later move no codes so far, and steps
+that make an error larger than that of the nearest code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +73,18 @@ class Sampled:
     scale; clipped: whether scales are smaller than the largest weights need. gained_db: SQNR after fitting gains of
     rows and columns, where that explains the tensor better than the weights as they are; gains: of the columns then,
     factor: of all weights where one explains as much. scheme: as the codes show it; why: empty, or why there are no
-    codes to
-    compare. nearest: share of codes that are the nearest ones for the stored scales; nearest_db: the SQNR that these
-    would have. minmax_db, best_db: of min-max scales and of our search at this format. largest: share of groups whose
-    scale is that of their largest weight, up to a factor that is the same in all of them; about: of groups whose scale
-    is near that; above: of groups whose scale is larger than that; shifted: of groups with a float offset that is
-    neither their lowest nor their highest weight;
-    dividing: of groups with the scale of MLX's rule, where that tells. used, codes: how many codes occur, and how many
-    there are; wanted: how many would occur if all were the nearest ones; reduced: whether those that occur span one bit
-    less than is stored. cleanest: the largest share of nearest codes in a column, where chance alone would not give
-    that to any; balanced: share of rows whose errors add up to less than a step, as rounding that preserves sums makes
-    them; beyond: share of weights that are more than a step from what they became, though not clipped; strays: how many
-    are more than STRAY steps; zeroed: share of those that became 0, though nearer to others; odd: how many groups have
-    far fewer nearest codes than the others, as after their scales alone were changed.
+    codes to compare. nearest: share of codes that are the nearest ones for the stored scales; nearest_db: the SQNR that
+    these would have. minmax_db, best_db: of min-max scales and of our search at this format. largest: share of groups
+    whose scale is that of their largest weight, up to a factor that is the same in all of them; about: of groups whose
+    scale is near that; above: of groups whose scale is larger than that; shifted: of groups with a float offset that is
+    neither their lowest nor their highest weight; dividing: of groups with the scale of MLX's rule, where that tells.
+    used, codes: how many codes occur, and how many there are; wanted: how many would occur if all were the nearest
+    ones; reduced: whether those that occur span one bit less than is stored. cleanest: the largest share of nearest
+    codes in a column, where chance alone would not give that to any; balanced: share of rows whose errors add up to
+    less than a step, as rounding that preserves sums makes them; beyond: share of weights that are more than a step
+    from what they became, though not clipped; strays: how many are more than STRAY steps; zeroed: share of those that
+    became 0, though nearer to others; odd: how many groups have far fewer nearest codes than the others, as after their
+    scales alone were changed.
     """
 
     sqnr_db: float | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from quantcli.each import Each, Remade
 from quantcli.layouts.native.document import Result
@@ -18,11 +18,7 @@ from quantcli.planning.unquantized import AnotherKind, Entry, MostlyKept
 from quantcli.reports.cautions import beaten, cautions, offset_warning, unweighted
 from quantcli.reports.gathered import Equal, Glance, Named, Told, Totals
 from quantcli.reports.joined import Reported
-from quantcli.reports.records import (
-    OutputReport,
-    TensorReport,
-    tensor_report,
-)
+from quantcli.reports.records import OutputReport, TensorReport, tensor_report
 from quantcli.reports.run import RunReport
 from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.decided import Decided
@@ -36,6 +32,8 @@ if TYPE_CHECKING:
     from quantcli.stores.pipelines import Component
     from quantcli.tensors.second_order import Output
 
+
+T = TypeVar("T")
 
 HELD = 20_000
 """Tensors up to which a report holds its rows, some 10 MB: to make them each time takes 8 microseconds a row."""
@@ -246,10 +244,8 @@ def _stored_report(
     )
 
 
-def rows(
-    count: int, make: Callable[[], Iterable[TensorReport]], one: Callable[[int], TensorReport]
-) -> Sequence[TensorReport]:
-    """What is reported of each tensor: of many it is made each time that it is asked for."""
+def rows(count: int, make: Callable[[], Iterable[T]], one: Callable[[int], T] | None = None) -> Sequence[T]:
+    """What is reported of each tensor: of many it is made each time that it is asked for. make, one: as in `Each`."""
     return Each(count, make, one) if count > HELD else list(make())
 
 

@@ -65,5 +65,5 @@ def beaten(t: TensorReport) -> list[str]:
         return []
     method = f"{t.calibration}{' with sum-preserving rounding' if t.rounding == 'sum-preserving' else ''}"
     figures = f"{t.sqnr_db:.2f} dB instead of {t.minmax_sqnr_db:.2f} dB"
-    way_out = "; --rounding nearest costs less" if t.rounding == "sum-preserving" else ""
+    way_out = "; try --rounding nearest" if t.rounding == "sum-preserving" else ""
     return [f"{printable(t.name)}: {method} is worse than min-max, {figures}{way_out}"]

@@ -6,8 +6,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from quantcli.each import Each
-from quantcli.reports.build import HELD, pair_report, rows
+from quantcli.reports.build import pair_report, rows
 from quantcli.reports.joined import Reported
 from quantcli.reports.records import Change, Comparison, TensorReport, loss_first
 from quantcli.stores.compact import Names
@@ -74,8 +73,7 @@ class _Changed:
         places = sorted(range(len(self._numbers)), key=lambda at: names[self._numbers[at]])
         places.sort(key=self._deltas.__getitem__)
         order = array("I", map(self._numbers.__getitem__, places))
-        every = Each(len(order), lambda: map(make, order), lambda number: make(order[number]))
-        return every if len(order) > HELD else list(every)
+        return rows(len(order), lambda: map(make, order), lambda number: make(order[number]))
 
 
 def _change(a: View, b: View) -> Change | None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quantcli import terminal as t
-from quantcli.each import Each
 from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.patterns import module_of
-from quantcli.reports.build import HELD
+from quantcli.reports.build import rows
 from quantcli.reports.documents import PEOPLE_ONLY, SCHEMA_VERSION, Display, Line, Part, document, outline
 from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.info import TensorInfo
@@ -91,12 +90,12 @@ class ExportReport:
         yield Line(f"{t.size(self.bytes_in)} -> {t.size(self.bytes_out)}, {self.seconds:.2f} s")
         yield Line()
         limit = len(self.tensors) if display.limit is None else display.limit
-        rows = heapq.nsmallest(
+        shown = heapq.nsmallest(
             limit, self.tensors, key=lambda r: (r.disposition == "kept", r.lossless, r.sqnr_db or 0.0)
         )
-        yield _table(rows)
-        if len(rows) < len(self.tensors):
-            left = Counter(self.counts) - Counter((r.disposition, r.lossless) for r in rows)
+        yield _table(shown)
+        if len(shown) < len(self.tensors):
+            left = Counter(self.counts) - Counter((r.disposition, r.lossless) for r in shown)
             lossless = sum(count for (word, same), count in left.items() if same and word != "kept")
             kept = left["kept", True] + left["kept", False]
             yield Line(f"and {left.total()} more: {lossless} lossless, {kept} kept; --all shows them")
@@ -118,16 +117,14 @@ def report_of(
     """The report on models by name, a single one under an empty name. rounded: which of their tensors no longer stand
     for the same numbers; bytes_in, bytes_out: of all weights."""
     found = {name: export.outgoing.conversion for name, export in exports.items()}
-    total = sum(len(export.model) for export in exports.values())
-    rows = Each(
-        total,
+    tensors = rows(
+        sum(len(export.model) for export in exports.values()),
         lambda: (
             _tensor(within(name, own), moving, export, rounded[name])
             for name, export in exports.items()
             for own, moving in export.model.items()
         ),
     )
-    tensors: Sequence[ExportedTensor] = rows if total > HELD else list(rows)
     counts = Counter((tensor.disposition, tensor.lossless) for tensor in tensors)
     errors = [m for export in exports.values() for m in export.metrics.values() if m is not None and not m.exact]
     configs = {name: dict(conversion.config) for name, conversion in found.items()}

@@ -122,12 +122,13 @@ def _rank(name: str) -> tuple[int, str]:
     return (3 if name in leads else 2 if name.endswith(".index.json") else 1 if name.endswith(".json") else 0), name
 
 
-def _size_of(url: str, shown: str) -> int:
-    """Bytes of an object that was finished. Raises QuantcliError where it is gone; shown: its name in the output."""
-    size = s3.listed(url).get("")
-    if size is None:
+def _found(url: str, shown: str) -> tuple[int, str]:
+    """Bytes and ETag of an object that was finished. Raises QuantcliError where it is gone; shown: its name in the
+    output."""
+    found = s3.tagged(url).get("")
+    if found is None:
         raise no_longer(shown)
-    return size
+    return found
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -273,11 +274,7 @@ class _Folder:
 
     def finished(self, name: str) -> None:
         """Declare that a file is complete: `publish` checks that it is still the same object."""
-        path = f"{self.temp}/{name}"
-        found = s3.tagged(path).get("")
-        if found is None:
-            raise no_longer(path)
-        self._finished[name] = found
+        self._finished[name] = _found(f"{self.temp}/{name}", f"{self.path}/{name}")
 
     def _check_finished(self, here: Mapping[str, tuple[int, str]]) -> None:
         """Raise QuantcliError where somebody has removed or changed an object. here: those that are there."""
@@ -316,7 +313,7 @@ class _Folder:
         made = {f"{self.temp}/{name}": size for name, (size, _) in here.items()}
         for name, url in self._from.items():
             if url not in made:
-                made[url] = _size_of(url, f"{self.path}/{name}")
+                made[url] = _found(url, f"{self.path}/{name}")[0]
         s3.put(f"{self._hidden.folder}/publishing", b"")
         self._hidden.keep = True
         _delete_below(self.path, old)
