@@ -90,7 +90,7 @@ class _Server(Server):
 
 @pytest.fixture
 def issued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Issued]:
-    """The keys of a server with a bucket `models`, in which a model `float` of four shards lies."""
+    """The keys of a server with a bucket `models`, in which a model `float` of eight shards lies."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     (tmp_path / "s3" / "models").mkdir(parents=True)
