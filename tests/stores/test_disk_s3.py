@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from disk_s3 import disk_server
-from making import measured, save
+from checkpoints import made
+from disk_s3 import Handler, Server, disk_server
+from making import command, environment, measured, save
+from remote_parts import answering
 
 from quantcli.errors import QuantcliError
 from quantcli.stores import places
@@ -128,3 +133,36 @@ def test_a_lock_that_may_not_be_deleted_is_one_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(obstore, "delete", denied)
     with pytest.raises(QuantcliError, match="no access with these credentials"):
         object_writing._Cells().delete(["s3://bucket/lock"])
+
+
+def test_a_signal_once_all_files_have_their_names_leaves_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hidden folder stayed, with all files twice, and --resume, which the run named, refused the output."""
+    begun = list[subprocess.Popen[str]]()
+
+    class Ending(Handler):
+        """Ends the run that says that all files have their names."""
+
+        def do_DELETE(self) -> None:  # noqa: N802
+            super().do_DELETE()
+            if "/publishing" in self.path and begun[0].poll() is None and not ended:
+                ended.append(self.path)
+                begun[0].send_signal(signal.SIGTERM)
+
+        def do_GET(self) -> None:  # noqa: N802
+            if ended and "list-type" in self.path:
+                time.sleep(0.3)  # the list of what is left
+            super().do_GET()
+
+    ended = list[str]()
+    (tmp_path / "s3" / "models").mkdir(parents=True)
+    with answering(Server(tmp_path / "s3", "127.0.0.1", 0, Ending)) as url:
+        for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        words = command("quantize", made(tmp_path / "float"), "--bits", 4, "-q", "-o", "s3://models/w4")
+        begun.append(subprocess.Popen(words, stderr=subprocess.PIPE, env=environment(), text=True))
+        said = begun[0].communicate(timeout=120)[1]
+    left = {path.name for path in (tmp_path / "s3" / "models").iterdir()}
+    assert ended and "--resume" not in said, (said, begun[0].returncode)
+    assert "w4%2Fconfig.json" in left and not [name for name in left if name.startswith(".w4")]

@@ -829,13 +829,21 @@ def test_reading_ahead_goes_on_in_the_file_that_follows() -> None:
         assert len(second.asked) > before
 
 
+@pytest.mark.parametrize("in_file", [False, True])
 def test_a_token_that_was_renewed_is_sent_and_one_that_expired_is_one_line(
-    hub: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool
 ) -> None:
     """Quote: "credentials that expire midway": a new token of the same login goes on, else --resume does."""
     assert hub.hub is not None
     hub.hub.token, hub.hub.redirect = "hf_old", False
-    monkeypatch.setenv("HF_TOKEN", "hf_old")
+
+    def log_in(token: str) -> None:
+        if in_file:
+            (tmp_path / "no-token").write_text(token)
+        else:
+            monkeypatch.setenv("HF_TOKEN", token)
+
+    log_in("hf_old")
     local = quantized(hub.folder, tmp_path / "local")
     url, renewed = f"hf://{hub.hub.repo}", True
 
@@ -845,18 +853,18 @@ def test_a_token_that_was_renewed_is_sent_and_one_that_expired_is_one_line(
         if len(asked) == 6 and hub.hub is not None and hub.hub.token == "hf_old":
             hub.hub.token = "hf_new"
             if renewed:
-                monkeypatch.setenv("HF_TOKEN", "hf_new")
+                log_in("hf_new")
 
     hub.fault = fault
     assert quantized(url, tmp_path / "remote") == local
     assert hub.hub.token == "hf_new"
     hub.log.clear()
     hub.hub.token, renewed = "hf_old", False
-    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    log_in("hf_old")
     ran = run("quantize", url, "-o", tmp_path / "out", "--bits", 4, "--quiet")
     assert ran.code == 1 and "the token has expired or was withdrawn; log in again" in ran.err
     assert "hf_" not in ran.err and not (tmp_path / "out").exists()
-    monkeypatch.setenv("HF_TOKEN", "hf_new")
+    log_in("hf_new")
     assert quantized(url, tmp_path / "out", "--resume") == local
 
 

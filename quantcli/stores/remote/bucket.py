@@ -81,10 +81,10 @@ class _Hidden:
 
     def published(self) -> None:
         """Say that all files have their names; what is left here is removed when it is closed."""
+        self.keep = False  # first: a signal here would leave all files twice, and --resume would refuse the output
         _, self._last = s3.together(
             lambda: s3.delete([f"{self.folder}/publishing"]), lambda: list(s3.listed(f"{self.folder}/"))
         )
-        self.keep = False
 
     def close(self) -> None:
         """Give the folder back, and remove what is in it unless that is worth keeping."""

@@ -1,12 +1,11 @@
 """Files in buckets: s3://bucket/key, gs://bucket/key and az://container/key, through obstore.
 
 Credentials, regions and endpoints are found by obstore in the environment, as the tools of each cloud do (AWS_*,
-GOOGLE_*, AZURE_*); a profile of AWS by boto3, where that is installed.
+GOOGLE_*, AZURE_*); other credentials of AWS than variables by botocore (see keys).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.stores import remote
-from quantcli.stores.remote import FILE, DeniedError, MissingError, refusals
+from quantcli.stores.remote import FILE, DeniedError, MissingError, keys, refusals
 from quantcli.stores.remote.reading import FIRST, WHOLE_ONLY, PassingError, RemoteFile, changed, raise_if_busy, retried
 
 MOST_FILES = 100_000
@@ -298,14 +297,8 @@ def _opened(bucket: str, url: str) -> Any:
     # What obstore tries again itself is a request; here pieces are.
     retry: dict[str, Any] = {"max_retries": 1, "retry_timeout": timedelta(seconds=30)}
     settings: dict[str, Any] = {"client_options": options, "retry_config": retry}
-    named = {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE"} & set(os.environ)
-    if bucket.startswith("s3://") and not named and importlib.util.find_spec("boto3"):
-        import boto3  # type: ignore[import-untyped,unused-ignore]
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        session = boto3.Session()
-        if session.get_credentials() is not None:
-            settings["credential_provider"] = Boto3CredentialProvider(session)
+    if bucket.startswith("s3://") and not {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & set(os.environ):
+        settings |= keys.for_obstore(url)
     try:
         return from_url(bucket, **settings)
     except Exception as error:

@@ -21,6 +21,7 @@ from quantcli.errors import DataError, QuantcliError
 from quantcli.stores import system
 from quantcli.stores.files import InputFile
 from quantcli.stores.remote import MissingError
+from quantcli.stores.remote.refusals import ExpiredError
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -80,9 +81,15 @@ def raise_if_busy(answer: HTTPResponse) -> None:
 
 def retried(attempt: Callable[[], T], place: str) -> T:
     """What an attempt returns, made again for as long as its problem may pass. Raises QuantcliError."""
+    expired = False
     for pause in [*PAUSES, None]:
         try:
             return attempt()
+        except ExpiredError:
+            if expired or pause is None:
+                raise
+            expired = True  # keys that were renewed are taken within a tenth of a second
+            threading.Event().wait(0.2)
         except PassingError as problem:
             if pause is None:
                 hint = "try again later"

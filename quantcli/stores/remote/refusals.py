@@ -26,9 +26,13 @@ def of_credentials(code: str, url: str) -> QuantcliError | None:
     return None
 
 
-def expired(url: str) -> QuantcliError:
+class ExpiredError(QuantcliError):
+    """Credentials that were good once."""
+
+
+def expired(url: str) -> ExpiredError:
     """The error for credentials that were good once."""
-    return QuantcliError("the credentials have expired", place=[url], hint="renew them and run again")
+    return ExpiredError("the credentials have expired", place=[url], hint="renew them and run again")
 
 
 def elsewhere(url: str) -> QuantcliError:

@@ -6,9 +6,6 @@ Files of weights are uploaded in parts (see upload). Reading goes through obstor
 from __future__ import annotations
 
 import contextlib
-import gzip
-import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +16,7 @@ from urllib.parse import urlsplit
 
 from quantcli.errors import QuantcliError
 from quantcli.stores import remote
-from quantcli.stores.remote import refusals
+from quantcli.stores.remote import keys, refusals
 from quantcli.stores.remote.lock import ExistsError, Small
 
 MOST_PARTS = 10_000
@@ -47,21 +44,16 @@ def client(url: str) -> Any:
     remote.need("botocore", "cloud", url)
     refusals.check_endpoints()
     with _making:
-        return _client(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))))
+        return _client(keys.known())
 
 
 @lru_cache(maxsize=4)
 def _client(known: tuple[tuple[str, str], ...]) -> Any:
-    import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
     from botocore.handlers import add_expect_header
 
-    told = dict(known)
-    session = botocore.session.Session()
-    loader = session.get_component("data_loader")
-    loader.list_available_services = lambda type_name: ["s3"]  # it looks through the folders of 400, a third of this
-    loader.file_loader.load_file = _described
+    told, session = dict(known), keys.session(known)
     unsigned = told.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
     settings: dict[str, Any] = {"signature_version": UNSIGNED} if unsigned else {}
     config = Config(
@@ -77,30 +69,20 @@ def _client(known: tuple[tuple[str, str], ...]) -> Any:
         s3={"payload_signing_enabled": False},
         **settings,
     )
-    region = told.get("AWS_REGION") or told.get("AWS_DEFAULT_REGION") or session.get_config_variable("region")
     endpoint = next((told[n] for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if told.get(n)), None)
-    made = session.create_client("s3", region_name=region or "us-east-1", endpoint_url=endpoint, config=config)
+    made = session.create_client("s3", region_name=keys.region(session), endpoint_url=endpoint, config=config)
     # A server that is asked first whether it would take the bytes answers once more, which takes as long as a part.
     made.meta.events.unregister("before-call.s3", add_expect_header)
     made.meta.events.register("before-call.s3.HeadBucket", _not_redirected)
+    made.meta.events.register("needs-retry.s3", _signed_again)
     return made
 
 
-def _described(path: str) -> Any:
-    """One of botocore's data files, by its path without an ending, but for what is never used: the manual, and the
-    endpoints of 300 other services, which took 6 MiB. None where there is no such file."""
-    for ending, opened in ((".json", open), (".json.gz", gzip.open)):
-        with contextlib.suppress(FileNotFoundError), opened(path + ending, "rb") as file:
-            return json.loads(file.read(), object_hook=_asked_for)
-    return None
-
-
-def _asked_for(found: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(found.get("documentation"), str):
-        found["documentation"] = ""
-    if "partition" in found and "services" in found:
-        found["services"] = {name: of for name, of in found["services"].items() if name == "s3"}
-    return found
+def _signed_again(response: Any, attempts: int, **_: Any) -> int | None:
+    """Have botocore repeat a request at once, for which it is signed again, where its keys had expired: they may have
+    been renewed since."""
+    code = response[1].get("Error", {}).get("Code") if response is not None else None
+    return 0 if attempts == 1 and code in (*refusals.EXPIRED, "InvalidAccessKeyId") else None
 
 
 def _not_redirected(params: dict[str, Any], **_: Any) -> None:
@@ -147,6 +129,11 @@ def told(url: str) -> Iterator[None]:
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         raise QuantcliError("no credentials were found", place=[url], hint=hint) from None
     except (exceptions.BotoCoreError, OSError) as error:
+        network = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
+        if isinstance(error, FileNotFoundError) or (
+            isinstance(error, exceptions.BotoCoreError) and not isinstance(error, network)
+        ):
+            raise keys.unusable(error, url) from None
         asked = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url") or ""))
         who = f"{asked.scheme}://{asked.netloc}" if asked.netloc else "the bucket"
         hint = "check the network and AWS_ENDPOINT_URL, or try again later"
