@@ -96,7 +96,7 @@ def decodable(views: Mapping[str, View], before: Mapping[str, View] | None, agai
         quantized=len(weights),
         against=against,
         findings=found.ordered(views),
-        unchecked=("its layout has no digests of the original, and codes are not recomputed",),
+        unchecked=("another tool wrote it: there are no digests, and codes are not recomputed",),
         checks=("structure", "scales", *(["source"] if before is not None else [])),
     )
 
