@@ -12,6 +12,7 @@ import platform
 import re
 import signal
 import time
+import traceback
 import warnings
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
@@ -92,6 +93,7 @@ def crew(
                 threads=threads or 1,
                 everywhere=lambda function: list(_everywhere(client, function).values()),
                 explained=_explained,
+                missed=_missed,
                 lost=lambda: None if client.status == "running" else _lost(),
             )
         finally:
@@ -268,6 +270,14 @@ def _explained(error: BaseException) -> QuantcliError | None:
     if isinstance(error, (Lost, CancelledError, Cancelled, CommClosedError, TimeoutError)):
         return _lost()
     return None
+
+
+def _missed(error: BaseException) -> bool:
+    """Whether a result did not arrive: where the worker that holds it ends in the moment in which it is fetched, Dask's
+    executor takes it for the three parts of an exception, and fails at that itself."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    inner = frames[-1][0].f_globals.get("__name__") if frames else None
+    return isinstance(error, ValueError | TypeError | AttributeError) and inner == "distributed.cfexecutor"
 
 
 def _lost() -> QuantcliError:

@@ -71,14 +71,16 @@ AHEAD = 3
 class Crew:
     """Workers that do batches. size: how many batches at once; threads: for each of them. everywhere(function): calls a
     function on every worker before the first batch, and gives what was returned. explained: what an error of the
-    executor itself means to a user, None where it does not know. lost: the error where workers are out of reach for
-    good, None while they are not: what they were at may then never end."""
+    executor itself means to a user, None where it does not know. missed: whether an error only says that a result did
+    not arrive, so that its call is handed out again. lost: the error where workers are out of reach for good, None
+    while they are not: what they were at may then never end."""
 
     executor: Executor
     size: int
     threads: int = 1
     everywhere: Callable[[Callable[[], Any]], Sequence[Any]] = lambda function: ()
     explained: Callable[[BaseException], QuantcliError | None] = lambda error: None
+    missed: Callable[[BaseException], bool] = lambda error: False
     lost: Callable[[], QuantcliError | None] = lambda: None
 
 
@@ -200,22 +202,25 @@ def hand_out(calls: Iterable[tuple[Key, Callable[[], Any]]], crew: Crew) -> Iter
     """What calls return, by the key of each, in the order in which workers are done with them. calls: picklable; only
     some more than are done at once are asked for, so that what they hold is bounded. Raises the error of the earliest
     call that has one, when those before it are done: a call that returns `Failed` has that one."""
-    running: dict[Future[Any], tuple[int, Key]] = {}
+    running: dict[Future[Any], tuple[int, Key, Callable[[], Any]]] = {}
     failed: tuple[int, BaseException] | None = None
     more = enumerate(calls)
     try:
         while True:
             while failed is None and len(running) < AHEAD * crew.size and (new := next(more, None)) is not None:
                 number, (key, call) = new
-                running[_submitted(call, crew)] = number, key
-            before = [f for f, (number, _) in running.items() if failed is None or number < failed[0]]
+                running[_submitted(call, crew)] = number, key, call
+            before = [f for f, (number, _, _) in running.items() if failed is None or number < failed[0]]
             if not before:
                 break
             done = wait(before, timeout=PATIENCE, return_when=FIRST_COMPLETED).done
             if not done and (gone := crew.lost()) is not None:
                 raise gone
             for future in done:
-                number, key = running.pop(future)
+                number, key, call = running.pop(future)
+                if _is_missed(future, crew):
+                    running[_submitted(call, crew)] = number, key, call
+                    continue
                 error, result = _outcome(future, crew)
                 if error is None:
                     yield key, result
@@ -234,6 +239,12 @@ def _submitted(call: Callable[[], Any], crew: Crew) -> Future[Any]:
         return crew.executor.submit(call)
     except Exception as error:
         raise crew.explained(error) or error from None
+
+
+def _is_missed(future: Future[Any], crew: Crew) -> bool:
+    """Whether the result of a call did not arrive."""
+    error = None if future.cancelled() else future.exception()
+    return error is not None and crew.missed(error)
 
 
 def _outcome(future: Future[Any], crew: Crew) -> tuple[BaseException | None, Any]:
